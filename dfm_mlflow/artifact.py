@@ -1,0 +1,255 @@
+"""The model on disk, format 1: ``detector.json``, ``statistics.safetensors``, ``backbone.safetensors``.
+
+No pickle and no code. Every file is checked before anything is built from it.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_numpy
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import load as load_torch
+from safetensors.torch import save_file as save_torch
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector import AnomalyDetector, ClassModel
+from dfm_mlflow.errors import ArtifactError, WeightsError
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.device import choose_device
+from dfm_mlflow.network.extractor import Extractor
+
+FORMAT = 1
+DETECTOR, STATISTICS, BACKBONE = (
+    "detector.json", "statistics.safetensors", "backbone.safetensors")  # fmt: skip
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _ClassRecord(BaseModel):
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    n_components: int = Field(ge=1)
+    n_samples: int = Field(ge=2)
+    noise_variance: _Positive
+    map_scale: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Record(BaseModel):
+    """What ``detector.json`` holds."""
+
+    model_config = _STRICT
+    format: int
+    options: dict[str, str | int | float | bool]
+    layers: list[str] = Field(min_length=1, max_length=1)
+    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(min_length=3, max_length=3)
+    precision: str = Field(pattern="^(fp32|bf16|fp16)$")
+    classes: list[_ClassRecord] = Field(min_length=1)
+    weights: dict[str, str]
+    sha256: dict[str, _Sha256]
+
+
+def save_detector(detector: AnomalyDetector, folder: Path) -> str:
+    """Write a detector into a new folder; the folder appears whole or not at all.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    folder : Path
+        Must not exist.
+
+    Returns
+    -------
+    str
+        SHA-256 of ``detector.json``, which holds those of the other files.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ArtifactError(f"{folder} exists already: give a new folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-dfm-"))
+    try:
+        save_numpy(_statistics(detector), temporary / STATISTICS)
+        save_torch(detector.extractor.backbone.state(), temporary / BACKBONE)
+        record = _Record(
+            format=FORMAT,
+            options=detector.options.model_dump(),
+            layers=list(detector.extractor.backbone.layers),
+            shape=list(detector.shape),
+            precision=detector.extractor.precision,
+            classes=[
+                _ClassRecord(
+                    name=c.name,
+                    n_components=c.subspace.n_components,
+                    n_samples=c.subspace.n_samples,
+                    noise_variance=c.subspace.noise_variance,
+                    map_scale=c.map_scale,
+                )
+                for c in detector.classes
+            ],
+            weights=detector.weights,
+            sha256={name: sha256(temporary / name) for name in (STATISTICS, BACKBONE)},
+        )
+        (temporary / DETECTOR).write_text(record.model_dump_json(indent=2) + "\n")
+        digest = sha256(temporary / DETECTOR)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+def load_detector(
+    folder: Path,
+    *,
+    expected_sha256: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    batch_size: int = 16,
+) -> AnomalyDetector:
+    """Read a detector and check everything about it.
+
+    Parameters
+    ----------
+    folder : Path
+        Written by :func:`save_detector`.
+    expected_sha256 : str, optional
+        Of ``detector.json``.
+    device : str, optional
+        ``cpu``, ``cuda`` or ``cuda:N``; by default ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, then CUDA,
+        then CPU.
+    precision : str, optional
+        Must be the one that the model was calibrated in.
+    batch_size : int
+        Pictures in one forward pass.
+
+    Raises
+    ------
+    ArtifactError
+        For a file that is missing or damaged, a hash, shape or format other than expected.
+    DeviceError
+        If the device is not there.
+    """
+    folder = Path(folder)
+    text = _read(folder / DETECTOR, expected_sha256)
+    record = _parse(text)
+    statistics = _tensors(load_numpy, folder / STATISTICS, record.sha256.get(STATISTICS))
+    state = _tensors(load_torch, folder / BACKBONE, record.sha256.get(BACKBONE))
+    options = _options(record)
+    if precision not in (None, "auto", record.precision):
+        raise ArtifactError(
+            f"The model was calibrated in {record.precision} and precision={precision} is asked "
+            "for: its p-values would not hold. Train it anew in that precision."
+        )
+    try:
+        backbone = build_backbone(
+            options.backbone, tuple(record.layers), options.size, folded=state
+        )
+    except WeightsError as error:
+        raise ArtifactError(f"{folder / BACKBONE} does not fit {options.backbone}. {error}") from None
+    extractor = Extractor(
+        backbone, options.size, options.resize, int(options.pooling), choose_device(device),
+        record.precision, batch_size)  # fmt: skip
+    shape = (record.shape[0], record.shape[1], record.shape[2])
+    classes = [_class(c, i, statistics, math.prod(shape)) for i, c in enumerate(record.classes)]
+    return AnomalyDetector(options, extractor, shape, classes, record.weights)
+
+
+def _statistics(detector: AnomalyDetector) -> dict[str, np.ndarray]:
+    arrays = {}
+    for i, model in enumerate(detector.classes):
+        arrays[f"{i}.mean"] = np.asarray(model.subspace.mean, dtype=np.float32)
+        arrays[f"{i}.basis"] = np.ascontiguousarray(model.subspace.basis, dtype=np.float32)
+        arrays[f"{i}.variances"] = np.asarray(model.subspace.variances, dtype=np.float32)
+        arrays[f"{i}.held_out"] = model.calibration.scores
+    return arrays
+
+
+def _class(
+    record: _ClassRecord, i: int, statistics: dict[str, np.ndarray], dimension: int
+) -> ClassModel:
+    k, n = record.n_components, record.n_samples
+    mean = _array(statistics, f"{i}.mean", (dimension,))
+    basis = _array(statistics, f"{i}.basis", (dimension, k))
+    variances = _array(statistics, f"{i}.variances", (k,))
+    held_out = _array(statistics, f"{i}.held_out", (n,))
+    if (variances < 0).any():
+        raise ArtifactError(f"{STATISTICS} holds a negative variance in {i}.variances.")
+    if (np.diff(held_out) < 0).any():
+        raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
+    subspace = Subspace(mean, basis, variances, record.noise_variance, n)
+    return ClassModel(record.name, subspace, Calibration(held_out), record.map_scale)
+
+
+def _array(statistics: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name not in statistics:
+        raise ArtifactError(f"{STATISTICS} lacks {name}: it holds {', '.join(sorted(statistics))}.")
+    array = statistics[name]
+    if array.shape != shape:
+        raise ArtifactError(f"{STATISTICS}: {name} has shape {array.shape}, expected {shape}.")
+    if not np.isfinite(array).all():
+        raise ArtifactError(f"{STATISTICS}: {name} holds NaN or infinite values.")
+    return array
+
+
+def _parse(text: bytes) -> _Record:
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{DETECTOR} is not JSON ({error}).") from None
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{DETECTOR} has format {found!r}, and this version reads format {FORMAT}: "
+            "install the version of dfm-mlflow that wrote it."
+        )
+    try:
+        return _Record.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{DETECTOR}: {where}: {first['msg']}.") from None
+
+
+def _options(record: _Record) -> Options:
+    try:
+        return Options.parse(record.options)
+    except ValueError as error:
+        raise ArtifactError(f"{DETECTOR}: {error}") from None
+
+
+def _read(path: Path, expected: str | None) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+    found = hashlib.sha256(data).hexdigest()
+    if expected is not None and found != expected:
+        raise ArtifactError(f"{path} has SHA-256 {found}, expected {expected}: it was changed.")
+    return data
+
+
+def _tensors(load: Any, path: Path, expected: str | None) -> dict[str, Any]:
+    if expected is None:
+        raise ArtifactError(f"{DETECTOR} gives no SHA-256 of {path.name}.")
+    try:
+        return load(_read(path, expected))
+    except (SafetensorError, ValueError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

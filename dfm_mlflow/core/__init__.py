@@ -1,0 +1,1 @@
+"""The mathematics: subspaces, densities, calibration, metrics. No torch, no MLflow, no files."""

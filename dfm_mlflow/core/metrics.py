@@ -1,0 +1,69 @@
+"""Image-level metrics of a scored test set."""
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+
+def auroc(defective: np.ndarray, scores: np.ndarray) -> float | None:
+    """Area under the ROC curve, or None where one of the two kinds is missing."""
+    if defective.all() or not defective.any():
+        return None
+    return float(roc_auc_score(defective, scores))
+
+
+def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Metrics that need no threshold.
+
+    ``image_f1_max`` takes the best threshold on these very images and is optimistic; it is there
+    because published tables report it.
+
+    Parameters
+    ----------
+    defective : ndarray of shape (n,), bool
+    scores : ndarray of shape (n,)
+        Higher is more anomalous.
+
+    Returns
+    -------
+    dict of str to float
+        Empty where one of the two kinds is missing.
+    """
+    area = auroc(defective, scores)
+    if area is None:
+        return {}
+    precision, recall, _ = precision_recall_curve(defective, scores)
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    return {
+        "image_auroc": area,
+        "image_average_precision": float(average_precision_score(defective, scores)),
+        "image_f1_max": float(f1.max()),
+    }
+
+
+def decision_metrics(defective: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
+    """Metrics at the calibrated threshold; those whose denominator is 0 are left out.
+
+    ``false_positive_rate`` is the line's overkill, ``false_negative_rate`` its escapes.
+
+    Parameters
+    ----------
+    defective, flagged : ndarray of shape (n,), bool
+        The truth and the decision.
+
+    Returns
+    -------
+    dict of str to float
+    """
+    hits = int((defective & flagged).sum())
+    false_alarms = int((~defective & flagged).sum())
+    misses = int((defective & ~flagged).sum())
+    passes = int((~defective & ~flagged).sum())
+    ratios = {
+        "image_f1": (2 * hits, 2 * hits + false_alarms + misses),
+        "precision": (hits, hits + false_alarms),
+        "recall": (hits, hits + misses),
+        "false_positive_rate": (false_alarms, false_alarms + passes),
+        "false_negative_rate": (misses, hits + misses),
+    }
+    return {name: a / b for name, (a, b) in ratios.items() if b}

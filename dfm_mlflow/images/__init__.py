@@ -1,0 +1,1 @@
+"""From bytes and folders to RGB arrays and labelled items. No torch."""

@@ -1,0 +1,98 @@
+"""From the bytes of one picture to an RGB array, within limits."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from dfm_mlflow.errors import ImageError
+
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 64 * 1024 * 1024
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> np.ndarray:
+    """Decode PNG, JPEG, BMP, TIFF or WebP.
+
+    The first frame of an animation is used, EXIF rotation is applied, transparency is dropped,
+    and 16-bit grey is scaled (65535 becomes 255), not clipped.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded picture.
+    max_pixels, max_bytes : int
+        Limits, checked before any pixel is decoded.
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3), uint8
+        RGB.
+
+    Raises
+    ------
+    ImageError
+        If the bytes are empty, too large, not one of the formats, or broken.
+    """
+    if not data:
+        raise ImageError("The image is empty (0 bytes): send the bytes of a picture.")
+    if len(data) > max_bytes:
+        raise ImageError(
+            f"The image has {len(data)} bytes, more than the limit of {max_bytes}: compress it."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.size, max_pixels)
+                return _to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"The bytes are not a picture in one of the formats {', '.join(FORMATS)}: "
+            "convert the file."
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"The image has more pixels than the limit of {max_pixels}: scale it down."
+        ) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
+        raise ImageError(
+            f"The image is damaged and cannot be decoded ({type(error).__name__}): replace it."
+        ) from None
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"The image has {width}x{height} pixels, more than the limit of {max_pixels}: "
+            "scale it down."
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"The image has {width}x{height} pixels: replace it.")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ImageError(
+            "The image has floating-point pixels, whose range is unknown: save it as 8 or 16 bit."
+        )
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise ImageError(
+                "The image has 32-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
+            )
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,1 @@
+"""Frozen backbones: from RGB arrays to pooled feature maps."""

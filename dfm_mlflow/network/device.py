@@ -1,0 +1,53 @@
+"""Which device and which arithmetic."""
+
+import os
+
+import torch
+
+from dfm_mlflow.errors import DeviceError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(requested: str | None) -> torch.device:
+    """Give the requested device, else ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, else CUDA, else CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the requested device is not there.
+    """
+    if requested in (None, "auto"):
+        requested = os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE")
+    if not requested:
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device={requested!r} is not known: give cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (device.index or 0):
+            raise DeviceError(
+                f"device={requested} is requested and this machine has {count} CUDA devices: "
+                "give device=cpu, or install a driver and a CUDA build of torch."
+            )
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def choose_precision(requested: str, device: torch.device) -> str:
+    """Resolve ``auto`` to fp32 and refuse what the device cannot do.
+
+    Raises
+    ------
+    DeviceError
+        For fp16 on a CPU.
+    """
+    precision = "fp32" if requested == "auto" else requested
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("precision=fp16 needs a CUDA device: give bf16 or fp32 on a CPU.")
+    return precision

