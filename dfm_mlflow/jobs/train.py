@@ -1,0 +1,270 @@
+"""From a category's pictures to a run with metrics, a report and a registered model."""
+
+import io
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+import torchvision
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.models import Model
+from PIL import Image
+
+import dfm_mlflow
+from dfm_mlflow.config import Options
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import DataError
+from dfm_mlflow.images.catalog import GOOD, Catalog, Item, load_catalog
+from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.jobs.evaluation import image_metrics, score_items
+from dfm_mlflow.mlflow_plugin.flavor import log_model
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.network.device import choose_device, choose_precision
+from dfm_mlflow.network.extractor import Extraction, Extractor
+from dfm_mlflow.network.weights import load_weights
+from dfm_mlflow.report.html import write_report
+
+MAX_BAD_SHARE = 0.05  # of the training pictures; above it something is wrong with the folder
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left behind."""
+
+    run_id: str
+    model_uri: str
+    registered_version: str | None
+    detector: AnomalyDetector
+    metrics: dict[str, float]
+
+
+def train(options: Options) -> TrainResult:
+    """Run the main job in the active or a new MLflow run.
+
+    Parameters
+    ----------
+    options : Options
+        As given by the user; ``auto`` is resolved here.
+
+    Raises
+    ------
+    DfmError
+        For options, data or weights that cannot be used. Nothing is registered then.
+    """
+    resolved = options.resolve()
+    catalog = load_catalog(resolved.data, resolved.categories)
+    extractor, weights, resolved = build_extractor(resolved)
+    with _run(resolved) as run:
+        _log_parameters(resolved, weights)
+        _log_dataset(catalog)
+        result = _fit_and_log(resolved, catalog, extractor, weights, run.info.run_id)
+    if extractor.cache:
+        extractor.cache.trim()
+    return result
+
+
+def build_extractor(options: Options) -> tuple[Extractor, dict[str, str], Options]:
+    """Build the network with its weights, and resolve what only it knows.
+
+    Returns
+    -------
+    extractor : Extractor
+    weights : dict of str to str
+        ``id`` and ``sha256``.
+    options : Options
+        With the names of the layers, the device and the precision.
+    """
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    weights = load_weights(options.weights, options.backbone, options.seed)
+    take = weights.take if weights.state is not None else None
+    backbone = build_backbone(
+        options.backbone, options.layer_names, options.size, take, seed=options.seed
+    )
+    options = options.model_copy(
+        update={
+            "layers": ",".join(backbone.layers), "device": str(device), "precision": precision,
+            "registered_model": options.model_name or "none",
+        }
+    )  # fmt: skip
+    cache = FeatureCache() if options.cache else None
+    extractor = Extractor(backbone, options.size, options.resize, int(options.pooling), device,
+                          precision, cache=cache)  # fmt: skip
+    _logger.info("%s to %s on %s in %s", options.backbone, options.layers, device, precision)
+    return extractor, {"id": weights.id, "sha256": weights.sha256}, options
+
+
+def _fit_and_log(
+    options: Options,
+    catalog: Catalog,
+    extractor: Extractor,
+    weights: dict[str, str],
+    run_id: str,
+) -> TrainResult:
+    extraction, extract_seconds = _timed(
+        lambda: extractor.extract([i.path for i in catalog.train], progress="extracting")
+    )
+    fitted_on = _kept(catalog.train, extraction)
+    detector, fit_seconds = _timed(
+        lambda: AnomalyDetector.fit(
+            options, extractor, extraction, [i.category for i in fitted_on], weights,
+            _groups(options.group_by, fitted_on))  # fmt: skip
+    )
+    _logger.info(detector.calibration_sentence())
+    table, score_seconds = _timed(lambda: score_items(detector, catalog.test))
+    metrics = image_metrics(table)
+    metrics |= _facts(detector, table, len(fitted_on), len(extraction.errors))
+    metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
+    n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
+    metrics["images_per_second"] = n / max(seconds, 1e-9)
+    info = log_model(
+        detector,
+        name="model",
+        input_example=_example(fitted_on[0], options.size),
+        metadata={"calibration": detector.calibration_sentence()},
+    )
+    metrics["model_megabytes"] = Model.load(info.model_uri).model_size_bytes / 1e6
+    metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
+    mlflow.log_metrics(metrics, model_id=info.model_id)
+    mlflow.set_tag("calibration", detector.calibration_sentence())
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(Path(folder) / "report", detector, catalog, table, metrics)
+        mlflow.log_artifacts(str(Path(folder) / "report"), "report")
+        if len(table):
+            table.to_parquet(Path(folder) / "scores.parquet", index=False)
+            mlflow.log_artifact(str(Path(folder) / "scores.parquet"))
+    # Last: a run that failed before this point leaves the registry as it was.
+    version = None
+    if options.model_name:
+        version = mlflow.register_model(info.model_uri, options.model_name).version
+    return TrainResult(run_id, info.model_uri, version, detector, metrics)
+
+
+@contextmanager
+def _run(options: Options) -> Any:
+    """Take over the active run or the one that ``mlflow run`` opened, else start one."""
+    if mlflow.active_run():
+        yield mlflow.active_run()
+        return
+    name = None if os.environ.get("MLFLOW_RUN_ID") else f"{options.category}-{options.backbone}"
+    with mlflow.start_run(run_name=name) as run:
+        mlflow.set_tags({"dfm.category": options.category, "dfm.preset": options.preset})
+        yield run
+
+
+def _log_parameters(options: Options, weights: dict[str, str]) -> None:
+    params = {f"resolved_{name}": value for name, value in options.model_dump().items()}
+    params |= {
+        "weights_id": weights["id"],
+        "weights_sha256": weights["sha256"] or "none",
+        "dfm_mlflow_version": dfm_mlflow.__version__,
+        "torch_version": torch.__version__,
+        "torchvision_version": torchvision.__version__,
+    }
+    active = mlflow.active_run()
+    assert active is not None
+    # `mlflow run` logged its raw parameters already, and a parameter cannot change.
+    known = mlflow.get_run(active.info.run_id).data.params
+    mlflow.log_params({k: v for k, v in params.items() if k not in known})
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    if commit.returncode == 0:
+        mlflow.set_tag("dfm.git_commit", commit.stdout.strip())
+
+
+def _log_dataset(catalog: Catalog) -> None:
+    source = LocalArtifactDatasetSource(catalog.source)
+    dataset = MetaDataset(source, name=catalog.name[:500], digest=catalog.digest)
+    mlflow.log_input(dataset, context="training")
+
+
+def _kept(items: list[Item], extraction: Extraction) -> list[Item]:
+    for i, why in extraction.errors.items():
+        _logger.warning("Left out %s: %s", items[i].path, why)
+    share = len(extraction.errors) / len(items)
+    if share > MAX_BAD_SHARE:
+        i, why = min(extraction.errors.items())
+        raise DataError(
+            f"{len(extraction.errors)} of {len(items)} training pictures cannot be read, more than "
+            f"{MAX_BAD_SHARE:.0%}; the first is {items[i].path}: {why} Replace or remove them."
+        )
+    return [items[i] for i in extraction.kept]
+
+
+def _groups(pattern: str, items: list[Item]) -> list[str] | None:
+    if pattern == "none":
+        return None
+    groups = []
+    for item in items:
+        match = re.search(pattern, str(item.path))
+        # the first group of the expression if it has one, else the whole match
+        groups.append(match.group(match.re.groups and 1) if match else str(item.path))
+    return groups
+
+
+def _facts(
+    detector: AnomalyDetector, table: pd.DataFrame, n_train: int, n_bad: int
+) -> dict[str, float]:
+    thresholds = detector.thresholds()
+    facts = {
+        "threshold": max(thresholds.values()),
+        "effective_fpr": detector.effective_fpr(),
+        "n_train": n_train,
+        "n_test": int(table["error"].isna().sum()),
+        "n_unreadable": n_bad + int(table["error"].notna().sum()),
+        "n_components": detector.n_components,
+    }
+    if len(thresholds) > 1:
+        facts |= {f"threshold/{name}": value for name, value in thresholds.items()}
+    good = table[(table["label"] == GOOD) & table["error"].isna()]
+    if len(good):
+        rate = good["is_anomaly"].astype(bool).mean()
+        _logger.info("On %d good test images the measured rate is %.3g.", len(good), rate)
+    return facts
+
+
+def _example(item: Item, size: tuple[int, int]) -> pd.DataFrame:
+    """Shrink a training picture to the network's input, as PNG bytes."""
+    image = Image.fromarray(decode_image(item.path.read_bytes())).resize(size[::-1])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return pd.DataFrame({"image": [buffer.getvalue()]})
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+def _peak_memory_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def summary(result: TrainResult) -> str:
+    """Say in a few lines what a run found and where it is."""
+    shown = ("image_auroc", "image_f1", "precision", "recall", "false_positive_rate", "threshold")
+    lines = [f"{name:20s} {result.metrics[name]:.4g}" for name in shown if name in result.metrics]
+    lines += [result.detector.calibration_sentence(), f"run   {result.run_id}"]
+    name = result.detector.options.model_name
+    uri = f"models:/{name}/{result.registered_version}" if name else result.model_uri
+    lines.append(f"model {uri}")
+    lines.append(json.dumps({"run_id": result.run_id, "model_uri": uri}))
+    return "\n".join(lines)
