@@ -1,0 +1,67 @@
+"""Small pictures made here, and further real ones where DFM_TEST_DATA names them."""
+
+import os
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
+    """A striped picture of slightly varying phase, with a dark square where there is a defect."""
+    y, x = np.mgrid[:size, :size]
+    base = 128 + 50 * np.sin(x / 4 + rng.uniform(0, 0.5)) + 20 * np.cos(y / 7 + rng.uniform(0, 0.3))
+    image = np.repeat((base + rng.normal(0, 4, base.shape))[:, :, None], 3, axis=2)
+    if defect:
+        top, left = rng.integers(8, size - 24, 2)
+        image[top : top + 16, left : left + 16] = 10
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_category(root: Path, name: str, seed: int = 0, n_train: int = 24) -> Path:
+    """An MVTec-layout folder."""
+    rng = np.random.default_rng(seed)
+    plan = [("train/good", n_train, False), ("test/good", 8, False), ("test/hole", 6, True)]
+    for folder, n, defect in plan:
+        target = root / name / folder
+        target.mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(texture(rng, defect=defect)).save(target / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def mvtec_like(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_category(root, "stripes", 0)
+    return write_category(root, "bands", 1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = os.environ.get("DFM_TEST_DATA")
+    if not folder or not (Path(folder) / "data").is_dir():
+        pytest.skip("DFM_TEST_DATA does not name a folder with real pictures and weights")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    if "DFM_CACHE_HOME" not in os.environ:
+        monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A real sqlite tracking store and registry of its own."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(previous)
