@@ -1,0 +1,40 @@
+"""Small detectors with random weights, and pictures for them."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.extractor import Extractor
+
+from .conftest import texture
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pictures(n: int, seed: int = 0, defect: bool = False, shift: int = 0) -> list[bytes]:
+    rng = np.random.default_rng(seed)
+    return [png((texture(rng, defect=defect).astype(int) + shift).clip(0, 255).astype(np.uint8))
+            for _ in range(n)]  # fmt: skip
+
+
+def fit(classes: dict[str, list[bytes]] | None = None, groups=None, **options) -> AnomalyDetector:
+    classes = classes or {"stripes": pictures(30)}
+    given = {"image_size": "64", "layers": "layer2", "category": ",".join(classes), **options}
+    resolved = Options.parse(given).resolve()
+    backbone = build_backbone("resnet18", ("layer2",), resolved.size, seed=1)
+    extractor = Extractor(
+        backbone, resolved.size, resolved.resize, int(resolved.pooling), torch.device("cpu")
+    )
+    labels = [name for name, images in classes.items() for _ in images]
+    extraction = extractor.extract([p for images in classes.values() for p in images])
+    weights = {"id": "random:1", "sha256": ""}
+    return AnomalyDetector.fit(resolved, extractor, extraction, labels, weights, groups)

@@ -1,0 +1,161 @@
+import base64
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import validate_serving_input
+
+import dfm_mlflow
+from dfm_mlflow.errors import ArtifactError
+from dfm_mlflow.mlflow_plugin import pyfunc as pyfunc_module
+from dfm_mlflow.mlflow_plugin.wheel import build_wheel
+
+from ..detectors import fit, pictures
+
+IMAGES = pictures(2, 7) + pictures(2, 8, defect=True)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return fit()
+
+
+@pytest.fixture(scope="module")
+def saved(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flavor") / "model"
+    dfm_mlflow.save_model(detector, path, metadata={"line": 3})
+    return path
+
+
+def test_mlmodel_says_what_it_is(saved):
+    model = yaml.safe_load((saved / "MLmodel").read_text())
+    section = model["flavors"]["dfm"]
+    assert (section["backbone"], section["layers"], section["score"]) == (
+        "resnet18", ["layer2"], "fre")  # fmt: skip
+    assert (section["format_version"], section["image_size"]) == (1, [64, 64])
+    assert section["classes"] == ["stripes"]
+    assert len(section["sha256"]) == 64
+    assert model["flavors"]["python_function"]["loader_module"] == "dfm_mlflow"
+    assert model["metadata"] == {"line": 3}
+
+
+def test_no_pickle_and_no_code(saved):
+    files = [p for p in saved.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {"", ".json", ".safetensors", ".yaml", ".txt", ".whl"}
+    assert not (saved / "code").exists()
+    for path in files:
+        assert not path.read_bytes().startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05")), path
+
+
+def test_its_wheel_travels_and_is_named(saved):
+    (wheel,) = (saved / "wheels").iterdir()
+    for name in ("requirements.txt", "conda.yaml"):
+        assert f"wheels/{wheel.name}" in (saved / name).read_text()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "dfm_mlflow/detector.py" in names
+    assert "dfm_mlflow/report/report.html.j2" in names
+
+
+def test_the_wheel_installs_and_imports(tmp_path):
+    name = build_wheel(tmp_path)
+    build_wheel(tmp_path / "again")
+    assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    target = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target",
+         str(target), str(tmp_path / name)], check=True)  # fmt: skip
+    code = "import dfm_mlflow; print(dfm_mlflow.__file__); import dfm_mlflow.detector"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)})  # fmt: skip
+    assert done.stdout.startswith(str(target))
+
+
+def test_user_requirements_are_kept_and_the_package_is_added(detector, tmp_path):
+    dfm_mlflow.save_model(detector, tmp_path / "m", pip_requirements=["torch", "numpy"],
+                          model_config={"batch_size": 3})  # fmt: skip
+    lines = (tmp_path / "m/requirements.txt").read_text().splitlines()
+    assert {"torch", "numpy"} <= set(lines)
+    assert any(line.startswith("wheels/dfm_mlflow-") for line in lines)
+    assert not any(line.startswith("torchvision") for line in lines)
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "m")).get_raw_model()
+    assert loaded.extractor.batch_size == 3
+    with pytest.raises(ArtifactError, match="no colour"):
+        dfm_mlflow.save_model(detector, tmp_path / "n", model_config={"colour": 1})
+
+
+def test_default_requirements_pin_what_runs():
+    requirements = dfm_mlflow.get_default_pip_requirements()
+    assert f"dfm-mlflow=={dfm_mlflow.__version__}" in requirements
+    assert all("==" in r for r in requirements)
+    pip = dfm_mlflow.get_default_conda_env()["dependencies"][-1]["pip"]
+    assert set(requirements) <= set(pip)
+
+
+def test_native_and_pyfunc_agree_for_raw_and_base64(detector, saved):
+    native = dfm_mlflow.load_model(str(saved)).score(IMAGES)
+    generic = mlflow.pyfunc.load_model(str(saved))
+    coded = [base64.b64encode(i) for i in IMAGES]
+    for images in (IMAGES, coded):
+        scored = generic.predict(pd.DataFrame({"image": images}))
+        pd.testing.assert_frame_equal(scored, native)
+    adapter = pyfunc_module.PyfuncModel(detector)
+    for form in (coded, np.array(coded, object), {"image": [c.decode() for c in coded]}):
+        np.testing.assert_allclose(adapter.predict(form)["fre"], native["fre"], rtol=1e-5)
+
+
+def test_parameters_reach_the_score(saved):
+    model = mlflow.pyfunc.load_model(str(saved))
+    frame = pd.DataFrame({"image": [*IMAGES, b"noise"]})
+    scored = model.predict(frame, {"on_error": "report", "fpr": 0.9, "anomaly_map": True})
+    assert scored["error"].notna().tolist() == [False] * 4 + [True]
+    assert scored["anomaly_map"].notna().tolist() == [True] * 4 + [False]
+    assert scored["is_anomaly"][2:4].all()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"noise", "Row 1: "), (b"", "Row 1: .*empty"), (b"@@@@", "Row 1: ")]
+)
+def test_a_client_s_mistake_is_a_400_that_names_the_row(saved, data, words):
+    model = mlflow.pyfunc.load_model(str(saved))
+    with pytest.raises(MlflowException, match=words) as caught:
+        model.predict(pd.DataFrame({"image": [IMAGES[0], data]}))
+    assert caught.value.get_http_status_code() == 400
+    with pytest.raises(MlflowException, match="fpr=2"):
+        model.predict(pd.DataFrame({"image": IMAGES[:1]}), {"fpr": 2.0})
+
+
+def test_a_changed_model_is_refused_by_both_loaders(detector, tmp_path):
+    dfm_mlflow.save_model(detector, tmp_path / "m")
+    record = tmp_path / "m/dfm/detector.json"
+    record.write_text(record.read_text().replace("stripes", "spirals"))
+    for load in (dfm_mlflow.load_model, mlflow.pyfunc.load_model):
+        with pytest.raises(ArtifactError, match="was changed"):
+            load(str(tmp_path / "m"))
+
+
+def test_log_and_register(detector, store):
+    with mlflow.start_run():
+        info = dfm_mlflow.log_model(
+            detector, name="model", registered_model_name="dfm-stripes", tags={"line": "3"},
+            input_example=pd.DataFrame({"image": IMAGES[:1]}))  # fmt: skip
+    loaded = dfm_mlflow.load_model("models:/dfm-stripes/1")
+    assert loaded.thresholds() == detector.thresholds()
+    assert mlflow.get_logged_model(info.model_id).tags["line"] == "3"
+    payload = Path(mlflow.artifacts.download_artifacts(info.model_uri), "serving_input_example.json")
+    assert len(validate_serving_input(info.model_uri, payload.read_text())) == 1
+
+
+def test_import_of_mlflow_stays_light_and_quiet():
+    code = "import warnings, sys; warnings.simplefilter('error', UserWarning); import mlflow; " \
+           "print('torch' in sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
