@@ -1,4 +1,4 @@
-"""MLflow plugin with its own model flavor ``dfm``: image anomaly detection by Deep Feature Modeling.
+"""Image anomaly detection by Deep Feature Modeling, as an MLflow plugin with a flavor ``dfm``.
 
 Importing the package is light: torch and MLflow load with the first function that needs them.
 """

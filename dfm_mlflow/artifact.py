@@ -1,4 +1,4 @@
-"""The model on disk, format 1: ``detector.json``, ``statistics.safetensors``, ``backbone.safetensors``.
+"""The model on disk, format 1: a JSON record and two safetensors files.
 
 No pickle and no code. Every file is checked before anything is built from it.
 """
@@ -156,7 +156,9 @@ def load_detector(
             options.backbone, tuple(record.layers), options.size, folded=state
         )
     except WeightsError as error:
-        raise ArtifactError(f"{folder / BACKBONE} does not fit {options.backbone}. {error}") from None
+        raise ArtifactError(
+            f"{folder / BACKBONE} does not fit {options.backbone}. {error}"
+        ) from None
     extractor = Extractor(
         backbone, options.size, options.resize, int(options.pooling), choose_device(device),
         record.precision, batch_size)  # fmt: skip

@@ -46,64 +46,116 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     category: str = _option(
-        "bottle", "Category to train on; 'a,b' is one class-conditional model over both.",
-        "names separated by commas, without / : % or quotes", rf"^{_NAME}(,{_NAME})*$")
+        "bottle",
+        "Category to train on; 'a,b' is one class-conditional model over both.",
+        "names separated by commas, without / : % or quotes",
+        rf"^{_NAME}(,{_NAME})*$",
+    )
     data: str = _option(
-        "auto", "auto, mvtec_ad, elpv, a folder with one MVTec-layout folder a category, or a flat "
-        "folder of good images.", "auto, mvtec_ad, elpv or a folder", min_length=1)
+        "auto",
+        "auto, mvtec_ad, elpv, a folder with one MVTec-layout folder a category, or a flat "
+        "folder of good images.",
+        "auto, mvtec_ad, elpv or a folder",
+        min_length=1,
+    )
     preset: str = _option(
-        "default", "Published or recommended configuration that 'auto' options follow.",
-        ", ".join(PRESETS), "^(" + "|".join(map(re.escape, PRESETS)) + ")$")
+        "default",
+        "Published or recommended configuration that 'auto' options follow.",
+        ", ".join(PRESETS),
+        "^(" + "|".join(map(re.escape, PRESETS)) + ")$",
+    )
     backbone: str = _option(
-        "auto", "A torchvision classification model, or efficientnet_lite0.",
-        "a model name such as resnet18", r"^\w+$")
+        "auto",
+        "A torchvision classification model, or efficientnet_lite0.",
+        "a model name such as resnet18",
+        r"^\w+$",
+    )
     layers: str = _option(
-        "auto", "Layer whose output is used; stride:16 is the last one at that stride.",
-        "layer names separated by commas, or stride:N", r"^(auto|stride:\d+|[\w.]+(,[\w.]+)*)$")
+        "auto",
+        "Layer whose output is used; stride:16 is the last one at that stride.",
+        "layer names separated by commas, or stride:N",
+        r"^(auto|stride:\d+|[\w.]+(,[\w.]+)*)$",
+    )
     pooling: str = _option(
-        "auto", "Average-pooling kernel on the feature map.", "a whole number of at least 1",
-        r"^(auto|[1-9]\d{0,2})$")
+        "auto",
+        "Average-pooling kernel on the feature map.",
+        "a whole number of at least 1",
+        r"^(auto|[1-9]\d{0,2})$",
+    )
     image_size: str = _option(
-        "auto", "Network input, N or HxW in pixels.", "N or HxW, each 16 to 4096",
-        r"^(auto|[1-9]\d{1,3}(x[1-9]\d{1,3})?)$")
+        "auto",
+        "Network input, N or HxW in pixels.",
+        "N or HxW, each 16 to 4096",
+        r"^(auto|[1-9]\d{1,3}(x[1-9]\d{1,3})?)$",
+    )
     resize: str = _option(
-        "auto", "stretch to the input size, or keep the aspect ratio and pad.",
-        "auto, stretch or keep", "^(auto|stretch|keep)$")
+        "auto",
+        "stretch to the input size, or keep the aspect ratio and pad.",
+        "auto, stretch or keep",
+        "^(auto|stretch|keep)$",
+    )
     pca_level: str = _option(
-        "auto", "Share of the variance that the subspace keeps.", "a number in (0, 1]",
-        rf"^(auto|{_LEVEL})$")
+        "auto",
+        "Share of the variance that the subspace keeps.",
+        "a number in (0, 1]",
+        rf"^(auto|{_LEVEL})$",
+    )
     score: str = _option(
-        "auto", "Anomaly score: feature reconstruction error or negative log-likelihood.",
-        "auto, fre or nll", "^(auto|fre|nll)$")
+        "auto",
+        "Anomaly score: feature reconstruction error or negative log-likelihood.",
+        "auto, fre or nll",
+        "^(auto|fre|nll)$",
+    )
     aggregate: str = _option(
-        "auto", "How the FRE map becomes one number: sum, max, or top:q, the mean of the largest "
-        "share q of positions.", "auto, sum, max or top:q with q in (0, 1]",
-        rf"^(auto|sum|max|top:{_LEVEL})$")
+        "auto",
+        "How the FRE map becomes one number: sum, max, or top:q, the mean of the largest "
+        "share q of positions.",
+        "auto, sum, max or top:q with q in (0, 1]",
+        rf"^(auto|sum|max|top:{_LEVEL})$",
+    )
     normalize: str = _option(
-        "auto", "Division of the map by what held-out good images show.",
-        "auto, none, global or position", "^(auto|none|global|position)$")
+        "auto",
+        "Division of the map by what held-out good images show.",
+        "auto, none, global or position",
+        "^(auto|none|global|position)$",
+    )
     weights: str = _option(
-        "imagenet", "imagenet, random, or a .safetensors/.pth state dict.",
+        "imagenet",
+        "imagenet, random, or a .safetensors/.pth state dict.",
         "imagenet, random or a path that ends in .safetensors or .pth",
-        r"^(imagenet|random|.+\.(safetensors|pth|pt))$")
+        r"^(imagenet|random|.+\.(safetensors|pth|pt))$",
+    )
     fpr: float = _option(
-        0.01, "False-positive rate that the threshold promises on good images.",
-        "a number in (0, 1)", gt=0, lt=1)
-    roi: str = _option("none", "Mask PNG of the region that matters.", "none or a PNG", min_length=1)
+        0.01,
+        "False-positive rate that the threshold promises on good images.",
+        "a number in (0, 1)",
+        gt=0,
+        lt=1,
+    )
+    roi: str = _option(
+        "none", "Mask PNG of the region that matters.", "none or a PNG", min_length=1
+    )
     group_by: str = _option(
-        "none", "Regular expression on the path; images with the same match (burst captures) are "
-        "never split between calibration folds.", "none or a regular expression", min_length=1)
+        "none",
+        "Regular expression on the path; images with the same match (burst captures) are "
+        "never split between calibration folds.",
+        "none or a regular expression",
+        min_length=1,
+    )
     device: str = _option(
-        "auto", "auto, cpu, cuda or cuda:N.", "auto, cpu, cuda or cuda:N",
-        r"^(auto|cpu|cuda(:\d+)?)$")
+        "auto",
+        "auto, cpu, cuda or cuda:N.",
+        "auto, cpu, cuda or cuda:N",
+        r"^(auto|cpu|cuda(:\d+)?)$",
+    )
     precision: str = _option(
-        "auto", "Arithmetic of the network.", "auto, fp32, bf16 or fp16",
-        "^(auto|fp32|bf16|fp16)$")
+        "auto", "Arithmetic of the network.", "auto, fp32, bf16 or fp16", "^(auto|fp32|bf16|fp16)$"
+    )
     engine: str = _option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
     cache: bool = _option(True, "Keep extracted features for the next run.", "true or false")
     seed: int = _option(
-        42, "Seed of folds and random weights.", "a whole number from 0 to 2^32-1", ge=0,
-        lt=2**32)
+        42, "Seed of folds and random weights.", "a whole number from 0 to 2^32-1", ge=0, lt=2**32
+    )
     registered_model: str = _option(
         "auto", "Registered model name; auto is dfm-<category>, none does not register.",
         "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
@@ -178,16 +230,19 @@ class Options(BaseModel):
         if self.score == "nll" and self.aggregate != "sum":
             raise ConfigError(
                 f"aggregate={self.aggregate} needs a map, and score=nll has none: "
-                "use aggregate=sum or score=fre.")
+                "use aggregate=sum or score=fre."
+            )
         if min(self.size) < 16 or max(self.size) > 4096:
             raise ConfigError(
-                f"image_size={self.image_size} is outside 16 to 4096 pixels: choose a size between.")
+                f"image_size={self.image_size} is outside 16 to 4096 pixels: choose a size between."
+            )
         try:
             re.compile(self.group_by)
         except re.error as error:
             raise ConfigError(
                 f"group_by={self.group_by!r} is not a regular expression ({error}): correct it or "
-                "give none.") from None
+                "give none."
+            ) from None
         for option, here, remedy in _NOT_YET:
             value = getattr(self, option)
             if here(value):

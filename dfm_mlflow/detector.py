@@ -1,4 +1,4 @@
-"""The anomaly detector: extractor, class-conditional DFM and calibration, with the only ``score``."""
+"""The anomaly detector: extractor, class-conditional DFM, calibration, and the only ``score``."""
 
 import base64
 import io
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-COLUMNS = ("anomaly_score", "p_value", "is_anomaly", "predicted_class", "fre", "nll",
-           "anomaly_map", "error")  # fmt: skip
+COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool",
+           "predicted_class": "object", "fre": "float64", "nll": "float64",
+           "anomaly_map": "object", "error": "object"}  # fmt: skip
 _CHUNK = 256  # images whose features are in memory at once while scoring
 
 
@@ -222,8 +223,10 @@ class AnomalyDetector:
                 i, why = min(extraction.errors.items())
                 raise ImageError(f"Row {start + i}: {why}")
             rows += self._rows(extraction, len(chunk), fpr, anomaly_map)
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        return frame.astype(dict.fromkeys(("anomaly_score", "p_value", "fre", "nll"), "float64"))
+        # dtypes are stated: text columns keep None, which pandas would else turn into NaN
+        return pd.DataFrame(
+            {name: pd.Series([r[name] for r in rows], dtype=kind) for name, kind in COLUMNS.items()}
+        )
 
     def _rows(
         self, extraction: Extraction, n: int, fpr: float, with_map: bool

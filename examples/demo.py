@@ -47,9 +47,10 @@ def main() -> None:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
-    print(f"\nDone in {time.monotonic() - start:.0f} s. The model is {uri}, the run "
-          f"{version.run_id}. Look at both, and at the run's report/report.html, with\n\n"
-          f"    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {STORE}\n")  # fmt: skip
+    seconds = time.monotonic() - start
+    print(f"\nDone in {seconds:.0f} s. The model is {uri}, the run {version.run_id}.")
+    print("Look at both, and at the run's report/report.html, with\n")
+    print(f"    {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {STORE}\n")
 
 
 def cells() -> dict[str, Path]:

@@ -51,9 +51,7 @@ class Catalog:
     @cached_property
     def digest(self) -> str:
         """First 16 hexadecimal digits of a SHA-256 over roles, labels and contents."""
-        rows = sorted(
-            f"{i.category}\0{i.split}\0{i.label}\0{_sha256(i.path)}" for i in self.items
-        )
+        rows = sorted(f"{i.category}\0{i.split}\0{i.label}\0{_sha256(i.path)}" for i in self.items)
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 

@@ -124,8 +124,13 @@ def _fit_and_log(
     fitted_on = _kept(catalog.train, extraction)
     detector, fit_seconds = _timed(
         lambda: AnomalyDetector.fit(
-            options, extractor, extraction, [i.category for i in fitted_on], weights,
-            _groups(options.group_by, fitted_on))  # fmt: skip
+            options,
+            extractor,
+            extraction,
+            [i.category for i in fitted_on],
+            weights,
+            _groups(options.group_by, fitted_on),
+        )
     )
     _logger.info(detector.calibration_sentence())
     table, score_seconds = _timed(lambda: score_items(detector, catalog.test))

@@ -140,9 +140,7 @@ def save_model(
         sha256=digest,
         **_compat.copy_extra_files(extra_files, str(root)),
     )
-    _write_environment(
-        root, options.backbone, conda_env, pip_requirements, extra_pip_requirements
-    )
+    _write_environment(root, options.backbone, conda_env, pip_requirements, extra_pip_requirements)
     model.model_size_bytes = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
     model.save(str(root / MLMODEL_FILE_NAME))
 

@@ -65,7 +65,7 @@ class PyfuncModel:
         given = {k: v for k, v in (params or {}).items() if v is not None}
         try:
             images = [_to_bytes(value) for value in _column(model_input)]
-            return self.detector.score(
+            scores = self.detector.score(
                 images,
                 fpr=given.get("fpr"),
                 anomaly_map=bool(given.get("anomaly_map", False)),
@@ -78,6 +78,10 @@ class PyfuncModel:
                 "Memory ran out: send fewer or smaller pictures, or lower batch_size.",
                 error_code=TEMPORARILY_UNAVAILABLE,
             ) from None
+        if scores["error"].isna().all():
+            return scores
+        # JSON knows null and no NaN
+        return scores.astype(object).where(scores.notna(), None)
 
 
 def _column(model_input: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The running package as a wheel, so that a model from a source checkout can be served elsewhere."""
+"""The running package as a wheel, so that a model from a checkout can be served elsewhere."""
 
 import base64
 import hashlib

@@ -125,7 +125,9 @@ class Extractor:
                     self.cache.put(item.key, [*arrays, np.array(item.size)])
             waiting.clear()
 
-        bar = tqdm(total=len(sources), desc=progress, unit="img", disable=None if progress else True)
+        bar = tqdm(
+            total=len(sources), desc=progress, unit="img", disable=None if progress else True
+        )
         with bar:
             for i, outcome in self._prepare_all(sources):
                 bar.update()

@@ -45,15 +45,19 @@ def write_report(
     if "image_auroc" in metrics:
         figures.append("curves.png")
         draw_curves(folder / "curves.png", read)
-    page = Environment(autoescape=True).from_string(_TEMPLATE.read_text()).render(
-        title=f"{catalog.name}: {detector.options.backbone}",
-        verdict=_verdict(metrics),
-        calibration=detector.calibration_sentence(),
-        metrics=sorted(metrics.items()),
-        options=sorted(detector.options.model_dump().items()),
-        provenance={"data": catalog.source, "data digest": catalog.digest, **detector.weights},
-        figures=[_data_url((folder / name).read_bytes()) for name in figures],
-        gallery=_gallery(detector, read),
+    page = (
+        Environment(autoescape=True)
+        .from_string(_TEMPLATE.read_text())
+        .render(
+            title=f"{catalog.name}: {detector.options.backbone}",
+            verdict=_verdict(metrics),
+            calibration=detector.calibration_sentence(),
+            metrics=sorted(metrics.items()),
+            options=sorted(detector.options.model_dump().items()),
+            provenance={"data": catalog.source, "data digest": catalog.digest, **detector.weights},
+            figures=[_data_url((folder / name).read_bytes()) for name in figures],
+            gallery=_gallery(detector, read),
+        )
     )
     (folder / "report.html").write_text(page)
 

@@ -68,8 +68,8 @@ def test_rows_in_the_span_have_no_residual():
 def test_torch_gives_the_same_numbers():
     x = low_rank(30, 80)
     s = fit_subspace(x, 0.9)
-    t = type(s)(torch.tensor(s.mean), torch.tensor(s.basis.copy()), torch.tensor(s.variances.copy()),
-                s.noise_variance, s.n_samples)  # fmt: skip
+    tensors = [torch.tensor(a.copy()) for a in (s.mean, s.basis, s.variances)]
+    t = type(s)(*tensors, s.noise_variance, s.n_samples)
     np.testing.assert_allclose(t.fre(torch.tensor(x)).numpy(), s.fre(x), rtol=1e-10)
     np.testing.assert_allclose(t.nll(torch.tensor(x)).numpy(), s.nll(x), rtol=1e-10)
 

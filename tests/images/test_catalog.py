@@ -6,6 +6,7 @@ from PIL import Image
 
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.catalog import load_catalog
+
 from ..conftest import write_category
 
 

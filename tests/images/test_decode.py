@@ -76,7 +76,9 @@ def test_limits_are_checked_before_decoding():
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, 3), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6))
+@given(
+    st.integers(0, 3), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
+)
 def test_damaged_files_give_an_array_or_an_image_error(which, changes):
     kind = ("PNG", "JPEG", "TIFF", "WEBP")[which]
     data = bytearray(encode(Image.fromarray(PICTURE), kind))

@@ -150,7 +150,9 @@ def test_log_and_register(detector, store):
     loaded = dfm_mlflow.load_model("models:/dfm-stripes/1")
     assert loaded.thresholds() == detector.thresholds()
     assert mlflow.get_logged_model(info.model_id).tags["line"] == "3"
-    payload = Path(mlflow.artifacts.download_artifacts(info.model_uri), "serving_input_example.json")
+    payload = Path(
+        mlflow.artifacts.download_artifacts(info.model_uri), "serving_input_example.json"
+    )
     assert len(validate_serving_input(info.model_uri, payload.read_text())) == 1
 
 

@@ -1,0 +1,155 @@
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import dfm_mlflow
+from dfm_mlflow.config import Options
+from dfm_mlflow.errors import DataError, DfmError
+from dfm_mlflow.jobs.evaluation import image_metrics, metric_name
+from dfm_mlflow.jobs.train import train
+from dfm_mlflow.network.extractor import Extractor
+
+SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18"}
+CONTRACT = {
+    "image_auroc", "image_auroc_fre", "image_auroc_nll", "image_average_precision", "image_f1_max",
+    "image_f1", "precision", "recall", "false_positive_rate", "false_negative_rate",
+    "image_auroc/hole", "threshold", "effective_fpr", "n_train", "n_test", "n_components",
+    "extract_seconds", "fit_seconds", "images_per_second", "model_megabytes",
+    "peak_memory_megabytes",
+}  # fmt: skip
+
+
+def options(data, category, **more):
+    return Options.parse({"data": str(data), "category": category, **SMALL, **more})
+
+
+def artifacts(run_id):
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id))
+
+
+def test_a_run_holds_what_it_promises(store, mvtec_like):
+    result = train(options(mvtec_like, "stripes"))
+    run = mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert set(run.data.metrics) >= CONTRACT
+    assert run.data.metrics["image_auroc"] > 0.9  # a black square on stripes
+    assert (run.data.metrics["n_train"], run.data.metrics["n_test"]) == (24, 14)
+    params = run.data.params
+    assert params["resolved_backbone"] == "resnet18"
+    assert params["resolved_layers"] == "layer3"
+    assert params["weights_id"] == "random:42"
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, len(used.dataset.digest)) == ("stripes", 16)
+    folder = artifacts(result.run_id)
+    page = (folder / "report/report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert f"{run.data.metrics['image_auroc']:.3f}" in page
+
+    table = pd.read_parquet(folder / "scores.parquet")
+    assert len(table) == 14
+    again = dfm_mlflow.load_model("models:/dfm-stripes/1").score([Path(p) for p in table["path"]])
+    np.testing.assert_allclose(again["anomaly_score"], table["anomaly_score"], rtol=1e-5)
+    area = roc_auc_score(table["defective"], table["anomaly_score"])
+    assert area == pytest.approx(run.data.metrics["image_auroc"])
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert "image_auroc" in {m.key for m in model.metrics}
+    assert result.registered_version == 1 or result.registered_version == "1"
+
+
+def test_a_flat_folder_of_good_images_is_enough(store, mvtec_like):
+    result = train(options(mvtec_like / "stripes/train/good", "stripes", registered_model="none"))
+    metrics = mlflow.get_run(result.run_id).data.metrics
+    assert not any("auroc" in name for name in metrics)
+    assert metrics["n_test"] == 0
+    assert metrics["threshold"] > 0
+    assert (artifacts(result.run_id) / "report/report.html").is_file()
+    assert mlflow.MlflowClient().search_registered_models() == []
+    assert dfm_mlflow.load_model(result.model_uri).thresholds() == result.detector.thresholds()
+
+
+def test_two_categories_make_one_class_conditional_model(store, mvtec_like):
+    result = train(options(mvtec_like, "stripes,bands"))
+    metrics = mlflow.get_run(result.run_id).data.metrics
+    assert {"image_auroc/stripes", "image_auroc/bands/hole", "threshold/bands"} <= set(metrics)
+    assert result.detector.class_names == ("stripes", "bands")
+    (registered,) = mlflow.MlflowClient().search_registered_models()
+    assert registered.name == "dfm-stripes-bands"
+
+
+def test_a_second_run_uses_the_cache_and_gives_the_same(store, mvtec_like, monkeypatch):
+    first = train(options(mvtec_like, "bands", pca_level="0.9"))
+    run = Extractor._run
+
+    def guarded(extractor, batch):
+        # MLflow's check of the input example loads the model, which has no cache
+        return pytest.fail("the network ran") if extractor.cache else run(extractor, batch)
+
+    monkeypatch.setattr(Extractor, "_run", guarded)
+    second = train(options(mvtec_like, "bands", pca_level="0.9"))
+    same = ("image_auroc", "threshold", "n_components")
+    assert [first.metrics[k] for k in same] == [second.metrics[k] for k in same]
+
+
+def test_a_bad_training_picture_is_reported_and_many_stop_the_run(
+    store, mvtec_like, tmp_path, caplog
+):
+    root = tmp_path / "data"
+    shutil.copytree(mvtec_like / "stripes", root / "stripes")
+    broken = root / "stripes/train/good/000.png"
+    broken.write_bytes(b"noise")
+    result = train(options(root, "stripes"))
+    assert result.metrics["n_train"] == 23
+    assert result.metrics["n_unreadable"] == 1
+    assert f"Left out {broken}" in caplog.text
+    for i in range(1, 4):
+        (root / f"stripes/train/good/{i:03d}.png").write_bytes(b"noise")
+    with pytest.raises(DataError, match="4 of 24 training pictures cannot be read, more than 5%"):
+        train(options(root, "stripes"))
+    client = mlflow.MlflowClient()
+    assert len(client.search_model_versions("name='dfm-stripes'")) == 1
+    assert [r.info.status for r in client.search_runs(["0"])] == ["FAILED", "FINISHED"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"layers": "layer9"}, {"weights": "/nowhere/w.pth"}, {"device": "cuda:99"},
+     {"backbone": "resnet19"}, {"category": "gears"}],
+)  # fmt: skip
+def test_what_cannot_work_starts_no_run(store, mvtec_like, wrong):
+    with pytest.raises(DfmError):
+        train(options(mvtec_like, "stripes").model_copy(update=wrong))
+    assert mlflow.MlflowClient().search_runs(["0"]) == []
+
+
+def test_group_by_is_used(store, mvtec_like):
+    pattern = r"good/(\d\d)\d\.png"
+    grouped = train(options(mvtec_like, "stripes", group_by=pattern))
+    plain = train(options(mvtec_like, "stripes"))
+    assert grouped.metrics["threshold"] != plain.metrics["threshold"]
+
+
+def test_metrics_without_one_of_the_kinds():
+    frame = pd.DataFrame({"category": "a", "label": "good", "defective": False, "error": None,
+                          "anomaly_score": [1.0, 2.0], "fre": 1.0, "nll": 1.0,
+                          "is_anomaly": [True, False]})  # fmt: skip
+    metrics = image_metrics(frame)
+    assert metrics["false_positive_rate"] == 0.5
+    assert "image_auroc" not in metrics
+    assert "recall" not in metrics
+    assert image_metrics(frame.iloc[:0]) == {}
+    assert metric_name("bent (left) & cut") == "bent _left_ _ cut"
+
+
+def test_summary_ends_with_a_line_for_scripts(store, mvtec_like):
+    from dfm_mlflow.jobs.train import summary
+
+    result = train(options(mvtec_like, "stripes"))
+    last = json.loads(summary(result).splitlines()[-1])
+    assert last == {"run_id": result.run_id, "model_uri": "models:/dfm-stripes/1"}
