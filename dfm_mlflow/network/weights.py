@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -121,7 +122,10 @@ def _imagenet_file(backbone: str) -> Path:
             # The file's name ends with the start of its SHA-256; a mismatch leaves no file behind.
             hash_prefix = torch.hub.HASH_REGEX.search(path.name)
             torch.hub.download_url_to_file(
-                url, str(path), hash_prefix.group(1) if hash_prefix else None, progress=True
+                url,
+                str(path),
+                hash_prefix.group(1) if hash_prefix else None,
+                progress=sys.stderr.isatty(),
             )
         except (URLError, RuntimeError, OSError) as error:
             raise WeightsError(
