@@ -162,7 +162,7 @@ class AnomalyDetector:
         effective = self.effective_fpr(fpr)
         n = min(len(c.calibration.scores) for c in self.classes)
         sentence = (
-            f"The threshold promises at most {effective:.3g} false alarms a good image, from "
+            f"The threshold promises a false-positive rate of at most {effective:.3g}, from "
             f"{n} held-out good images{' of the smallest class' if len(self.classes) > 1 else ''}"
         )
         if effective > fpr:

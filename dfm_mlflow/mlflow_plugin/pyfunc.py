@@ -21,6 +21,22 @@ _logger = logging.getLogger(__name__)
 _MAGIC = (b"\x89PNG", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 
 
+class RequestError(MlflowException):
+    """Answer to a request that cannot be served: one sentence, never the request's own data.
+
+    MLflow's server puts the data before the message of an exception; what it sends is built here.
+    """
+
+    def __init__(self, sentence: str, error_code: int):
+        super().__init__(sentence, error_code=error_code)
+        self.sentence = sentence
+
+    def serialize_as_json(self) -> str:
+        """Give the body of the HTTP answer."""
+        self.message = self.sentence
+        return str(super().serialize_as_json())
+
+
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "PyfuncModel":
     """Load a model for ``mlflow.pyfunc``; MLflow calls this."""
     detector = load_data_folder(path, model_config or {})
@@ -72,11 +88,11 @@ class PyfuncModel:
                 on_error=str(given.get("on_error", "raise")),
             )
         except (ImageError, ConfigError) as error:
-            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+            raise RequestError(str(error), INVALID_PARAMETER_VALUE) from None
         except (MemoryError, torch.OutOfMemoryError):
-            raise MlflowException(
+            raise RequestError(
                 "Memory ran out: send fewer or smaller pictures, or lower batch_size.",
-                error_code=TEMPORARILY_UNAVAILABLE,
+                TEMPORARILY_UNAVAILABLE,
             ) from None
         if scores["error"].isna().all():
             return scores
