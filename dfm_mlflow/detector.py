@@ -2,7 +2,6 @@
 
 import base64
 import io
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ from dfm_mlflow.network.extractor import Extraction, Extractor, Source
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_logger = logging.getLogger(__name__)
 
 COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool",
            "predicted_class": "object", "fre": "float64", "nll": "float64",
@@ -269,15 +266,13 @@ class AnomalyDetector:
             fre_map = residual_map(residual, self.shape)
             fre = fre_map.sum(dim=(1, 2))
             nll = subspace.nll_of(coordinates, fre)
-            score = nll if self.options.score == "nll" else aggregate(fre_map, self._aggregate)
+            score = (
+                nll if self.options.score == "nll" else aggregate(fre_map, self.options.aggregate)
+            )
             columns.append(torch.stack([score, fre, nll]))
             maps.append(fre_map)
         table = torch.stack(columns, dim=2).double().cpu().numpy()
         return table[0], table[1], table[2], maps
-
-    @property
-    def _aggregate(self) -> str:
-        return self.options.aggregate
 
 
 def _fit_class(

@@ -30,7 +30,7 @@ from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.catalog import GOOD, Catalog, Item, load_catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.jobs.evaluation import image_metrics, score_items
+from dfm_mlflow.jobs.evaluation import image_metrics, metric_name, score_items
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
@@ -238,7 +238,7 @@ def _facts(
         "n_components": detector.n_components,
     }
     if len(thresholds) > 1:
-        facts |= {f"threshold/{name}": value for name, value in thresholds.items()}
+        facts |= {f"threshold/{metric_name(name)}": value for name, value in thresholds.items()}
     good = table[(table["label"] == GOOD) & table["error"].isna()]
     if len(good):
         rate = good["is_anomaly"].astype(bool).mean()

@@ -1,6 +1,5 @@
 """The MLflow flavor ``dfm``: save, log and load, after MLflow's own conventions."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ WHEELS = "wheels"
 MODEL_CONFIG: dict[str, Any] = {"device": None, "precision": None, "batch_size": 16}
 _THIRD_PARTY = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "pillow",
                 "pydantic", "safetensors", "array-api-compat", "tqdm")  # fmt: skip
-
-_logger = logging.getLogger(__name__)
 
 
 def get_default_pip_requirements(backbone: str | None = None) -> list[str]:
