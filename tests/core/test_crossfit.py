@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
-from dfm_mlflow.core.subspace import fit_subspace
+from dfm_mlflow.core.solvers import fit_subspace
 
 
 def features(n, d, seed=0):
@@ -20,7 +20,7 @@ def test_each_row_scores_as_under_the_model_without_its_fold(n, d):
         out = folds == fold
         model = fit_subspace(x[~out], 0.9)
         expected = model.residual(x[out])
-        np.testing.assert_allclose(held_out.residual[out], expected, atol=1e-9)
+        np.testing.assert_allclose(held_out.residual()[out], expected, atol=1e-9)
         z = model.split(x[out])[0]
         distance = (z**2 / np.maximum(model.variances, model.noise_variance)).sum(1)
         np.testing.assert_allclose(held_out.mahalanobis[out], distance, rtol=1e-8)
@@ -29,7 +29,7 @@ def test_each_row_scores_as_under_the_model_without_its_fold(n, d):
 def test_two_images_are_enough():
     x = features(2, 10)
     held_out = crossfit(x, assign_folds(2), 0.97)
-    np.testing.assert_allclose(held_out.residual[0], x[0] - x[1])
+    np.testing.assert_allclose(held_out.residual()[0], x[0] - x[1])
 
 
 @settings(max_examples=50, deadline=None)
@@ -52,7 +52,7 @@ def test_held_out_noise_is_what_new_rows_show():
     x = features(400, 600)
     train, new = x[:100], x[100:]
     model = fit_subspace(train, 0.9)
-    noise = crossfit(train, assign_folds(100), 0.9).noise_variance(model.n_components)
+    noise = crossfit(train, assign_folds(100), 0.9).noise_variance(model)
     seen = model.fre(new).mean() / (600 - model.n_components)
     assert noise == pytest.approx(seen, rel=0.05)
     assert model.noise_variance < 0.9 * seen  # in-sample residuals are too small

@@ -1,0 +1,130 @@
+"""Mean and scatter of rows that come in batches, from any number of places.
+
+Two sets of moments merge exactly (Chan, Golub & LeVeque, Am. Stat. 37, 1983), so that batches,
+processes and machines may see the rows in any order and grouping.
+"""
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm_mlflow.errors import FitError
+
+MAX_FEATURES = 4096  # a scatter matrix of 128 MiB; subspace iteration needs none
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and scatter matrix of rows; merging gives a new one.
+
+    Attributes
+    ----------
+    n : int
+        Rows.
+    mean : ndarray of shape (D,), float64
+    scatter : ndarray of shape (D, D), float64
+        ``sum (x - mean) (x - mean)^T``.
+    """
+
+    n: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, *, limit: int | None = MAX_FEATURES) -> "Moments":
+        """Moments of the rows of an array of shape (n, D), D up to a limit."""
+        _check_width(x.shape[1], limit)
+        if not len(x):
+            return cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])))
+        mean = x.mean(axis=0, dtype=np.float64)
+        centred = x - mean
+        return cls(len(x), mean, centred.T @ centred)
+
+    @property
+    def n_features(self) -> int:
+        """Dimension D of a row."""
+        return len(self.mean)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Moments of both sets of rows together; associative and commutative up to rounding.
+
+        Raises
+        ------
+        FitError
+            If the two have rows of different length.
+        """
+        if other.n_features != self.n_features:
+            raise FitError(
+                f"Moments of {self.n_features} and of {other.n_features} features do not merge: "
+                "take both from the same layers, image size and pooling."
+            )
+        if not self.n or not other.n:
+            return self if self.n else other
+        n = self.n + other.n
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.n / n)
+        scatter = self.scatter + other.scatter
+        scatter += np.outer(difference * (self.n * other.n / n), difference)
+        return Moments(n, mean, scatter)
+
+    def without(self, part: "Moments") -> "Moments":
+        """Moments of the rows that are not in a part of them; undoes :meth:`merge`."""
+        n = self.n - part.n
+        if n < 1:
+            raise FitError(f"Of {self.n} rows {part.n} are taken away and none is left.")
+        difference = part.mean - self.mean
+        scatter = self.scatter - part.scatter
+        scatter -= np.outer(difference * (part.n * self.n / n), difference)
+        return Moments(n, self.mean - difference * (part.n / n), scatter)
+
+    def update(self, x: np.ndarray) -> "Moments":
+        """Moments with further rows, of shape (m, D)."""
+        return self.merge(Moments.of(x))
+
+    def to_bytes(self) -> bytes:
+        """Serialise without pickle."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, n=self.n, mean=self.mean, scatter=self.scatter)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Moments":
+        """Read what :meth:`to_bytes` wrote.
+
+        Raises
+        ------
+        FitError
+            If the bytes are something else.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                n, mean, scatter = int(arrays["n"]), arrays["mean"], arrays["scatter"]
+        except Exception as error:  # zip and NumPy raise nearly anything on foreign bytes
+            raise FitError(
+                f"The bytes are not moments ({type(error).__name__}): give those of to_bytes()."
+            ) from None
+        if n < 0 or mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
+            raise FitError(
+                f"The moments have n={n}, a mean of shape {mean.shape} and a scatter of shape "
+                f"{scatter.shape}, which do not go together: compute them anew."
+            )
+        return cls(n, mean, scatter)
+
+
+def moments_of(batches: Iterable[np.ndarray]) -> Moments:
+    """Moments of all rows of at least one batch, each of shape (m, D)."""
+    batches = iter(batches)
+    moments = Moments.of(next(batches))
+    for batch in batches:
+        moments = moments.update(batch)
+    return moments
+
+
+def _check_width(n_features: int, limit: int | None) -> None:
+    if limit is not None and n_features > limit:
+        raise FitError(
+            f"Moments of {n_features} features need a matrix of {n_features**2 * 8 / 2**30:.1f} "
+            f"GiB, and {limit} features are the limit: use fit_stream, or pool more."
+        )

@@ -1,0 +1,206 @@
+"""A subspace from rows that are too many, or too long, for memory and for a scatter matrix.
+
+Seeded subspace iteration (Halko, Martinsson & Tropp, SIAM Rev. 53, 2011): a block of directions
+goes out, each batch of rows gives its share of ``scatter @ block``, the shares add up in any
+order and grouping, and Rayleigh-Ritz turns the sum into the next block. One pass over the rows
+each; the loop over batches may run in this process or on many machines.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.errors import FitError
+
+Source = Callable[[], Iterable[np.ndarray]]
+
+MAX_PASSES = 60
+_FIRST_BLOCK = 64
+_OVERSAMPLING = 1.5
+# Change of the captured share of the variance from pass to pass; the error of a direction is
+# about its root, and FRE within 1e-4 needs directions to a few digits more.
+_TOLERANCE = 1e-11
+
+
+class TooManyComponents(FitError):  # noqa: N818
+    """The wanted subspace has more than half of all dimensions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Count, mean and total variance of rows; merging gives a new one.
+
+    Attributes
+    ----------
+    n : int
+    mean : ndarray of shape (D,), float64
+    total : float
+        ``sum |x - mean|^2``.
+    """
+
+    n: int
+    mean: np.ndarray
+    total: float
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> "Summary":
+        """Summarise the rows of an array of shape (n, D)."""
+        mean = x.mean(axis=0, dtype=np.float64)
+        return cls(len(x), mean, float(np.square(x - mean).sum()))
+
+    def merge(self, other: "Summary") -> "Summary":
+        """Summary of both sets of rows together."""
+        n, difference = self.n + other.n, other.mean - self.mean
+        between = float(difference @ difference) * self.n * other.n / n
+        mean = self.mean + difference * (other.n / n)
+        return Summary(n, mean, self.total + other.total + between)
+
+
+class SubspaceIteration:
+    """The iteration of one class, driven from outside.
+
+    Send :attr:`block` to where the rows are, add up what :func:`contribution` gives there, and
+    call :meth:`advance` with the sum until it returns True; then ask for :meth:`subspace`.
+
+    Parameters
+    ----------
+    summary : Summary
+        Of all rows.
+    n_components : float or int
+        Share of the variance in (0, 1], or number of directions.
+    seed : int
+        Of the first block.
+    """
+
+    def __init__(self, summary: Summary, n_components: float, seed: int = 42):
+        self.summary, self.n_components = summary, n_components
+        dimension = len(summary.mean)
+        if summary.n < 2:
+            raise FitError(f"There is {summary.n} sample and at least 2 samples are needed.")
+        if not np.isfinite(summary.total):
+            raise FitError("The features hold NaN or infinite values: check the weights.")
+        if not summary.total > 0:
+            raise FitError("All rows of features are equal: give pictures that differ.")
+        self._limit = min(summary.n - 1, dimension)
+        self._rng = np.random.default_rng(seed)
+        first = _FIRST_BLOCK
+        if isinstance(n_components, int | np.integer):
+            first = int(_OVERSAMPLING * n_components) + 10
+        self._captured, self._k = -1.0, 0
+        self._values = np.zeros(0)
+        self.n_passes = 0
+        self.block = self._extended(np.zeros((dimension, 0)), first)
+
+    def advance(self, product: np.ndarray) -> bool:
+        """Take ``scatter @ block`` of all rows; True when the subspace has settled.
+
+        Parameters
+        ----------
+        product : ndarray of shape (D, l)
+            Sum of the contributions.
+
+        Raises
+        ------
+        TooManyComponents
+            If the subspace needs more than half of the dimensions that the rows have.
+        """
+        self.n_passes += 1
+        values, vectors = np.linalg.eigh(self.block.T @ product)
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        self._values, self._ritz = values, self.block @ vectors
+        k = self._wanted(values)
+        if k is None or int(_OVERSAMPLING * k) > len(values) < self._limit:
+            wanted = 2 * len(values) if k is None else int(_OVERSAMPLING * k) + 10
+            self.block = self._extended(_orthonormal(product @ vectors), wanted)
+            self._captured = -1.0
+            return False
+        captured, self._k = float(values[:k].sum()) / self.summary.total, k
+        settled = abs(captured - self._captured) < _TOLERANCE
+        self._captured = captured
+        if not settled and self.n_passes < MAX_PASSES:
+            self.block = _orthonormal(product @ vectors)
+        return settled or self.n_passes >= MAX_PASSES
+
+    def subspace(self) -> Subspace:
+        """Give the subspace of the last pass, with the noise variance of the rows themselves."""
+        from dfm_mlflow.core.solvers import fixed_signs
+
+        k, n, dimension = self._k, self.summary.n, len(self.summary.mean)
+        variances = self._values[:k] / (n - 1)
+        rest = (self.summary.total - float(self._values[:k].sum())) / (n - 1)
+        noise = max(rest, 1e-12 * float(variances[0])) / max(1, dimension - k)
+        return Subspace(self.summary.mean, fixed_signs(self._ritz[:, :k]), variances, noise, n)
+
+    def _wanted(self, values: np.ndarray) -> int | None:
+        """Number of directions that do, or None where the block is too small to hold them."""
+        if isinstance(self.n_components, int | np.integer):
+            return int(self.n_components)
+        needed = self.n_components * self.summary.total * (1 - 1e-12)
+        cumulated = np.cumsum(values)
+        k = int(np.searchsorted(cumulated, needed)) + 1
+        if k <= len(values):
+            return k
+        return self._limit if len(values) >= self._limit else None
+
+    def _extended(self, block: np.ndarray, width: int) -> np.ndarray:
+        """Add random directions up to a width."""
+        width = min(width, self._limit)
+        if width > self._limit // 2 > _FIRST_BLOCK:
+            raise TooManyComponents(
+                f"The subspace needs more than half of {self._limit} dimensions: use an exact "
+                "solver, a smaller n_components or more pooling."
+            )
+        new = self._rng.normal(size=(len(block), max(0, width - block.shape[1])))
+        return _orthonormal(np.concatenate([block, new], axis=1))
+
+
+def contribution(x: np.ndarray, mean: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Share of one batch of rows, of shape (m, D), in ``scatter @ block``."""
+    centred = x - mean
+    return centred.T @ (centred @ block)
+
+
+def fit_stream(source: Source, n_components: float = 0.97, *, seed: int = 42) -> Subspace:
+    """Fit a subspace in several passes over batches of rows.
+
+    Parameters
+    ----------
+    source : callable
+        Each call gives an iterable over the same rows, as arrays of shape (m, D), in any batches.
+    n_components : float or int
+        Share of the variance in (0, 1], or number of directions.
+    seed : int
+        Of the first block; the result depends on it and on how rows are batched by rounding only.
+
+    Returns
+    -------
+    Subspace
+        In float64, with the in-sample noise variance.
+
+    Raises
+    ------
+    FitError
+        As :func:`dfm_mlflow.core.solvers.fit_subspace`.
+    TooManyComponents
+        If the subspace needs more than half of the dimensions.
+    """
+    summary: Summary | None = None
+    for x in source():
+        part = Summary.of(x)
+        summary = part if summary is None else summary.merge(part)
+    if summary is None:
+        raise FitError("The source gave no rows: give at least 2.")
+    iteration = SubspaceIteration(summary, n_components, seed)
+    done = False
+    while not done:
+        product = np.zeros_like(iteration.block)
+        for x in source():
+            product += contribution(x, summary.mean, iteration.block)
+        done = iteration.advance(product)
+    return iteration.subspace()
+
+
+def _orthonormal(block: np.ndarray) -> np.ndarray:
+    return np.linalg.qr(block)[0]
