@@ -26,7 +26,7 @@ def measure(preset: str, data: str, category: str, backbone: str, weights: str) 
     extraction = extractor.extract([i.path for i in catalog.train], progress=category)
     labels = [catalog.train[i].category for i in extraction.kept]
     detector = AnomalyDetector.fit(options, extractor, extraction, labels, about)
-    metrics = image_metrics(score_items(detector, catalog.test))
+    metrics = image_metrics(score_items(detector, catalog.test).table)
     return " / ".join(f"{metrics[k]:.3f}" for k in ("image_auroc", "image_auroc_nll"))
 
 

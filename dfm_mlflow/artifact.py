@@ -19,10 +19,11 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load as load_torch
 from safetensors.torch import save_file as save_torch
 
+from dfm_mlflow.class_model import ClassModel, Grid, LayerModel
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector import AnomalyDetector, ClassModel
+from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError, WeightsError
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.device import choose_device
@@ -36,13 +37,28 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+_Size = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class _SubspaceRecord(BaseModel):
+    model_config = _STRICT
+    n_components: int = Field(ge=1)
+    noise_variance: _Positive
+
+
 class _ClassRecord(BaseModel):
     model_config = _STRICT
     name: str = Field(min_length=1)
-    n_components: int = Field(ge=1)
     n_samples: int = Field(ge=2)
-    noise_variance: _Positive
+    n_folds: int = Field(ge=2)
     map_scale: float = Field(ge=0, allow_inf_nan=False)
+    layers: list[_SubspaceRecord] = Field(min_length=1)
+
+
+class _LayerRecord(BaseModel):
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    shape: list[_Size] = Field(min_length=3, max_length=3)
 
 
 class _Record(BaseModel):
@@ -51,8 +67,8 @@ class _Record(BaseModel):
     model_config = _STRICT
     format: int
     options: dict[str, str | int | float | bool]
-    layers: list[str] = Field(min_length=1, max_length=1)
-    shape: list[Annotated[int, Field(ge=1, le=1 << 20)]] = Field(min_length=3, max_length=3)
+    layers: list[_LayerRecord] = Field(min_length=1)
+    roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
     precision: str = Field(pattern="^(fp32|bf16|fp16)$")
     classes: list[_ClassRecord] = Field(min_length=1)
     weights: dict[str, str]
@@ -81,25 +97,8 @@ def save_detector(detector: AnomalyDetector, folder: Path) -> str:
     try:
         save_numpy(_statistics(detector), temporary / STATISTICS)
         save_torch(detector.extractor.backbone.state(), temporary / BACKBONE)
-        record = _Record(
-            format=FORMAT,
-            options=detector.options.model_dump(),
-            layers=list(detector.extractor.backbone.layers),
-            shape=list(detector.shape),
-            precision=detector.extractor.precision,
-            classes=[
-                _ClassRecord(
-                    name=c.name,
-                    n_components=c.subspace.n_components,
-                    n_samples=c.subspace.n_samples,
-                    noise_variance=c.subspace.noise_variance,
-                    map_scale=c.map_scale,
-                )
-                for c in detector.classes
-            ],
-            weights=detector.weights,
-            sha256={name: sha256(temporary / name) for name in (STATISTICS, BACKBONE)},
-        )
+        digests = {name: sha256(temporary / name) for name in (STATISTICS, BACKBONE)}
+        record = _record_of(detector, digests)
         (temporary / DETECTOR).write_text(record.model_dump_json(indent=2) + "\n")
         digest = sha256(temporary / DETECTOR)
         temporary.chmod(0o755)
@@ -152,45 +151,112 @@ def load_detector(
             "for: its p-values would not hold. Train it anew in that precision."
         )
     try:
-        backbone = build_backbone(
-            options.backbone, tuple(record.layers), options.size, folded=state
-        )
+        layers = tuple(layer.name for layer in record.layers)
+        backbone = build_backbone(options.backbone, layers, options.size, folded=state)
     except WeightsError as error:
         raise ArtifactError(
             f"{folder / BACKBONE} does not fit {options.backbone}. {error}"
         ) from None
     extractor = Extractor(
-        backbone, options.size, options.resize, int(options.pooling), choose_device(device),
-        record.precision, batch_size)  # fmt: skip
-    shape = (record.shape[0], record.shape[1], record.shape[2])
-    classes = [_class(c, i, statistics, math.prod(shape)) for i, c in enumerate(record.classes)]
-    return AnomalyDetector(options, extractor, shape, classes, record.weights)
+        backbone, options.size, options.resize, options.pooling_rule, choose_device(device),
+        record.precision, batch_size, tile=options.tile_size,
+        roi=_roi(record, statistics))  # fmt: skip
+    grids = []
+    for layer in record.layers:
+        channels, height, width = layer.shape
+        grids.append(Grid((channels, height, width), extractor.roi_cells((height, width))))
+    classes = [_class(c, i, statistics, grids, options.tail) for i, c in enumerate(record.classes)]
+    return AnomalyDetector(options, extractor, grids, classes, record.weights)
+
+
+def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> _Record:
+    roi = detector.extractor.roi
+    names = detector.extractor.backbone.layers
+    return _Record(
+        format=FORMAT,
+        options=detector.options.model_dump(),
+        layers=[
+            _LayerRecord(name=name, shape=list(grid.shape))
+            for name, grid in zip(names, detector.grids, strict=True)
+        ],
+        roi_shape=None if roi is None else list(roi.shape),
+        precision=detector.extractor.precision,
+        classes=[
+            _ClassRecord(
+                name=c.name,
+                n_samples=len(c.calibration.scores),
+                n_folds=c.calibration.n_folds,
+                map_scale=c.map_scale,
+                layers=[
+                    _SubspaceRecord(
+                        n_components=layer.subspace.n_components,
+                        noise_variance=layer.subspace.noise_variance,
+                    )
+                    for layer in c.layers
+                ],
+            )
+            for c in detector.classes
+        ],
+        weights=detector.weights,
+        sha256=digests,
+    )
 
 
 def _statistics(detector: AnomalyDetector) -> dict[str, np.ndarray]:
     arrays = {}
     for i, model in enumerate(detector.classes):
-        arrays[f"{i}.mean"] = np.asarray(model.subspace.mean, dtype=np.float32)
-        arrays[f"{i}.basis"] = np.ascontiguousarray(model.subspace.basis, dtype=np.float32)
-        arrays[f"{i}.variances"] = np.asarray(model.subspace.variances, dtype=np.float32)
         arrays[f"{i}.held_out"] = model.calibration.scores
+        for j, layer in enumerate(model.layers):
+            for name in ("mean", "basis", "variances"):
+                array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
+                arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
+            arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
+    if detector.extractor.roi is not None:
+        arrays["roi"] = np.packbits(detector.extractor.roi)
     return arrays
 
 
+def _roi(record: _Record, statistics: dict[str, np.ndarray]) -> np.ndarray | None:
+    if record.roi_shape is None:
+        return None
+    size = math.prod(record.roi_shape)
+    packed = _array(statistics, "roi", ((size + 7) // 8,))
+    if packed.dtype != np.uint8:
+        raise ArtifactError(f"{STATISTICS}: roi has dtype {packed.dtype}, expected uint8.")
+    return np.unpackbits(packed, count=size).astype(bool).reshape(record.roi_shape)
+
+
 def _class(
-    record: _ClassRecord, i: int, statistics: dict[str, np.ndarray], dimension: int
+    record: _ClassRecord,
+    i: int,
+    statistics: dict[str, np.ndarray],
+    grids: list[Grid],
+    method: str,
 ) -> ClassModel:
-    k, n = record.n_components, record.n_samples
-    mean = _array(statistics, f"{i}.mean", (dimension,))
-    basis = _array(statistics, f"{i}.basis", (dimension, k))
-    variances = _array(statistics, f"{i}.variances", (k,))
-    held_out = _array(statistics, f"{i}.held_out", (n,))
-    if (variances < 0).any():
-        raise ArtifactError(f"{STATISTICS} holds a negative variance in {i}.variances.")
+    if len(record.layers) != len(grids):
+        raise ArtifactError(
+            f"{DETECTOR}: the class {record.name} has {len(record.layers)} layers, "
+            f"expected {len(grids)}."
+        )
+    held_out = _array(statistics, f"{i}.held_out", (record.n_samples,))
     if (np.diff(held_out) < 0).any():
         raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
-    subspace = Subspace(mean, basis, variances, record.noise_variance, n)
-    return ClassModel(record.name, subspace, Calibration(held_out), record.map_scale)
+    layers = []
+    for j, (layer, grid) in enumerate(zip(record.layers, grids, strict=True)):
+        k, dimension = layer.n_components, grid.n_features
+        mean = _array(statistics, f"{i}.{j}.mean", (dimension,))
+        basis = _array(statistics, f"{i}.{j}.basis", (dimension, k))
+        variances = _array(statistics, f"{i}.{j}.variances", (k,))
+        usual = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
+        for name, array in (("variances", variances), ("usual", usual)):
+            if not (array > 0).all():
+                raise ArtifactError(
+                    f"{STATISTICS} holds values that are not positive in {i}.{j}.{name}."
+                )
+        subspace = Subspace(mean, basis, variances, layer.noise_variance, record.n_samples)
+        layers.append(LayerModel(subspace, usual))
+    return ClassModel(record.name, tuple(layers), Calibration(held_out, record.n_folds, method),
+                      record.map_scale)  # fmt: skip
 
 
 def _array(statistics: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,28 +1,18 @@
 """The anomaly detector: extractor, class-conditional DFM, calibration, and the only ``score``."""
 
 import base64
-import io
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from dfm_mlflow.class_model import ClassModel, Grid, fit_class, score_class
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.aggregation import aggregate, residual_map
-from dfm_mlflow.core.calibration import (
-    Calibration,
-    combine_classes,
-    images_needed,
-    is_anomaly,
-)
-from dfm_mlflow.core.crossfit import assign_folds, crossfit
-from dfm_mlflow.core.subspace import Subspace, fit_subspace
+from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.network.extractor import Extraction, Extractor, Source
+from dfm_mlflow.network.maps import smooth_map, to_level, to_png
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,28 +20,10 @@ if TYPE_CHECKING:
 COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool",
            "predicted_class": "object", "fre": "float64", "nll": "float64",
            "anomaly_map": "object", "error": "object"}  # fmt: skip
+# Only in models with a retest band: reject, retest or pass.
+DECISION = {"decision": "object"}
+OnMap = Callable[[int, torch.Tensor, tuple[int, int]], None]
 _CHUNK = 256  # images whose features are in memory at once while scoring
-
-
-@dataclass(frozen=True)
-class ClassModel:
-    """What one class of good images looks like in one layer's features.
-
-    Attributes
-    ----------
-    name : str
-    subspace : Subspace
-        NumPy, float64 after a fit and float32 after loading.
-    calibration : Calibration
-        Held-out anomaly scores.
-    map_scale : float
-        Value of the FRE map that all but 1 in 1,000 held-out good positions stay under.
-    """
-
-    name: str
-    subspace: Subspace
-    calibration: Calibration
-    map_scale: float
 
 
 class AnomalyDetector:
@@ -63,8 +35,8 @@ class AnomalyDetector:
         Resolved options.
     extractor : Extractor
         Turns pictures into feature maps.
-    shape : tuple of int
-        ``(C, h, w)`` of the pooled feature map.
+    grids : sequence of Grid
+        Feature map of each layer.
     classes : sequence of ClassModel
         One for each class.
     weights : dict of str to str
@@ -75,13 +47,13 @@ class AnomalyDetector:
         self,
         options: Options,
         extractor: Extractor,
-        shape: tuple[int, int, int],
+        grids: Sequence[Grid],
         classes: Sequence[ClassModel],
         weights: dict[str, str],
     ):
-        self.options, self.extractor, self.shape = options, extractor, shape
+        self.options, self.extractor, self.grids = options, extractor, tuple(grids)
         self.classes, self.weights = tuple(classes), weights
-        self._subspaces = [_on_device(c.subspace, extractor.device) for c in self.classes]
+        self._ready = [c.on(extractor.device) for c in self.classes]
 
     @classmethod
     def fit(
@@ -117,26 +89,28 @@ class AnomalyDetector:
         """
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
-        features = extraction.features[0]
-        shape = tuple(features.shape[1:])
-        rows = features.reshape(len(features), -1).cpu().numpy()
+        grids = [
+            Grid((f.shape[1], f.shape[2], f.shape[3]), extractor.roi_cells(tuple(f.shape[2:])))
+            for f in extraction.features
+        ]
         known = np.asarray(labels)
         models = []
         for name in dict.fromkeys(labels):
             mine = np.flatnonzero(known == name)
             own_groups = None if groups is None else [groups[i] for i in mine]
+            features = [f[torch.from_numpy(mine)] for f in extraction.features]
             try:
-                models.append(_fit_class(name, rows[mine], own_groups, options, shape))
+                models.append(fit_class(name, features, own_groups, grids, options))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
-        return cls(options, extractor, shape, models, weights)
+        return cls(options, extractor, grids, models, weights)
 
     # -- what is known about it --------------------------------------------------------------------
 
     @property
     def n_components(self) -> int:
-        """Dimensions of the subspaces, summed over classes."""
-        return sum(c.subspace.n_components for c in self.classes)
+        """Dimensions of the subspaces, summed over layers and classes."""
+        return sum(layer.subspace.n_components for c in self.classes for layer in c.layers)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -157,13 +131,26 @@ class AnomalyDetector:
         """Say in one sentence where the threshold comes from and what it promises."""
         fpr = self.options.fpr if fpr is None else fpr
         effective = self.effective_fpr(fpr)
-        n = min(len(c.calibration.scores) for c in self.classes)
+        smallest = min(self.classes, key=lambda c: len(c.calibration.scores)).calibration
+        several = len(self.classes) > 1
+        thresholds = self.thresholds(fpr)
+        if several:
+            subject = "The thresholds " + ", ".join(f"{c} {t:.4g}" for c, t in thresholds.items())
+        else:
+            subject = f"The threshold {next(iter(thresholds.values())):.4g}"
+        kind = "p-values with a generalised Pareto tail" if smallest.tail else "empirical p-values"
         sentence = (
-            f"The threshold promises a false-positive rate of at most {effective:.3g}, from "
-            f"{n} held-out good images{' of the smallest class' if len(self.classes) > 1 else ''}"
+            f"{subject} promise{'' if several else 's'} a false-positive rate of at most "
+            f"{effective:.3g}, by {kind} from {len(smallest.scores)} good images"
+            f"{' of the smallest class' if several else ''} held out in {smallest.n_folds} folds"
         )
         if effective > fpr:
             sentence += f"; {images_needed(fpr)} would do for the {fpr:.3g} that was asked for"
+        if self.options.retest_rate is not None:
+            sentence += (
+                f"; pictures with p-values up to {self.options.retest_rate:.3g} are to be looked "
+                "at again"
+            )
         return sentence + "."
 
     # -- scoring -----------------------------------------------------------------------------------
@@ -176,6 +163,7 @@ class AnomalyDetector:
         anomaly_map: bool = False,
         on_error: str = "raise",
         progress: str | None = None,
+        on_map: OnMap | None = None,
     ) -> "pd.DataFrame":
         """Score pictures.
 
@@ -192,6 +180,9 @@ class AnomalyDetector:
             Raise for a picture that cannot be read, or say why in its row.
         progress : str, optional
             Title of a progress bar.
+        on_map : callable, optional
+            Called for each image that could be read with its index, its anomaly map on the feature
+            grid, which :meth:`full_map` brings to its size, and that size in pixels.
 
         Returns
         -------
@@ -219,103 +210,99 @@ class AnomalyDetector:
             if extraction.errors and on_error == "raise":
                 i, why = min(extraction.errors.items())
                 raise ImageError(f"Row {start + i}: {why}")
-            rows += self._rows(extraction, len(chunk), fpr, anomaly_map)
+            rows += self._rows(extraction, len(chunk), fpr, anomaly_map, on_map, start)
         # dtypes are stated: text columns keep None, which pandas would else turn into NaN
         return pd.DataFrame(
-            {name: pd.Series([r[name] for r in rows], dtype=kind) for name, kind in COLUMNS.items()}
+            {
+                name: pd.Series([r[name] for r in rows], dtype=kind)
+                for name, kind in self.columns.items()
+            }
         )
 
-    def _rows(
-        self, extraction: Extraction, n: int, fpr: float, with_map: bool
-    ) -> list[dict[str, Any]]:
-        nothing = dict.fromkeys(COLUMNS) | {"is_anomaly": False}
-        rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
-        if not extraction.kept:
-            return rows
-        scores, fre, nll, maps = self._score_features(extraction.features[0])
+    def full_map(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Bring a map from the feature grid to a picture's height and width, smooth, float32."""
+        return smooth_map(values, size, self.extractor.filled_part(size))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of :meth:`score` with their dtypes."""
+        return COLUMNS | (DECISION if self.options.retest_rate is not None else {})
+
+    def score_features(
+        self, features: Sequence[torch.Tensor], fpr: float
+    ) -> tuple[list[dict[str, Any]], list[torch.Tensor], np.ndarray]:
+        """Score extracted features, one tensor of shape (n, C, h, w) a layer.
+
+        Returns
+        -------
+        rows : list of dict
+            One for each image, without map.
+        maps : list of Tensor of shape (n, h, w)
+            Anomaly maps under each class.
+        classes : ndarray of shape (n,), int
+            Index of the class that each image fits best.
+        """
+        score, fre, nll, maps = self._class_scores(features)
         p_values = np.stack(
-            [c.calibration.p_value(scores[:, j]) for j, c in enumerate(self.classes)], axis=1
+            [c.calibration.p_value(score[:, j]) for j, c in enumerate(self.classes)], axis=1
         )
         best = combine_classes(p_values, -nll)
         promise = np.array([c.calibration.effective_fpr(fpr) for c in self.classes])
+        rows = []
+        for i, j in enumerate(best):
+            p = float(p_values[i, j])
+            flagged = bool(is_anomaly(p_values[i, j], promise[j]))
+            rows.append(
+                {
+                    "anomaly_score": float(score[i, j]),
+                    "p_value": p,
+                    "is_anomaly": flagged,
+                    "predicted_class": self.classes[j].name,
+                    "fre": float(fre[i, j]),
+                    "nll": float(nll[i, j]),
+                    "anomaly_map": None,
+                    "error": None,
+                    "decision": self._decision(p, flagged),
+                }
+            )
+        return rows, maps, best
+
+    def _rows(
+        self,
+        extraction: Extraction,
+        n: int,
+        fpr: float,
+        with_map: bool,
+        on_map: OnMap | None,
+        first: int,
+    ) -> list[dict[str, Any]]:
+        nothing = dict.fromkeys((*COLUMNS, *DECISION)) | {"is_anomaly": False}
+        rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
+        if not extraction.kept:
+            return rows
+        scored, maps, best = self.score_features(extraction.features, fpr)
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
-            rows[i] = {
-                "anomaly_score": float(scores[row, j]),
-                "p_value": float(p_values[row, j]),
-                "is_anomaly": bool(is_anomaly(p_values[row, j], promise[j])),
-                "predicted_class": self.classes[j].name,
-                "fre": float(fre[row, j]),
-                "nll": float(nll[row, j]),
-                "anomaly_map": None,
-                "error": None,
-            }
+            rows[i] = scored[row]
             if with_map:
-                scale = self.classes[j].map_scale
-                rows[i]["anomaly_map"] = _map_png(maps[j][row], scale, extraction.sizes[row])
+                full = self.full_map(maps[j][row], extraction.sizes[row])
+                level = to_level(full, self.classes[j].map_scale)
+                rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
+            if on_map:
+                on_map(first + i, maps[j][row], extraction.sizes[row])
         return rows
 
+    def _decision(self, p_value: float, flagged: bool) -> str:
+        if flagged:
+            return "reject"
+        retest = self.options.retest_rate
+        return "retest" if retest is not None and p_value <= retest else "pass"
+
     @torch.inference_mode()
-    def _score_features(
-        self, features: torch.Tensor
+    def _class_scores(
+        self, features: Sequence[torch.Tensor]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[torch.Tensor]]:
         """Give anomaly scores, FRE and NLL of shape (n, n_classes), and the maps by class."""
-        x = features.reshape(len(features), -1)
-        columns, maps = [], []
-        for subspace in self._subspaces:
-            coordinates, residual = subspace.split(x)
-            fre_map = residual_map(residual, self.shape)
-            fre = fre_map.sum(dim=(1, 2))
-            nll = subspace.nll_of(coordinates, fre)
-            score = (
-                nll if self.options.score == "nll" else aggregate(fre_map, self.options.aggregate)
-            )
-            columns.append(torch.stack([score, fre, nll]))
-            maps.append(fre_map)
+        scored = [score_class(c, features, self.grids, self.options) for c in self._ready]
+        columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
         table = torch.stack(columns, dim=2).double().cpu().numpy()
-        return table[0], table[1], table[2], maps
-
-
-def _fit_class(
-    name: str,
-    x: np.ndarray,
-    groups: Sequence[str] | None,
-    options: Options,
-    shape: tuple[int, int, int],
-) -> ClassModel:
-    level = float(options.pca_level)
-    subspace = fit_subspace(x, level)
-    folds = assign_folds(len(x), groups=groups, seed=options.seed)
-    if folds.max() == 0:
-        raise FitError("All its images are in one group: group_by must tell captures apart.")
-    held_out = crossfit(x, folds, level)
-    subspace = subspace.with_noise(held_out.noise_variance(subspace.n_components))
-    fre_map = residual_map(held_out.residual, shape)
-    if options.score == "nll":
-        scores = held_out.nll(subspace)
-    else:
-        scores = aggregate(fre_map, options.aggregate)
-    scale = float(np.quantile(fre_map, 0.999))
-    return ClassModel(name, subspace, Calibration.of(scores), scale)
-
-
-def _on_device(subspace: Subspace, device: torch.device) -> Subspace:
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.asarray(array), dtype=torch.float32, device=device)
-
-    return Subspace(
-        tensor(subspace.mean),
-        tensor(subspace.basis),
-        tensor(subspace.variances),
-        subspace.noise_variance,
-        subspace.n_samples,
-    )
-
-
-def _map_png(fre_map: torch.Tensor, scale: float, size: tuple[int, int]) -> str:
-    full = torch.nn.functional.interpolate(
-        fre_map[None, None].float(), size, mode="bilinear", align_corners=False
-    )
-    level = (full[0, 0] * (128 / max(scale, math.ulp(1.0)))).clamp(0, 255).round()
-    buffer = io.BytesIO()
-    Image.fromarray(level.to(torch.uint8).cpu().numpy()).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+        return table[0], table[1], table[2], [s.maps for s in scored]

@@ -21,14 +21,20 @@ def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> n
 
 
 def write_category(root: Path, name: str, seed: int = 0, n_train: int = 24) -> Path:
-    """An MVTec-layout folder."""
+    """An MVTec-layout folder; the last defective picture has no mask."""
     rng = np.random.default_rng(seed)
     plan = [("train/good", n_train, False), ("test/good", 8, False), ("test/hole", 6, True)]
     for folder, n, defect in plan:
         target = root / name / folder
         target.mkdir(parents=True)
         for i in range(n):
-            Image.fromarray(texture(rng, defect=defect)).save(target / f"{i:03d}.png")
+            picture = texture(rng, defect=defect)
+            Image.fromarray(picture).save(target / f"{i:03d}.png")
+            if defect and i < n - 1:
+                masks = root / name / "ground_truth" / target.name
+                masks.mkdir(parents=True, exist_ok=True)
+                mask = (picture[:, :, 0] == 10).astype(np.uint8) * 255
+                Image.fromarray(mask).save(masks / f"{i:03d}_mask.png")
     return root
 
 

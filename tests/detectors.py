@@ -26,14 +26,19 @@ def pictures(n: int, seed: int = 0, defect: bool = False, shift: int = 0) -> lis
             for _ in range(n)]  # fmt: skip
 
 
-def fit(classes: dict[str, list[bytes]] | None = None, groups=None, **options) -> AnomalyDetector:
+def fit(
+    classes: dict[str, list[bytes]] | None = None, groups=None, roi=None, **options
+) -> AnomalyDetector:
+    """Two layers whose grids differ, unless said otherwise."""
     classes = classes or {"stripes": pictures(30)}
-    given = {"image_size": "64", "layers": "layer2", "category": ",".join(classes), **options}
+    given = {"image_size": "64", "layers": "layer1,layer2", "pooling": "2",
+             "category": ",".join(classes), **options}  # fmt: skip
     resolved = Options.parse(given).resolve()
-    backbone = build_backbone("resnet18", ("layer2",), resolved.size, seed=1)
+    backbone = build_backbone("resnet18", resolved.layer_names, resolved.size, seed=1)
     extractor = Extractor(
-        backbone, resolved.size, resolved.resize, int(resolved.pooling), torch.device("cpu")
-    )
+        backbone, resolved.size, resolved.resize, resolved.pooling_rule, torch.device("cpu"),
+        tile=resolved.tile_size, roi=roi,
+    )  # fmt: skip
     labels = [name for name, images in classes.items() for _ in images]
     extraction = extractor.extract([p for images in classes.values() for p in images])
     weights = {"id": "random:1", "sha256": ""}

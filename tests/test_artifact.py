@@ -39,6 +39,19 @@ def test_round_trip(detector, saved):
     assert sorted(p.name for p in saved.iterdir()) == sorted([DETECTOR, STATISTICS, BACKBONE])
 
 
+def test_a_region_of_interest_travels_with_the_model(tmp_path):
+    roi = np.zeros((50, 70), dtype=bool)
+    roi[10:40, 20:60] = True
+    detector = fit(roi=roi)
+    save_detector(detector, tmp_path / "dfm")
+    loaded = load_detector(tmp_path / "dfm", device="cpu")
+    assert np.array_equal(loaded.extractor.roi, roi)
+    images = pictures(3, 9)
+    np.testing.assert_allclose(
+        loaded.score(images)["fre"], detector.score(images)["fre"], rtol=1e-6
+    )
+
+
 def test_saving_never_overwrites_and_leaves_nothing_half_written(detector, saved, tmp_path):
     with pytest.raises(ArtifactError, match="exists already"):
         save_detector(detector, saved)
@@ -60,12 +73,14 @@ def edit(folder, change):
     [
         (lambda r: r.update(format=2), "has format 2, and this version reads format 1"),
         (lambda r: r.update(extra=1), "extra"),
-        (lambda r: r.pop("shape"), "shape"),
-        (lambda r: r.update(shape=[1, 2]), "shape"),
-        (lambda r: r["classes"][0].update(noise_variance=-1.0), "noise_variance"),
+        (lambda r: r["layers"][0].pop("shape"), "shape"),
+        (lambda r: r["layers"][0].update(shape=[1, 2]), "shape"),
+        (lambda r: r["layers"].pop(), "has 2 layers, expected 1"),
+        (lambda r: r.update(roi_shape=[4, 4]), "lacks roi"),
+        (lambda r: r["classes"][0]["layers"][0].update(noise_variance=-1.0), "noise_variance"),
         (lambda r: r["options"].update(fpr=3.0), "fpr=3.0"),
         (lambda r: r["options"].update(backbone="resnet50"), "does not fit resnet50"),
-        (lambda r: r["classes"][0].update(n_components=3), r"0\.basis has shape"),
+        (lambda r: r["classes"][0]["layers"][1].update(n_components=3), r"0\.1\.basis has shape"),
         (lambda r: r["sha256"].pop(BACKBONE), "gives no SHA-256"),
         (lambda r: r.update(precision="int3"), "precision"),
     ],
@@ -91,9 +106,10 @@ def test_changed_files_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: a["0.mean"].__setitem__(0, np.nan), "NaN"),
-        (lambda a: a["0.variances"].__setitem__(0, -1), "negative variance"),
-        (lambda a: a.pop("1.basis"), r"lacks 1\.basis"),
+        (lambda a: a["0.0.mean"].__setitem__(0, np.nan), "NaN"),
+        (lambda a: a["0.1.variances"].__setitem__(0, -1), "not positive"),
+        (lambda a: a["0.1.usual"].__setitem__((0, 0), 0), "not positive"),
+        (lambda a: a.pop("1.0.basis"), r"lacks 1\.0\.basis"),
         (lambda a: a.update({"0.held_out": a["0.held_out"][::-1].copy()}), "out of order"),
     ],
 )

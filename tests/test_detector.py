@@ -4,12 +4,16 @@ import threading
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from dfm_mlflow.detector import COLUMNS
+from dfm_mlflow.detector import COLUMNS, AnomalyDetector
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
+from dfm_mlflow.network.extractor import Extraction
 
-from .detectors import fit, pictures
+from .conftest import texture
+from .detectors import fit, pictures, png
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +34,63 @@ def test_defects_score_higher(detector):
 
 @pytest.mark.parametrize("options", [{"aggregate": "sum"}, {"aggregate": "max"}, {"score": "nll"}])
 def test_the_score_is_what_was_asked_for(options):
-    scores = fit(**options).score(GOOD[:3] + BAD[:3])
+    scores = fit(**options, normalize="none").score(GOOD[:3] + BAD[:3])
     if "score" in options:
         np.testing.assert_array_equal(scores["anomaly_score"], scores["nll"])
     elif options["aggregate"] == "sum":
-        np.testing.assert_allclose(scores["anomaly_score"], scores["fre"], rtol=1e-6)
+        np.testing.assert_allclose(scores["anomaly_score"], scores["fre"], rtol=1e-5)
     else:
         assert (scores["anomaly_score"] < scores["fre"]).all()
 
 
 def test_scores_follow_their_definition(detector):
-    features = detector.extractor.extract(BAD[:4]).features[0].reshape(4, -1).double().numpy()
-    subspace = detector.classes[0].subspace
+    features = detector.extractor.extract(BAD[:4]).features
     scores = detector.score(BAD[:4])
-    np.testing.assert_allclose(scores["fre"], subspace.fre(features), rtol=1e-5)
-    np.testing.assert_allclose(scores["nll"], subspace.nll(features), rtol=1e-4)
+    fre, nll, maps = 0, 0, []
+    for feature, layer in zip(features, detector.classes[0].layers, strict=True):
+        x = feature.reshape(4, -1).double().numpy()
+        fre = fre + layer.subspace.fre(x)
+        nll = nll + layer.subspace.nll(x)
+        raw = (layer.subspace.residual(x).reshape(feature.shape) ** 2).sum(1)
+        divided = torch.from_numpy(raw / layer.usual)[:, None]
+        maps.append(F.interpolate(divided, (8, 8), mode="bilinear")[:, 0].numpy())
+    np.testing.assert_allclose(scores["fre"], fre, rtol=1e-5)
+    np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4)
+    top = np.sort(np.mean(maps, axis=0).reshape(4, -1))[:, -3:].mean(1)  # 5 % of 64
+    np.testing.assert_allclose(scores["anomaly_score"], top, rtol=1e-4)
     calibration = detector.classes[0].calibration
     np.testing.assert_array_equal(scores["p_value"], calibration.p_value(scores["anomaly_score"]))
+
+
+@pytest.mark.parametrize("how", ["none", "global", "position"])
+def test_a_layer_s_map_is_divided_by_what_held_out_pictures_show(how):
+    layer = fit(normalize=how).classes[0].layers[0]
+    extraction = fit().extractor.extract(pictures(30)).features[0]
+    if how == "none":
+        assert (layer.usual == 1).all()
+    elif how == "global":
+        assert layer.usual.std() == 0
+        # held-out residuals exceed those of the pictures that were fitted
+        raw = layer.subspace.residual(extraction.reshape(30, -1).numpy())
+        assert layer.usual[0, 0] > (raw**2).sum(1).mean() / 64
+    else:
+        assert layer.usual.std() > 0
+        assert layer.usual.min() >= 0.29 * layer.usual.mean()
+
+
+def test_scores_of_a_layer_do_not_depend_on_its_scale(detector):
+    """Division by what good pictures show makes layers of any scale weigh alike."""
+    names = detector.extractor.backbone.layers
+    extraction = detector.extractor.extract(pictures(30))
+    scaled = Extraction([extraction.features[0] * 100, extraction.features[1]],
+                        extraction.kept, {}, extraction.sizes)  # fmt: skip
+    fitted = [
+        AnomalyDetector.fit(detector.options, detector.extractor, e, ["stripes"] * 30, {})
+        for e in (extraction, scaled)
+    ]
+    assert len(names) == 2
+    ours, theirs = (d.classes[0].calibration.scores for d in fitted)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
 def test_decision_follows_fpr_and_its_floor(detector):
@@ -86,6 +130,94 @@ def test_maps_are_at_input_size_and_show_the_defect(detector):
     assert np.mean([(v > 150).mean() for v in levels]) < 0.05
 
 
+def test_padding_is_cut_off_a_map():
+    """With resize=keep the map of a wide picture is that of its strip of the input."""
+    wide = [png(np.repeat(texture(np.random.default_rng(i)), 3, axis=1)) for i in range(20)]
+    detector = fit({"wide": wide}, resize="keep", aggregate="max")
+    image = np.array(Image.open(io.BytesIO(wide[0])))
+    image[:20, 150:180] = 0
+    maps = []
+    detector.score([image], on_map=lambda i, values, size: maps.append((values, size)))
+    full = detector.full_map(*maps[0])
+    assert full.shape == (64, 192)
+    top, left = np.unravel_index(int(full.argmax()), full.shape)
+    assert top < 32
+    assert 130 < left < 192
+
+
+def test_a_defect_outside_the_region_of_interest_changes_nothing():
+    roi = np.zeros((64, 64), dtype=bool)
+    roi[:, :32] = True
+    detector = fit(roi=roi, pooling="1")
+    assert detector.grids[1].cells.sum() == 32
+    image = np.array(Image.open(io.BytesIO(GOOD[0])))
+    outside, inside = image.copy(), image.copy()
+    outside[20:40, 32:60] = 0
+    inside[20:40, 4:28] = 0
+    scores = detector.score([image, outside, inside], anomaly_map=True)
+    assert scores["anomaly_score"][0] == scores["anomaly_score"][1]
+    assert scores["anomaly_map"][0] == scores["anomaly_map"][1]
+    assert scores["p_value"][2] == 1 / 31 < scores["p_value"][0]
+    # fitting saw nothing of it either
+    spoilt = [np.array(Image.open(io.BytesIO(p))) for p in pictures(30)]
+    for i, picture in enumerate(spoilt):
+        picture[:, 32:] = i * 8
+    again = fit({"stripes": [png(p) for p in spoilt]}, roi=roi, pooling="1")
+    assert again.thresholds() == detector.thresholds()
+    # a picture of another size: the mask is scaled to it
+    large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
+    marked = large.copy()
+    marked[:, 64:] = 0
+    pair = detector.score([large, marked])["anomaly_score"]
+    assert pair[0] == pair[1]
+
+
+def test_tiles_find_what_a_small_view_loses():
+    """A fine roughness of 16x16 pixels on a 2000x1334 picture, which averages away at 256x256."""
+    rng = np.random.default_rng(0)
+    x = np.arange(2000)[None, :].repeat(1334, axis=0)
+
+    def plate(rough=False):
+        base = 128 + 40 * np.sin(x / 9 + rng.uniform(0, 6)) + rng.normal(0, 6, x.shape)
+        if rough:
+            base[600:616, 900:916] += 60 * (-1.0) ** x[600:616, 900:916]
+        return np.repeat(base.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+    train, good, bad = ([plate(r) for _ in range(n)] for n, r in ((5, 0), (2, 0), (2, 1)))
+    gap = {}
+    for size, tile in (("256", "none"), ("1344x2016", "256")):
+        extractor = fit(image_size=size, tile=tile, pooling="4", layers="layer1",
+                        classes={"plate": train}, aggregate="max")  # fmt: skip
+        scores = extractor.score(good + bad)["anomaly_score"].to_numpy()
+        gap[tile] = scores[2:].min() / scores[:2].max()
+    assert gap["256"] > 1.5
+    assert gap["none"] < 1.2
+
+
+def test_three_answers():
+    plain = fit()
+    assert "decision" not in plain.score(GOOD[:1])
+    detector = fit(fpr="0.05", retest="0.5")
+    scores = detector.score([*GOOD, *BAD, b"noise"], on_error="report")
+    assert list(scores.columns) == [*COLUMNS, "decision"]
+    p = scores["p_value"][:-1]
+    expected = np.where(p <= 0.05, "reject", np.where(p <= 0.5, "retest", "pass"))
+    assert scores["decision"][:-1].tolist() == expected.tolist()
+    assert set(expected) == {"reject", "retest", "pass"}
+    assert scores["decision"].iloc[-1] is None
+    assert "up to 0.5 are to be looked at again" in detector.calibration_sentence()
+
+
+def test_a_tail_promises_less_than_one_in_n():
+    assert fit().effective_fpr(0.01) == 1 / 31
+    detector = fit(tail="gpd")
+    assert detector.effective_fpr(0.01) == 0.01
+    assert "generalised Pareto tail" in detector.calibration_sentence()
+    scores = detector.score(GOOD + BAD, fpr=0.01)
+    flagged = scores["anomaly_score"] >= detector.thresholds(0.01)["stripes"]
+    np.testing.assert_array_equal(scores["is_anomaly"], flagged)
+
+
 def test_each_class_knows_its_own():
     dark, light = pictures(24, 1, shift=-60), pictures(24, 2, shift=60)
     detector = fit({"dark": dark, "light": light})
@@ -103,7 +235,7 @@ def test_unfit_classes_are_named():
         fit({"stripes": pictures(3), "flat": [GOOD[0]] * 5})
     with pytest.raises(FitError, match="one group"):
         fit({"stripes": pictures(3)}, groups=["a", "a", "a"])
-    assert fit({"two": pictures(2)}).n_components == 1
+    assert fit({"two": pictures(2)}).n_components == 2  # one in each layer
 
 
 def test_threads_do_not_mix_answers(detector):

@@ -100,7 +100,10 @@ def test_mlflow_run_makes_one_finished_run_with_raw_and_resolved_parameters(clie
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
     assert (run.data.params["fpr"], run.data.params["resolved_fpr"]) == ("5e-2", "0.05")
-    assert (run.data.params["layers"], run.data.params["resolved_layers"]) == ("auto", "layer3")
+    assert (run.data.params["layers"], run.data.params["resolved_layers"]) == (
+        "auto",
+        "layer2,layer3",
+    )
     assert run.data.metrics["image_auroc"] > 0.9
     assert client.get_model_version("dfm-stripes", "1").run_id == run.info.run_id
 

@@ -10,23 +10,23 @@ from array_api_compat import array_namespace
 from dfm_mlflow.errors import ConfigError
 
 
-def residual_map(residual: Any, shape: tuple[int, int, int]) -> Any:
-    """Sum the squared residual over channels: ``M[i, j] = sum_c e[c, i, j]^2``.
+def residual_map(residual: Any, n_channels: int) -> Any:
+    """Sum the squared residual over channels: ``M[p] = sum_c e[c, p]^2``.
 
     Parameters
     ----------
-    residual : array of shape (n, C * h * w)
-        Feature residuals of n images.
-    shape : tuple of int
-        ``(C, h, w)``.
+    residual : array of shape (n, C * P)
+        Feature residuals of n images at P positions.
+    n_channels : int
+        C.
 
     Returns
     -------
-    array of shape (n, h, w)
+    array of shape (n, P)
         The FRE map; its sum is the FRE (Ndiour et al., arXiv 2203.10422).
     """
     xp = array_namespace(residual)
-    return xp.sum(xp.reshape(residual**2, (residual.shape[0], *shape)), axis=1)
+    return xp.sum(xp.reshape(residual**2, (residual.shape[0], n_channels, -1)), axis=1)
 
 
 def aggregate(maps: Any, how: str) -> Any:
@@ -34,7 +34,7 @@ def aggregate(maps: Any, how: str) -> Any:
 
     Parameters
     ----------
-    maps : array of shape (n, h, w)
+    maps : array of shape (n, h, w) or (n, P)
         Anomaly maps.
     how : str
         ``sum``, ``max``, or ``top:q``: the mean of the largest share q in (0, 1] of positions, at

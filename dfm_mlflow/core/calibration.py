@@ -7,11 +7,81 @@ new good image, exchangeable with the held-out ones, ``P(p <= a) <= a``.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.stats import kstest
+
+_TAIL_SHARE = 0.2  # of the held-out scores describe the tail,
+_TAIL_LEAST = 10  # and at least this many of them
+_REACH = 10  # a tail extends p-values by this factor below 1 / (n + 1)
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Generalised Pareto tail: ``P(score > start + y) = share (1 + shape y / scale)^(-1/shape)``.
+
+    Attributes
+    ----------
+    start : float
+        Score at which it begins.
+    share : float
+        P-value there.
+    scale, shape : float
+        Shape 0 is the exponential; it is never negative, so that no score is impossible.
+    """
+
+    start: float
+    share: float
+    scale: float
+    shape: float
+
+    def p_value(self, scores: np.ndarray) -> np.ndarray:
+        """P-values of scores above :attr:`start`."""
+        beyond = np.maximum(scores - self.start, 0) / self.scale
+        if self.shape == 0:
+            return self.share * np.exp(-beyond)
+        return self.share * (1 + self.shape * beyond) ** (-1 / self.shape)
+
+    def score(self, p: float) -> float:
+        """Score that has a p-value of at most :attr:`share`."""
+        ratio = self.share / p
+        beyond = math.log(ratio) if self.shape == 0 else (ratio**self.shape - 1) / self.shape
+        return self.start + self.scale * beyond
+
+
+def fit_tail(ascending: np.ndarray) -> Tail | None:
+    """Fit a tail to the largest scores by probability-weighted moments.
+
+    Source: Hosking & Wallis, Technometrics 29, 1987; for few exceedances they are steadier than
+    maximum likelihood.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n,)
+
+    Returns
+    -------
+    Tail or None
+        None for fewer than 20 scores or equal ones.
+    """
+    n = len(ascending)
+    m = max(_TAIL_LEAST, int(_TAIL_SHARE * n))
+    if n < 2 * m:
+        return None
+    start = float(ascending[n - m - 1])
+    beyond = ascending[n - m :] - start
+    mean = float(beyond.mean())
+    if not mean > 0:
+        return None
+    rank = (np.arange(1, m + 1) - 0.35) / m
+    weighted = float(((1 - rank) * beyond).mean())
+    shape = 2 - mean / (mean - 2 * weighted) if mean > 2 * weighted else -1.0
+    scale = 2 * mean * weighted / (mean - 2 * weighted) if shape > 0 else mean
+    return Tail(start, (m + 1) / (n + 1), scale, max(shape, 0.0))
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Held-out scores of the good images of one class.
 
@@ -19,14 +89,30 @@ class Calibration:
     ----------
     scores : ndarray of shape (n,), float64
         Ascending.
+    n_folds : int
+        Of the cross-fitting that gave them.
+    method : {"empirical", "gpd"}
+        What lies beyond the largest of them.
     """
 
     scores: np.ndarray
+    n_folds: int = 0
+    method: str = "empirical"
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> "Calibration":
+    def of(cls, scores: np.ndarray, n_folds: int = 0, method: str = "empirical") -> "Calibration":
         """Calibrate on held-out scores in any order."""
-        return cls(np.sort(np.asarray(scores, dtype=np.float64)))
+        return cls(np.sort(np.asarray(scores, dtype=np.float64)), n_folds, method)
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """Fitted tail, or None where the method is empirical or the scores are too few."""
+        return fit_tail(self.scores) if self.method == "gpd" else None
+
+    @property
+    def smallest_p_value(self) -> float:
+        """No score has a smaller one."""
+        return 1 / (len(self.scores) + 1) / (_REACH if self.tail else 1)
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
         """Share of held-out good images that score at least as high, never 0.
@@ -38,20 +124,26 @@ class Calibration:
         Returns
         -------
         ndarray of shape (m,), float64
-            In ``[1 / (n + 1), 1]``.
+            In ``[1 / (n + 1), 1]``; with a tail down to a tenth of that.
         """
         n = len(self.scores)
-        return (1 + n - np.searchsorted(self.scores, scores, side="left")) / (n + 1)
+        p = (1 + n - np.searchsorted(self.scores, scores, side="left")) / (n + 1)
+        if self.tail:
+            beyond = np.asarray(scores) > self.tail.start
+            p = np.where(beyond, self.tail.p_value(scores), p)
+        return np.maximum(p, self.smallest_p_value)
 
     def effective_fpr(self, fpr: float) -> float:
         """The false-positive rate that n images can promise: ``max(fpr, 1 / (n + 1))``."""
-        return max(fpr, 1 / (len(self.scores) + 1))
+        return max(fpr, self.smallest_p_value)
 
     def threshold(self, fpr: float) -> float:
         """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not."""
-        n = len(self.scores)
+        n, fpr = len(self.scores), self.effective_fpr(fpr)
+        if self.tail and fpr < self.tail.share:
+            return self.tail.score(fpr)
         # p <= f  <=>  #{held-out >= s} <= f (n + 1) - 1; the small term undoes rounding.
-        most = math.floor(self.effective_fpr(fpr) * (n + 1) * (1 + 1e-12)) - 1
+        most = math.floor(fpr * (n + 1) * (1 + 1e-12)) - 1
         return float(self.scores[n - 1 - most]) if most < n else -math.inf
 
 
@@ -82,3 +174,39 @@ def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray
     """
     best = p_values == p_values.max(axis=1, keepdims=True)
     return np.where(best, likelihoods, -np.inf).argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the p-values of new images are from those of good ones, which are uniform.
+
+    Attributes
+    ----------
+    flagged : float
+        Share of the images that are flagged; good ones keep the promised rate.
+    statistic : float
+        Kolmogorov-Smirnov distance from the uniform distribution, in [0, 1].
+    significance : float
+        Probability of at least that distance for good images.
+    """
+
+    flagged: float
+    statistic: float
+    significance: float
+
+
+def measure_drift(p_values: np.ndarray, flagged: np.ndarray) -> Drift:
+    """Compare new, unlabelled images with the good ones of the calibration.
+
+    Parameters
+    ----------
+    p_values : ndarray of shape (m,)
+    flagged : ndarray of shape (m,), bool
+
+    Returns
+    -------
+    Drift
+        A camera that moved or a lamp that faded makes all p-values small; a few defects do not.
+    """
+    test = kstest(p_values, "uniform")
+    return Drift(float(np.mean(flagged)), float(test.statistic), float(test.pvalue))

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -40,6 +41,27 @@ def decode_image(
     ImageError
         If the bytes are empty, too large, not one of the formats, or broken.
     """
+    return _guarded(data, max_pixels, max_bytes, _to_rgb)
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decode a mask: nonzero pixels are True, in grey, palette and colour pictures alike.
+
+    Returns
+    -------
+    ndarray of shape (height, width), bool
+
+    Raises
+    ------
+    ImageError
+        As :func:`decode_image`.
+    """
+    return _guarded(data, MAX_PIXELS, MAX_BYTES, _to_mask)
+
+
+def _guarded(
+    data: bytes, max_pixels: int, max_bytes: int, convert: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
     if not data:
         raise ImageError("The image is empty (0 bytes): send the bytes of a picture.")
     if len(data) > max_bytes:
@@ -51,7 +73,7 @@ def decode_image(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, max_pixels)
-                return _to_rgb(image)
+                return convert(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -78,6 +100,12 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
     if width < 1 or height < 1:
         raise ImageError(f"The image has {width}x{height} pixels: replace it.")
+
+
+def _to_mask(image: Image.Image) -> np.ndarray:
+    coloured = image.mode in ("P", "RGBA", "LA", "CMYK")
+    pixels = np.asarray(image.convert("RGB") if coloured else image)
+    return pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

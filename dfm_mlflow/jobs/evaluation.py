@@ -1,27 +1,48 @@
 """A scored test set: one row an image, and the metrics of it."""
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
+from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.images.catalog import GOOD, Item
+from dfm_mlflow.images.decode import decode_mask
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored set of labelled pictures.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
+        :meth:`AnomalyDetector.score` without the map.
+    maps : dict of int to (Tensor of shape (h, w), (height, width))
+        Anomaly map on the feature grid, and size in pixels, of each row that could be read.
+    """
+
+    table: pd.DataFrame
+    maps: dict[int, tuple[torch.Tensor, tuple[int, int]]]
 
 
 def score_items(
-    detector: AnomalyDetector, items: list[Item], progress: str | None = "scoring"
-) -> pd.DataFrame:
-    """Score labelled pictures; unreadable ones keep a row with their error.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``path``, ``category``, ``label``, ``defective``, then those of
-        :meth:`AnomalyDetector.score` without the map.
-    """
-    scores = detector.score([i.path for i in items], on_error="report", progress=progress)
+    detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
+) -> Evaluation:
+    """Score labelled pictures; unreadable ones keep a row with their error."""
+    maps: dict[int, tuple[torch.Tensor, tuple[int, int]]] = {}
+    scores = detector.score(
+        [i.path for i in items],
+        on_error="report",
+        progress=progress,
+        on_map=lambda i, values, size: maps.update({i: (values.cpu(), size)}),
+    )
     about = pd.DataFrame(
         {
             "path": [str(i.path) for i in items],
@@ -30,7 +51,29 @@ def score_items(
             "defective": [i.label != GOOD for i in items],
         }
     )
-    return pd.concat([about, scores.drop(columns="anomaly_map")], axis=1)
+    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), maps)
+
+
+def pixel_metrics_of(
+    detector: AnomalyDetector, items: Sequence[Item], evaluation: Evaluation
+) -> dict[str, float]:
+    """Pixel metrics at the size of the masks; empty where there is no mask at all.
+
+    A defective picture without a mask is left out and counted as ``n_without_mask``.
+    """
+    if not any(item.mask for item in items):
+        return {}
+    usable = [i for i in evaluation.maps if items[i].label == GOOD or items[i].mask is not None]
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i in usable:
+            values, size = evaluation.maps[i]
+            mask_file = items[i].mask
+            mask = decode_mask(mask_file.read_bytes()) if mask_file else np.zeros(size, dtype=bool)
+            yield detector.full_map(values, (mask.shape[0], mask.shape[1])).numpy(), mask
+
+    missing = sum(item.label != GOOD and item.mask is None for item in items)
+    return pixel_metrics(pairs()) | {"n_without_mask": float(missing)}
 
 
 def image_metrics(table: pd.DataFrame) -> dict[str, float]:
@@ -42,7 +85,7 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     Parameters
     ----------
     table : DataFrame
-        From :func:`score_items`; rows with an error are left out.
+        Of an :class:`Evaluation`; rows with an error are left out.
     """
     table = table[table["error"].isna()]
     if table.empty:

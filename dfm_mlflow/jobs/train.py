@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -27,10 +28,15 @@ from PIL import Image
 import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.errors import DataError
+from dfm_mlflow.errors import DataError, ImageError
 from dfm_mlflow.images.catalog import GOOD, Catalog, Item, load_catalog
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.jobs.evaluation import image_metrics, metric_name, score_items
+from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.jobs.evaluation import (
+    image_metrics,
+    metric_name,
+    pixel_metrics_of,
+    score_items,
+)
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
@@ -105,10 +111,23 @@ def build_extractor(options: Options) -> tuple[Extractor, dict[str, str], Option
         }
     )  # fmt: skip
     cache = FeatureCache() if options.cache else None
-    extractor = Extractor(backbone, options.size, options.resize, int(options.pooling), device,
-                          precision, cache=cache)  # fmt: skip
+    extractor = Extractor(backbone, options.size, options.resize, options.pooling_rule, device,
+                          precision, cache=cache, tile=options.tile_size,
+                          roi=_load_roi(options.roi))  # fmt: skip
     _logger.info("%s to %s on %s in %s", options.backbone, options.layers, device, precision)
     return extractor, {"id": weights.id, "sha256": weights.sha256}, options
+
+
+def _load_roi(path: str) -> np.ndarray | None:
+    if path == "none":
+        return None
+    try:
+        mask = decode_mask(Path(path).expanduser().read_bytes())
+    except (OSError, ImageError) as error:
+        raise DataError(f"roi={path} cannot be read ({error}): give a mask PNG.") from None
+    if not mask.any():
+        raise DataError(f"roi={path} has no nonzero pixel: paint the region that matters white.")
+    return mask
 
 
 def _fit_and_log(
@@ -133,8 +152,9 @@ def _fit_and_log(
         )
     )
     _logger.info(detector.calibration_sentence())
-    table, score_seconds = _timed(lambda: score_items(detector, catalog.test))
-    metrics = image_metrics(table)
+    evaluation, score_seconds = _timed(lambda: score_items(detector, catalog.test))
+    table = evaluation.table
+    metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= _facts(detector, table, len(fitted_on), len(extraction.errors))
     metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)

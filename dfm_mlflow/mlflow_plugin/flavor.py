@@ -57,6 +57,8 @@ def signature_of(options: Options) -> ModelSignature:
         ColSpec(DataType.string, "anomaly_map", required=False),
         ColSpec(DataType.string, "error", required=False),
     ]
+    if options.retest_rate is not None:
+        outputs.append(ColSpec(DataType.string, "decision", required=False))
     params = [
         ParamSpec("fpr", DataType.double, options.fpr),
         ParamSpec("anomaly_map", DataType.boolean, False),

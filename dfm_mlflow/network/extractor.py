@@ -19,10 +19,11 @@ from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.device import DTYPES
+from dfm_mlflow.network.tiles import run_tiles, scaled_mask
 
 Source = bytes | Path | np.ndarray
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Extractor:
         Network input (height, width) in pixels.
     resize : {"stretch", "keep"}
         Stretch to `size`, or keep the aspect ratio and pad with the mean colour.
-    pooling : int
-        Kernel and stride of average pooling; a partial window at the border averages what it has.
+    pooling : int or str
+        Kernel and stride of average pooling, or ``stride:N``: on each layer the kernel that makes
+        cells of N input pixels. A partial window at the border averages what it has.
     device : torch.device
         Where the network runs.
     precision : {"fp32", "bf16", "fp16"}
@@ -76,6 +78,12 @@ class Extractor:
         Pictures in one forward pass.
     cache : FeatureCache, optional
         Where features are kept between runs.
+    tile : int, optional
+        The network sees overlapping tiles of this side, and their maps are put together, so that a
+        large input costs the memory of a small one.
+    roi : ndarray of shape (H, W), bool, optional
+        Region of interest; pixels outside it are painted in the mean colour before anything else,
+        in pictures of another size scaled to theirs.
     """
 
     def __init__(
@@ -83,13 +91,17 @@ class Extractor:
         backbone: Backbone,
         size: tuple[int, int],
         resize: str,
-        pooling: int,
+        pooling: int | str,
         device: torch.device,
         precision: str = "fp32",
         batch_size: int = 16,
         cache: FeatureCache | None = None,
+        *,
+        tile: int | None = None,
+        roi: np.ndarray | None = None,
     ):
         self.backbone, self.size, self.resize, self.pooling = backbone, size, resize, pooling
+        self.tile, self.roi = tile, roi
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.cache = cache
         self._dtype = DTYPES[precision]
@@ -185,18 +197,40 @@ class Extractor:
 
     def resized(self, image: np.ndarray) -> Tensor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``."""
+        if self.roi is not None:
+            inside = scaled_mask(self.roi, _shape(image))
+            image = np.where(inside[:, :, None], image, np.array(self._padding, np.uint8))
+        return self._fitted(image, self._padding)
+
+    def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
+        """Which cells of a feature grid the region of interest touches, of shape (h, w), bool."""
+        if self.roi is None:
+            return np.ones(grid, dtype=bool)
+        mask = np.repeat(self.roi[:, :, None], 3, axis=2).astype(np.uint8) * 255
+        covered = self._fitted(mask, (0, 0, 0))[:1].float()
+        return (F.adaptive_max_pool2d(covered[None], grid)[0, 0] > 0).numpy()
+
+    def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Share of the input's height and width that a picture of (height, width) fills."""
+        target = self._target(size)
+        return target[0] / self.size[0], target[1] / self.size[1]
+
+    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+        if self.resize == "stretch":
+            return self.size
+        ratio = min(self.size[0] / size[0], self.size[1] / size[1])
+        return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+    def _fitted(self, image: np.ndarray, padding: tuple[int, ...]) -> Tensor:
         pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
-        target = self.size
-        if self.resize == "keep":
-            ratio = min(self.size[0] / image.shape[0], self.size[1] / image.shape[1])
-            target = tuple(max(1, round(s * ratio)) for s in image.shape[:2])
+        target = self._target(_shape(image))
         if tuple(pixels.shape[2:]) != target:
             pixels = F.interpolate(
                 pixels, target, mode="bilinear", antialias=True, align_corners=False
             )
         if target == self.size:
             return pixels[0]
-        padded = torch.tensor(self._padding, dtype=torch.uint8).view(3, 1, 1).repeat(1, *self.size)
+        padded = torch.tensor(padding, dtype=torch.uint8).view(3, 1, 1).repeat(1, *self.size)
         top, left = ((s - t) // 2 for s, t in zip(self.size, target, strict=True))
         padded[:, top : top + target[0], left : left + target[1]] = pixels[0]
         return padded
@@ -209,7 +243,9 @@ class Extractor:
         inputs = (pixels * self._scale - self._shift).to(
             dtype=self._dtype, memory_format=torch.channels_last
         )
-        outputs = self._network(inputs)
+        outputs = (
+            run_tiles(self._network, inputs, self.tile) if self.tile else self._network(inputs)
+        )
         maps = [self._pool(name, outputs[name]) for name in self.backbone.layers]
         return [[m[i] for m in maps] for i in range(len(batch))]
 
@@ -222,7 +258,10 @@ class Extractor:
                 "choose a convolutional layer."
             )
         output = output.float()
-        kernel = tuple(min(self.pooling, s) for s in output.shape[2:])
+        kernel = tuple(
+            min(_kernel(self.pooling, s, pixels), s)
+            for s, pixels in zip(output.shape[2:], self.size, strict=True)
+        )
         if kernel != (1, 1):
             output = F.avg_pool2d(output, kernel, ceil_mode=True)
         return output.contiguous()
@@ -232,10 +271,19 @@ class Extractor:
         return hashlib.sha256(f"{self._fingerprint}\0{content}".encode()).hexdigest()
 
     def _make_fingerprint(self) -> str:
-        parts = (_CACHE_VERSION, self.backbone.fingerprint(), self.backbone.layers, self.size,
-                 self.resize, self.pooling, self.precision, self.device.type)  # fmt: skip
+        parts = [_CACHE_VERSION, self.backbone.fingerprint(), self.backbone.layers, self.size,
+                 self.resize, self.pooling, self.precision, self.device.type,
+                 self.tile]  # fmt: skip
+        if self.roi is not None:
+            parts += [self.roi.shape, np.packbits(self.roi).tobytes()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _shape(image: np.ndarray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
+
+
+def _kernel(pooling: int | str, cells: int, pixels: int) -> int:
+    if isinstance(pooling, str):
+        return max(1, round(int(pooling.removeprefix("stride:")) * cells / pixels))
+    return pooling

@@ -21,7 +21,7 @@ CONTRACT = {
     "image_f1", "precision", "recall", "false_positive_rate", "false_negative_rate",
     "image_auroc/hole", "threshold", "effective_fpr", "n_train", "n_test", "n_components",
     "extract_seconds", "fit_seconds", "images_per_second", "model_megabytes",
-    "peak_memory_megabytes",
+    "peak_memory_megabytes", "pixel_auroc", "pixel_aupro", "n_without_mask",
 }  # fmt: skip
 
 
@@ -40,9 +40,11 @@ def test_a_run_holds_what_it_promises(store, mvtec_like):
     assert set(run.data.metrics) >= CONTRACT
     assert run.data.metrics["image_auroc"] > 0.9  # a black square on stripes
     assert (run.data.metrics["n_train"], run.data.metrics["n_test"]) == (24, 14)
+    assert run.data.metrics["pixel_auroc"] > 0.85
+    assert run.data.metrics["n_without_mask"] == 1
     params = run.data.params
     assert params["resolved_backbone"] == "resnet18"
-    assert params["resolved_layers"] == "layer3"
+    assert params["resolved_layers"] == "layer2,layer3"
     assert params["weights_id"] == "random:42"
     (used,) = run.inputs.dataset_inputs
     assert (used.dataset.name, len(used.dataset.digest)) == ("stripes", 16)

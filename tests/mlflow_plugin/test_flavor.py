@@ -39,7 +39,7 @@ def test_mlmodel_says_what_it_is(saved):
     model = yaml.safe_load((saved / "MLmodel").read_text())
     section = model["flavors"]["dfm"]
     assert (section["backbone"], section["layers"], section["score"]) == (
-        "resnet18", ["layer2"], "fre")  # fmt: skip
+        "resnet18", ["layer1", "layer2"], "fre")  # fmt: skip
     assert (section["format_version"], section["image_size"]) == (1, [64, 64])
     assert section["classes"] == ["stripes"]
     assert len(section["sha256"]) == 64

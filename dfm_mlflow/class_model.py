@@ -1,0 +1,200 @@
+"""One class of good pictures: its subspace in each layer, its map, its score, its calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.aggregation import aggregate, residual_map
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.solvers import fit_subspace
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.network.maps import combine_layers, usual_of
+
+_CALM = 0.999  # share of held-out good positions that stay below grey level 128
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Feature map of one layer, and which of its cells count.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(C, h, w)``.
+    cells : ndarray of shape (h, w), bool
+        Cells that the region of interest touches.
+    """
+
+    shape: tuple[int, int, int]
+    cells: np.ndarray
+
+    @property
+    def n_features(self) -> int:
+        """Length D of a row: channels times cells that count."""
+        return self.shape[0] * int(self.cells.sum())
+
+    def rows(self, features: Tensor) -> Tensor:
+        """Flatten features of shape (n, C, h, w) to rows of shape (n, D)."""
+        if self.cells.all():
+            return features.flatten(1)
+        index = torch.from_numpy(np.flatnonzero(self.cells)).to(features.device)
+        return features.flatten(2)[:, :, index].flatten(1)
+
+    def fre_map(self, residual: Tensor) -> Tensor:
+        """FRE map of shape (n, h, w) from residuals of shape (n, D); 0 in other cells."""
+        values = residual_map(residual, self.shape[0])
+        if not self.cells.all():
+            index = torch.from_numpy(np.flatnonzero(self.cells)).to(values.device)
+            full = values.new_zeros((len(values), self.cells.size))
+            values = full.index_copy(1, index, values)
+        return values.reshape(len(values), *self.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class LayerModel:
+    """What good features of one class look like in one layer.
+
+    Attributes
+    ----------
+    subspace : Subspace
+        NumPy arrays, float64 after a fit and float32 after loading, or tensors to score with.
+    usual : array of shape (h, w), float32
+        What the FRE map is divided by.
+    """
+
+    subspace: Subspace
+    usual: np.ndarray | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ClassModel:
+    """What one class of good pictures looks like.
+
+    Attributes
+    ----------
+    name : str
+    layers : tuple of LayerModel
+    calibration : Calibration
+        Held-out anomaly scores.
+    map_scale : float
+        Value of the anomaly map that all but 1 in 1,000 held-out good positions stay under.
+    """
+
+    name: str
+    layers: tuple[LayerModel, ...]
+    calibration: Calibration
+    map_scale: float
+
+    def on(self, device: torch.device) -> "ClassModel":
+        """Return a copy to score with: float32 tensors on a device."""
+        like = torch.zeros((), dtype=torch.float32, device=device)
+        layers = tuple(
+            LayerModel(
+                layer.subspace.like(like),
+                torch.as_tensor(np.asarray(layer.usual), dtype=torch.float32, device=device),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Scores of n pictures under one class.
+
+    Attributes
+    ----------
+    score, fre, nll : Tensor of shape (n,)
+        Anomaly score, and the published image scores summed over layers.
+    maps : Tensor of shape (n, h, w)
+        Anomaly maps on the finest grid.
+    """
+
+    score: Tensor
+    fre: Tensor
+    nll: Tensor
+    maps: Tensor
+
+
+def score_class(
+    model: ClassModel, features: Sequence[Tensor], grids: Sequence[Grid], options: Options
+) -> ClassScores:
+    """Score features, one tensor of shape (n, C, h, w) a layer, under a class on their device."""
+    maps, fre, nll = [], [], []
+    for layer, feature, grid in zip(model.layers, features, grids, strict=True):
+        coordinates, residual = layer.subspace.split(grid.rows(feature))
+        maps.append(grid.fre_map(residual))
+        fre.append(maps[-1].sum(dim=(1, 2)))
+        nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
+    usual = [torch.as_tensor(layer.usual) for layer in model.layers]
+    return _scores(maps, usual, torch.stack(fre).sum(0), torch.stack(nll).sum(0), grids, options)
+
+
+def fit_class(
+    name: str,
+    features: Sequence[Tensor],
+    groups: Sequence[str] | None,
+    grids: Sequence[Grid],
+    options: Options,
+) -> ClassModel:
+    """Fit a class to its features and calibrate it on the same pictures, each held out once.
+
+    Parameters
+    ----------
+    name : str
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    groups : sequence of str, optional
+        Pictures of one group are held out together.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Raises
+    ------
+    FitError
+        If there is one group only, or features that no model fits.
+    """
+    level = float(options.pca_level)
+    folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
+    layers, maps, fre, nll = [], [], [], []
+    for feature, grid in zip(features, grids, strict=True):
+        x = grid.rows(feature).cpu().numpy()
+        held_out = crossfit(x, folds, level)
+        subspace = fit_subspace(x, level)
+        subspace = subspace.with_noise(held_out.noise_variance(subspace))
+        maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
+        fre.append(torch.from_numpy(held_out.fre))
+        nll.append(torch.from_numpy(held_out.nll(subspace)))
+        layers.append(LayerModel(subspace, usual_of(maps[-1], options.normalize).numpy()))
+    usual = [torch.as_tensor(layer.usual) for layer in layers]
+    held = _scores(maps, usual, torch.stack(fre).sum(0), torch.stack(nll).sum(0), grids, options)
+    calibration = Calibration.of(held.score.numpy(), len(np.unique(folds)), options.tail)
+    inside = held.maps[held.maps > 0].numpy()
+    scale = float(np.quantile(inside, _CALM)) if inside.size else 0.0
+    return ClassModel(name, tuple(layers), calibration, scale)
+
+
+def _scores(
+    maps: list[Tensor],
+    usual: list[Tensor],
+    fre: Tensor,
+    nll: Tensor,
+    grids: Sequence[Grid],
+    options: Options,
+) -> ClassScores:
+    combined = combine_layers(maps, usual)
+    if options.score == "nll":
+        score = nll
+    elif options.aggregate == "sum":  # over each layer's own positions, whatever the common grid
+        score = torch.stack([(m / u).sum((1, 2)) for m, u in zip(maps, usual, strict=True)]).sum(0)
+    else:
+        finest = max(grids, key=lambda g: g.cells.size)
+        index = torch.from_numpy(np.flatnonzero(finest.cells)).to(combined.device)
+        score = aggregate(combined.flatten(1)[:, index], options.aggregate)
+    return ClassScores(score, fre, nll, combined)
