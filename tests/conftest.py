@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .stores import pauses, s3_server, s3_store  # noqa: F401
+
 
 def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
     """A striped picture of slightly varying phase, with a dark square where there is a defect."""

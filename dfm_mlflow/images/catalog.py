@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,23 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from dfm_mlflow.errors import DataError
+from dfm_mlflow.images import storage
+from dfm_mlflow.images.item import GOOD, Item
+from dfm_mlflow.images.manifest import read_manifest
+from dfm_mlflow.images.mvtec import mvtec_ad
+from dfm_mlflow.images.storage import S3Folder, S3Object
 
-GOOD = "good"
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MVTEC = ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill",
          "screw", "tile", "toothbrush", "transistor", "wood", "zipper")  # fmt: skip
 ELPV = ("mono", "poly")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture: where it is, what it shows, and what it is for."""
-
-    path: Path
-    category: str
-    split: str  # "train" or "test"
-    label: str  # "good" or the name of a defect
-    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,22 +42,33 @@ class Catalog:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hexadecimal digits of a SHA-256 over roles, labels and contents."""
-        rows = sorted(f"{i.category}\0{i.split}\0{i.label}\0{_sha256(i.path)}" for i in self.items)
+        """First 16 hexadecimal digits of a SHA-256 over roles, labels and contents.
+
+        The same for the same pictures on disk and in S3. Those in S3 are fetched for it, in
+        parallel; what follows reads them from the cache.
+        """
+        contents = storage.digests([i.path for i in self.items])
+        rows = sorted(
+            f"{i.category}\0{i.split}\0{i.label}\0{content}"
+            for i, content in zip(self.items, contents, strict=True)
+        )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def load_catalog(data: str, categories: Iterable[str]) -> Catalog:
+def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -> Catalog:
     """List the pictures of a source.
 
     Parameters
     ----------
     data : str
-        ``auto``, ``mvtec_ad``, ``elpv`` or a folder: one that holds an MVTec-layout folder
-        (``train/good``, ``test/<defect>``, ``ground_truth/<defect>/*_mask.png``) for each category,
-        or a flat folder of good pictures that the only category names.
+        ``auto``, ``mvtec_ad``, ``elpv``, a manifest (``.csv``), or a folder or ``s3://`` prefix:
+        one that holds an MVTec-layout folder (``train/good``, ``test/<defect>``,
+        ``ground_truth/<defect>/*_mask.png``) for each category, or a flat folder of good pictures
+        that the only category names.
     categories : iterable of str
         Category names.
+    to_fit : bool
+        Whether every category must have at least 2 good pictures to fit on, or any picture will do.
 
     Returns
     -------
@@ -81,11 +84,13 @@ def load_catalog(data: str, categories: Iterable[str]) -> Catalog:
         data = _source_of(categories)
     if data == "elpv":
         items = [item for c in categories for item in _elpv(c)]
+    elif data.lower().endswith(".csv"):
+        items = read_manifest(data, categories)
     else:
-        root = _mvtec_root() if data == "mvtec_ad" else Path(data).expanduser()
+        root = mvtec_ad() if data == "mvtec_ad" else storage.folder(data)
         items = _from_folder(root, categories)
         data = str(root)
-    _check(items, categories)
+    _check(items, categories, to_fit)
     return Catalog(name=",".join(categories), source=data, items=tuple(items))
 
 
@@ -100,21 +105,10 @@ def _source_of(categories: tuple[str, ...]) -> str:
     )
 
 
-def _mvtec_root() -> Path:
-    home = Path(os.environ.get("DFM_DATA_HOME", "~/.local/share/dfm-mlflow")).expanduser()
-    root = home / "mvtec_ad"
-    if not root.is_dir():
-        raise DataError(
-            f"MVTec AD is not at {root}: download it from its owners' page (CC BY-NC-SA 4.0, "
-            "non-commercial), unpack it there or set DFM_DATA_HOME, or give data=<folder>."
-        )
-    return root
-
-
-def _from_folder(root: Path, categories: tuple[str, ...]) -> list[Item]:
+def _from_folder(root: Path | S3Folder, categories: tuple[str, ...]) -> list[Item]:
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist: give data=<folder> that does.")
-    nested = [c for c in categories if (root / c / "train").is_dir()]
+    nested = [c for c in categories if any((root / c / s).is_dir() for s in ("train", "test"))]
     if len(nested) == len(categories):
         return [item for c in categories for item in _mvtec_layout(root / c, c)]
     if nested or len(categories) > 1:
@@ -123,7 +117,7 @@ def _from_folder(root: Path, categories: tuple[str, ...]) -> list[Item]:
             f"{root} holds no MVTec-layout folder (train/good, test/<defect>) for {missing}: "
             f"it holds {_listing(root)}."
         )
-    if (root / "train").is_dir():
+    if (root / "train").is_dir() or (root / "test").is_dir():
         raise DataError(
             f"{root} is itself an MVTec-layout folder: give the folder above it as data and "
             f"category={root.name}."
@@ -137,7 +131,7 @@ def _from_folder(root: Path, categories: tuple[str, ...]) -> list[Item]:
     return [Item(path, categories[0], "train", GOOD) for path in files]
 
 
-def _mvtec_layout(root: Path, category: str) -> list[Item]:
+def _mvtec_layout(root: Path | S3Folder, category: str) -> list[Item]:
     items = [Item(p, category, "train", GOOD) for p in _images(root / "train" / GOOD)]
     others = [d.name for d in _folders(root / "train") if d.name != GOOD]
     if others:
@@ -146,12 +140,10 @@ def _mvtec_layout(root: Path, category: str) -> list[Item]:
             "the model is fitted on good pictures alone; move the others to test/."
         )
     for folder in _folders(root / "test"):
-        masks = root / "ground_truth" / folder.name
+        masks = {p.name: p for p in _images(root / "ground_truth" / folder.name)}
         for path in _images(folder):
-            mask = masks / f"{path.stem}_mask.png"
-            items.append(
-                Item(path, category, "test", folder.name, mask if mask.is_file() else None)
-            )
+            mask = masks.get(f"{path.stem}_mask.png")
+            items.append(Item(path, category, "test", folder.name, mask))
     return items
 
 
@@ -178,7 +170,7 @@ def _elpv(category: str) -> list[Item]:
     return items
 
 
-def _check(items: list[Item], categories: tuple[str, ...]) -> None:
+def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None:
     for category in categories:
         if category in (GOOD, "defect"):
             raise DataError(
@@ -187,6 +179,10 @@ def _check(items: list[Item], categories: tuple[str, ...]) -> None:
             )
         n_train = sum(i.category == category and i.split == "train" for i in items)
         n_test = sum(i.category == category and i.split == "test" for i in items)
+        if not to_fit:
+            if n_train + n_test == 0:
+                raise DataError(f"The category {category} has no pictures at all: add some.")
+            continue
         if n_train == 0 and n_test > 0:
             raise DataError(
                 f"The category {category} has {n_test} test pictures and none to fit on: "
@@ -199,21 +195,20 @@ def _check(items: list[Item], categories: tuple[str, ...]) -> None:
             )
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path | S3Folder) -> list[Path | S3Object]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS]
+    return sorted(found, key=lambda p: p.name)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+def _folders(folder: Path | S3Folder) -> list[Path | S3Folder]:
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.name)
 
 
-def _listing(folder: Path, most: int = 5) -> str:
+def _listing(folder: Path | S3Folder, most: int = 5) -> str:
     names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:most]) or "nothing"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

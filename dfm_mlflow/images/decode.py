@@ -74,7 +74,7 @@ def _guarded(
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, max_pixels)
                 return convert(image)
-    except ImageError:
+    except (ImageError, MemoryError):  # a lack of memory is not the picture's fault
         raise
     except UnidentifiedImageError:
         raise ImageError(

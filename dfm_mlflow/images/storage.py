@@ -1,0 +1,286 @@
+"""Files on disk and objects in S3 under one face, and a cache of what was read from S3.
+
+An :class:`S3Object` is used where a file's path is, an :class:`S3Folder` where a folder's is; both
+know just what a catalog asks of them. An object is named with the ETag and size that it had when
+it was listed: other content under the same address is an error, never a silent mixture.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+from dfm_mlflow.cache_folder import CacheFolder, cache_home
+from dfm_mlflow.errors import DataError, ImageError
+from dfm_mlflow.images.decode import MAX_BYTES
+
+SCHEME = "s3://"
+CONTENT_LIMIT = 10 * 1024**3
+
+
+@dataclass(frozen=True)
+class S3Object:
+    """One object as it was when it was listed.
+
+    Attributes
+    ----------
+    uri : str
+        ``s3://bucket/key``.
+    etag : str
+        Without quotation marks.
+    size : int
+        In bytes.
+    """
+
+    uri: str
+    etag: str
+    size: int
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """Last part of the key."""
+        return PurePosixPath(self.uri).name
+
+    @property
+    def stem(self) -> str:
+        """Name without its suffix."""
+        return PurePosixPath(self.uri).stem
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the name, with the dot."""
+        return PurePosixPath(self.uri).suffix
+
+    @property
+    def parent(self) -> "S3Folder":
+        """The folder that holds it."""
+        return S3Folder(self.uri.rpartition("/")[0])
+
+    def is_file(self) -> bool:
+        """Tell it from a folder."""
+        return True
+
+    def is_dir(self) -> bool:
+        """Tell it from a folder."""
+        return False
+
+    def read_bytes(self) -> bytes:
+        """Read a picture.
+
+        Raises
+        ------
+        ImageError
+            If it is larger than any picture may be; nothing is fetched then.
+        DataError
+            If it cannot be read, or is no longer the object that was listed.
+        """
+        if self.size > MAX_BYTES:
+            raise ImageError(
+                f"The image has {self.size} bytes, more than the limit of {MAX_BYTES}: compress it."
+            )
+        return fetch(self)
+
+
+class S3Folder:
+    """A prefix; it is listed once, and all folders reached from it share what was listed.
+
+    Parameters
+    ----------
+    uri : str
+        ``s3://bucket/prefix``, with or without a slash at the end.
+    """
+
+    def __init__(
+        self, uri: str, _listed: dict[str, "list[S3Object | S3Folder]"] | None = None
+    ) -> None:
+        self.uri = uri.rstrip("/")
+        split_uri(self.uri)
+        self._listed = {} if _listed is None else _listed
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __truediv__(self, name: str) -> "S3Folder":
+        return S3Folder(f"{self.uri}/{name}", self._listed)
+
+    @property
+    def name(self) -> str:
+        """Last part of the prefix."""
+        return PurePosixPath(self.uri).name
+
+    def is_file(self) -> bool:
+        """Tell it from an object."""
+        return False
+
+    def is_dir(self) -> bool:
+        """Whether anything lies under the prefix."""
+        return bool(self.iterdir())
+
+    def iterdir(self) -> "list[S3Object | S3Folder]":
+        """Objects and folders one level below.
+
+        Raises
+        ------
+        DataError
+            If the store cannot be reached or refuses.
+        """
+        if self.uri not in self._listed:
+            bucket, key = split_uri(self.uri)
+            objects, prefixes = _s3().list_folder(bucket, f"{key}/" if key else "")
+            self._listed[self.uri] = [
+                *(S3Object(f"{SCHEME}{bucket}/{k}", etag, size) for k, etag, size in objects),
+                *(S3Folder(f"{SCHEME}{bucket}/{p}", self._listed) for p in prefixes),
+            ]
+        return self._listed[self.uri]
+
+    def walk(self) -> list[S3Object]:
+        """Every object below, at any depth, in the order of the keys."""
+        bucket, key = split_uri(self.uri)
+        objects, _ = _s3().list_folder(bucket, f"{key}/" if key else "", recursive=True)
+        return [S3Object(f"{SCHEME}{bucket}/{k}", etag, size) for k, etag, size in objects]
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of an ``s3://`` address; a key is taken as it is written."""
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not bucket:
+        raise DataError(f"{uri} names no bucket: give s3://bucket/prefix.")
+    return bucket, key
+
+
+def folder(address: str) -> Path | S3Folder:
+    """Folder of an address, which need not exist."""
+    return S3Folder(address) if address.startswith(SCHEME) else Path(address).expanduser()
+
+
+def find(uri: str) -> S3Object:
+    """Look up one object.
+
+    Raises
+    ------
+    DataError
+        If it is not there or cannot be asked for.
+    """
+    bucket, key = split_uri(uri)
+    if not key:
+        raise DataError(f"{uri} names a bucket, not an object: give s3://bucket/key.")
+    return S3Object(uri, *_s3().look_up(bucket, key))
+
+
+def find_all(uris: Sequence[str]) -> dict[str, S3Object | DataError]:
+    """Look up many objects in parallel; what went wrong with one stands in its place."""
+
+    def find_one(uri: str) -> S3Object | DataError:
+        try:
+            return find(uri)
+        except DataError as error:
+            return error
+
+    if not uris:
+        return {}
+    with ThreadPoolExecutor(min(_s3().READERS, len(uris))) as pool:
+        return dict(zip(uris, pool.map(find_one, uris), strict=True))
+
+
+def read(source: str | Path | S3Object) -> bytes:
+    """Read a file or an object, given by its path, its address or itself.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    DataError
+        If an object cannot be read, or changed after it was listed.
+    """
+    if isinstance(source, str):
+        return fetch(find(source)) if source.startswith(SCHEME) else Path(source).read_bytes()
+    return source.read_bytes()
+
+
+def fetch(source: S3Object) -> bytes:
+    """Read an object of any size, from the cache where its ETag and size are known there."""
+    # The address too: not every store's ETag follows from the content alone.
+    identity = f"{_s3().endpoint()}\0{source.uri}\0{source.etag}\0{source.size}"
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    cache = _cache(cache_home() / "content")
+    data = cache.get(key)
+    if data is None:
+        data = _s3().download(*split_uri(source.uri), source.etag, source.size)
+        cache.put(key, data)
+    return data
+
+
+def digests(sources: Sequence[Path | S3Object]) -> list[str]:
+    """SHA-256 of the contents, read in parallel.
+
+    Of an object that is too large to be a picture, of its ETag and size: it is not fetched. A file
+    that cannot be read counts as empty; whoever needs it will say so.
+    """
+
+    def digest(source: Path | S3Object) -> str:
+        try:
+            data = source.read_bytes()
+        except ImageError:
+            assert isinstance(source, S3Object)
+            data = repr((source.etag, source.size)).encode()
+        except OSError:
+            data = b""
+        return hashlib.sha256(data).hexdigest()
+
+    with ThreadPoolExecutor(threads_for(sources)) as pool:
+        return list(pool.map(digest, sources))
+
+
+def threads_for(sources: Sequence[object]) -> int:
+    """How many threads read well: a store is waited for, a disk is not."""
+    if any(isinstance(source, S3Object) for source in sources):
+        return int(_s3().READERS)
+    return min(os.cpu_count() or 1, 16)
+
+
+class ContentCache(CacheFolder):
+    """Contents of objects; each file ends with the SHA-256 of what stands before it."""
+
+    def __init__(self, folder: Path, limit: int = CONTENT_LIMIT):
+        super().__init__(folder, limit)
+        self._written = limit  # so that the first write trims what earlier processes left
+
+    def get(self, key: str) -> bytes | None:
+        """Return the content stored under a key, or None."""
+        path = self.path(key)
+        try:
+            stored = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        data, seal = stored[:-32], stored[-32:]
+        if hashlib.sha256(data).digest() != seal:  # a disk that lost bytes costs one download
+            path.unlink(missing_ok=True)
+            return None
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store a content, and trim once in a while."""
+        self.write(key, lambda path: path.write_bytes(data + hashlib.sha256(data).digest()))
+        self._written += len(data)
+        if self._written > self.limit // 20:
+            self._written = 0
+            self.trim()
+
+
+@lru_cache(maxsize=4)
+def _cache(folder: Path) -> ContentCache:
+    return ContentCache(folder)
+
+
+def _s3() -> ModuleType:
+    from dfm_mlflow.images import s3  # boto3 takes a while to import, and most data is local
+
+    return s3

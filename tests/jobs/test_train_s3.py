@@ -1,0 +1,72 @@
+"""Training from S3 gives what training from a folder gives."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.errors import DataError
+from dfm_mlflow.images.item import Item
+from dfm_mlflow.jobs.train import _groups, train
+
+SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes",
+         "registered_model": "none"}  # fmt: skip
+
+
+def options(data, **more):
+    return Options.parse({"data": str(data), **SMALL, **more})
+
+
+def scores(result):
+    path = mlflow.artifacts.download_artifacts(run_id=result.run_id, artifact_path="scores.parquet")
+    return pd.read_parquet(path)
+
+
+@pytest.fixture
+def uri(s3_store, mvtec_like):
+    return s3_store.upload(mvtec_like / "stripes", "mvtec/stripes").rpartition("/")[0]
+
+
+def test_a_run_from_s3_equals_one_from_a_folder(store, s3_store, uri, mvtec_like, pauses):
+    s3_store.faults = [("GET", "train/good/003.png", "503"), ("GET", "hole/001.png", ("cut", 1000)),
+                       ("GET", "list-type", "503")]  # fmt: skip
+    remote = train(options(uri, cache="false"))
+    assert s3_store.faults == []
+    n_read = len(s3_store.gets())
+    assert n_read == 24 + 14 + 5 + 2  # pictures and masks once each, and two failures
+    local = train(options(mvtec_like, cache="false"))
+    ours, theirs = scores(remote), scores(local)
+    np.testing.assert_array_equal(ours["anomaly_score"], theirs["anomaly_score"])
+    np.testing.assert_array_equal(ours["p_value"], theirs["p_value"])
+    assert list(ours["path"]) == [
+        p.replace(str(mvtec_like), uri) for p in theirs["path"]
+    ]  # fmt: skip
+    timings = ("seconds", "per_second", "megabytes")
+    assert {k: v for k, v in remote.metrics.items() if not k.endswith(timings)} == {
+        k: v for k, v in local.metrics.items() if not k.endswith(timings)
+    }
+    (used,) = mlflow.get_run(remote.run_id).inputs.dataset_inputs
+    (local_used,) = mlflow.get_run(local.run_id).inputs.dataset_inputs
+    assert (used.dataset.source_type, used.dataset.digest) == ("s3", local_used.dataset.digest)
+    assert uri in used.dataset.source
+
+
+def test_an_object_that_changes_in_the_run_stops_it(store, s3_store, uri):
+    key = "mvtec/stripes/train/good/007.png"
+    s3_store.faults = [("GET", key, lambda: s3_store.put(key, b"other"))]
+    with pytest.raises(DataError, match="good/007.png changed after it was listed"):
+        train(options(uri))
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert run.info.status == "FAILED"
+
+
+def test_groups_of_a_manifest_go_before_the_expression_on_the_path():
+    def items(*groups):
+        return [Item(Path(f"{i}.png"), "a", "train", "good", None, g) for i, g in enumerate(groups)]
+
+    assert _groups("none", items(None, None)) is None
+    assert _groups("none", items("x", None, "x")) == ["x", "1.png", "x"]
+    assert _groups(r"\.(png)", items("x", None, None)) == ["x", "png", "png"]
