@@ -208,7 +208,8 @@ def _statistics(detector: AnomalyDetector) -> dict[str, np.ndarray]:
         arrays[f"{i}.held_out"] = model.calibration.scores
         for j, layer in enumerate(model.layers):
             for name in ("mean", "basis", "variances"):
-                array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
+                kind = np.float16 if name == "basis" else np.float32
+                array = np.asarray(getattr(layer.subspace, name), dtype=kind)
                 arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
             arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
     if detector.extractor.roi is not None:

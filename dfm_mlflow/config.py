@@ -6,11 +6,14 @@ The command line is generated from it, a test holds ``MLproject`` against it, ru
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dfm_mlflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
 _NAME = r"[^/\\,:.%\"'\s][^/\\,:%\"']*"
@@ -39,14 +42,52 @@ def _option(default: Any, help: str, expected: str, pattern: str | None = None, 
     return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
 
 
-class Options(BaseModel):
+class StrictOptions(BaseModel):
+    """Options of one verb: scalars in the notation of the command line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Self":
+        """Build options from command-line or JSON values.
+
+        Raises
+        ------
+        ConfigError
+            One sentence that names the option, the value and what was expected.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_sentence(cls, error)) from None
+
+
+class EvaluateOptions(StrictOptions):
+    """Every option of an evaluation."""
+
+    model: str = _option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    data: str = _option(
+        "auto",
+        "Pictures as for train, or a flat folder of unlabelled ones; auto is the model's own data.",
+        "auto, mvtec_ad, elpv or a folder",
+        min_length=1,
+    )
+    category: str = _option(
+        "auto",
+        "Category of the pictures; auto is that of the model.",
+        "auto, or names separated by commas, without / : % or quotes",
+        rf"^{_NAME}(,{_NAME})*$",
+    )
+
+
+class Options(StrictOptions):
     """Every option of a training run.
 
     ``auto`` means "as the preset says"; :meth:`resolve` replaces it. Fields are scalars in the
     notation of the command line; the properties give them parsed.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     category: str = _option(
         "bottle",
@@ -56,9 +97,9 @@ class Options(BaseModel):
     )
     data: str = _option(
         "auto",
-        "auto, mvtec_ad, elpv, a folder with one MVTec-layout folder a category, or a flat "
-        "folder of good images.",
-        "auto, mvtec_ad, elpv or a folder",
+        "auto, mvtec_ad, elpv, a folder or s3:// prefix with one MVTec-layout folder a category or "
+        "of good images alone, or a manifest .csv (path,split,label,mask,class,group).",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
     preset: str = _option(
@@ -126,7 +167,7 @@ class Options(BaseModel):
     )
     weights: str = _option(
         "imagenet",
-        "imagenet, random, or a .safetensors/.pth state dict.",
+        "imagenet, random, or a .safetensors/.pth state dict, local or s3://.",
         "imagenet, random or a path that ends in .safetensors or .pth",
         r"^(imagenet|random|.+\.(safetensors|pth|pt))$",
     )
@@ -191,20 +232,6 @@ class Options(BaseModel):
     @classmethod
     def _finite_text(cls, value: Any) -> Any:
         return value.strip() if isinstance(value, str) else value
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "Options":
-        """Build options from command-line or JSON values.
-
-        Raises
-        ------
-        ConfigError
-            One sentence that names the option, the value and what was expected.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise ConfigError(_sentence(cls, error)) from None
 
     # -- parsed views ------------------------------------------------------------------------------
 
@@ -302,15 +329,10 @@ class Options(BaseModel):
 
 
 # What later versions bring is refused, never accepted and ignored.
-_NOT_YET = (
-    ("engine", lambda v: v == "spark", "use engine=local."),
-    ("data", lambda v: v.startswith("s3://"), "copy the images to a local folder and name it."),
-    ("data", lambda v: v.endswith(".csv"), "lay the images out as folders and name the folder."),
-    ("weights", lambda v: v.startswith("s3://"), "copy the file to a local folder and name it."),
-)
+_NOT_YET = (("engine", lambda v: v == "spark", "use engine=local."),)
 
 
-def _sentence(model: type[Options], error: ValidationError) -> str:
+def _sentence(model: type[StrictOptions], error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "options"
     if first["type"] == "extra_forbidden":

@@ -1,6 +1,7 @@
 """The anomaly detector: extractor, class-conditional DFM, calibration, and the only ``score``."""
 
 import base64
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,12 @@ class AnomalyDetector:
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
         return cls(options, extractor, grids, models, weights)
+
+    def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
+        """Return a detector that scores the same through another extractor on the same device."""
+        other = copy.copy(self)
+        other.extractor = extractor
+        return other
 
     # -- what is known about it --------------------------------------------------------------------
 

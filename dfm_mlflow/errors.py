@@ -38,3 +38,17 @@ class FitError(DfmError, ValueError):
 
 class ArtifactError(DfmError, ValueError):
     """A model folder is incomplete, damaged or of another format."""
+
+
+class ServerError(DfmError, RuntimeError):
+    """A scoring server refused a request, or cannot be reached.
+
+    Attributes
+    ----------
+    status : int or None
+        HTTP status; None where there was no answer.
+    """
+
+    def __init__(self, sentence: str, status: int | None = None):
+        super().__init__(sentence)
+        self.status = status

@@ -106,6 +106,18 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     return metrics | {name: value for name, value in named.items() if value is not None}
 
 
+def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:
+    """Hold the promise against the good test pictures; no sentence where there are none."""
+    good = table[(table["label"] == GOOD) & table["error"].isna()]
+    if good.empty:
+        return []
+    flagged = int(good["is_anomaly"].astype(bool).sum())
+    return [
+        f"On {len(good)} good test pictures {flagged} are flagged, a measured rate of "
+        f"{flagged / len(good):.2%} where at most {detector.effective_fpr():.2%} is promised."
+    ]
+
+
 def metric_name(text: str) -> str:
     """Replace what MLflow does not allow in a metric's name."""
     return re.sub(r"[^\w\-. ]", "_", text)

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
-from dfm_mlflow.config import PRESETS, Options
+from dfm_mlflow.config import PRESETS, EvaluateOptions, Options
 from dfm_mlflow.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -18,12 +18,16 @@ def project():
     return yaml.safe_load((ROOT / "MLproject").read_text())
 
 
-def test_mlproject_has_the_options_with_their_defaults():
-    main = project()["entry_points"]["main"]
-    fields = Options.model_fields
-    assert list(main["parameters"]) == list(fields)
-    assert Options.parse({k: v["default"] for k, v in main["parameters"].items()}) == Options()
-    passed = re.findall(r"--([\w-]+) \{(\w+)\}", main["command"])
+@pytest.mark.parametrize(("entry", "model"), [("main", Options), ("evaluate", EvaluateOptions)])
+def test_mlproject_has_the_options_with_their_defaults(entry, model):
+    point = project()["entry_points"][entry]
+    fields = model.model_fields
+    assert list(point["parameters"]) == list(fields)
+    defaults = {k: v["default"] for k, v in point["parameters"].items() if "default" in v}
+    required = {name: "x" for name, field in fields.items() if field.is_required()}
+    assert set(defaults) == set(fields) - set(required)
+    assert model.parse(required | defaults) == model.parse(required)
+    passed = re.findall(r"--([\w-]+) \{(\w+)\}", point["command"])
     assert passed == [(name.replace("_", "-"), name) for name in fields]
 
 
@@ -96,9 +100,6 @@ def test_bad_values_get_one_sentence(option, value, words):
         ({"image_size": "520", "tile": "256"}, "multiples of 32"),
         ({"retest": "0.005"}, "not above fpr"),
         ({"engine": "spark"}, "not supported"),
-        ({"data": "s3://bucket/x"}, "not supported"),
-        ({"data": "list.csv"}, "not supported"),
-        ({"weights": "s3://b/w.safetensors"}, "not supported"),
     ],
 )
 def test_what_is_not_there_is_refused_not_ignored(options, words):

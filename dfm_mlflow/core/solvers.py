@@ -154,10 +154,10 @@ def check_features(x: np.ndarray) -> None:
 
 def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Give an array, or some of its rows, in blocks of rows."""
-    indices = np.arange(len(x)) if rows is None else rows
     step = max(1, BLOCK // x.shape[1])
-    for start in range(0, len(indices), step):
-        yield x[indices[start : start + step]]
+    for start in range(0, len(x) if rows is None else len(rows), step):
+        part = slice(start, start + step)
+        yield x[part] if rows is None else x[rows[part]]
 
 
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,27 +1,17 @@
 """From a category's pictures to a run with metrics, a report and a registered model."""
 
 import io
-import json
 import logging
-import os
 import re
 import resource
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.models import Model
 from PIL import Image
 
@@ -29,21 +19,22 @@ import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import DataError, ImageError
-from dfm_mlflow.images.catalog import GOOD, Catalog, Item, load_catalog
-from dfm_mlflow.images.decode import decode_image, decode_mask
-from dfm_mlflow.jobs.evaluation import (
+from dfm_mlflow.evaluation import (
     image_metrics,
+    measured_sentence,
     metric_name,
     pixel_metrics_of,
     score_items,
 )
+from dfm_mlflow.images.catalog import Catalog, Item, load_catalog
+from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.device import choose_device, choose_precision
 from dfm_mlflow.network.extractor import Extraction, Extractor
 from dfm_mlflow.network.weights import load_weights
-from dfm_mlflow.report.html import write_report
 
 MAX_BAD_SHARE = 0.05  # of the training pictures; above it something is wrong with the folder
 
@@ -59,6 +50,13 @@ class TrainResult:
     registered_version: str | None
     detector: AnomalyDetector
     metrics: dict[str, float]
+    sentences: list[str]
+
+    @property
+    def registered_uri(self) -> str:
+        """The registered version, or the logged model where none was registered."""
+        name = self.detector.options.model_name
+        return f"models:/{name}/{self.registered_version}" if name else self.model_uri
 
 
 def train(options: Options) -> TrainResult:
@@ -77,9 +75,11 @@ def train(options: Options) -> TrainResult:
     resolved = options.resolve()
     catalog = load_catalog(resolved.data, resolved.categories)
     extractor, weights, resolved = build_extractor(resolved)
-    with _run(resolved) as run:
-        _log_parameters(resolved, weights)
-        _log_dataset(catalog)
+    name = f"{resolved.category}-{resolved.backbone}"
+    tags = {"dfm.category": resolved.category, "dfm.preset": resolved.preset}
+    with run_of(name, tags) as run:
+        log_parameters(run.info.run_id, _parameters(resolved, weights))
+        log_dataset(catalog, "training")
         result = _fit_and_log(resolved, catalog, extractor, weights, run.info.run_id)
     if extractor.cache:
         extractor.cache.trim()
@@ -137,11 +137,11 @@ def _fit_and_log(
     weights: dict[str, str],
     run_id: str,
 ) -> TrainResult:
-    extraction, extract_seconds = _timed(
+    extraction, extract_seconds = timed(
         lambda: extractor.extract([i.path for i in catalog.train], progress="extracting")
     )
     fitted_on = _kept(catalog.train, extraction)
-    detector, fit_seconds = _timed(
+    detector, fit_seconds = timed(
         lambda: AnomalyDetector.fit(
             options,
             extractor,
@@ -152,73 +152,41 @@ def _fit_and_log(
         )
     )
     _logger.info(detector.calibration_sentence())
-    evaluation, score_seconds = _timed(lambda: score_items(detector, catalog.test))
+    evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= _facts(detector, table, len(fitted_on), len(extraction.errors))
     metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
+    sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
+    _logger.info(" ".join(sentences[1:]))
     info = log_model(
         detector,
         name="model",
         input_example=_example(fitted_on[0], options.size),
-        metadata={"calibration": detector.calibration_sentence()},
+        metadata={"calibration": sentences[0]},
     )
     metrics["model_megabytes"] = Model.load(info.model_uri).model_size_bytes / 1e6
     metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
     mlflow.log_metrics(metrics, model_id=info.model_id)
-    mlflow.set_tag("calibration", detector.calibration_sentence())
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(Path(folder) / "report", detector, catalog, table, metrics)
-        mlflow.log_artifacts(str(Path(folder) / "report"), "report")
-        if len(table):
-            table.to_parquet(Path(folder) / "scores.parquet", index=False)
-            mlflow.log_artifact(str(Path(folder) / "scores.parquet"))
+    mlflow.set_tag("calibration", " ".join(sentences))
+    log_results(detector, catalog, evaluation, metrics, sentences)
     # Last: a run that failed before this point leaves the registry as it was.
     version = None
     if options.model_name:
         version = mlflow.register_model(info.model_uri, options.model_name).version
-    return TrainResult(run_id, info.model_uri, version, detector, metrics)
+    return TrainResult(run_id, info.model_uri, version, detector, metrics, sentences)
 
 
-@contextmanager
-def _run(options: Options) -> Any:
-    """Take over the active run or the one that ``mlflow run`` opened, else start one."""
-    if mlflow.active_run():
-        yield mlflow.active_run()
-        return
-    name = None if os.environ.get("MLFLOW_RUN_ID") else f"{options.category}-{options.backbone}"
-    with mlflow.start_run(run_name=name) as run:
-        mlflow.set_tags({"dfm.category": options.category, "dfm.preset": options.preset})
-        yield run
-
-
-def _log_parameters(options: Options, weights: dict[str, str]) -> None:
-    params = {f"resolved_{name}": value for name, value in options.model_dump().items()}
-    params |= {
+def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
+    return {f"resolved_{name}": value for name, value in options.model_dump().items()} | {
         "weights_id": weights["id"],
         "weights_sha256": weights["sha256"] or "none",
         "dfm_mlflow_version": dfm_mlflow.__version__,
         "torch_version": torch.__version__,
         "torchvision_version": torchvision.__version__,
     }
-    active = mlflow.active_run()
-    assert active is not None
-    # `mlflow run` logged its raw parameters already, and a parameter cannot change.
-    known = mlflow.get_run(active.info.run_id).data.params
-    mlflow.log_params({k: v for k, v in params.items() if k not in known})
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    if commit.returncode == 0:
-        mlflow.set_tag("dfm.git_commit", commit.stdout.strip())
-
-
-def _log_dataset(catalog: Catalog) -> None:
-    source = LocalArtifactDatasetSource(catalog.source)
-    dataset = MetaDataset(source, name=catalog.name[:500], digest=catalog.digest)
-    mlflow.log_input(dataset, context="training")
 
 
 def _kept(items: list[Item], extraction: Extraction) -> list[Item]:
@@ -235,10 +203,13 @@ def _kept(items: list[Item], extraction: Extraction) -> list[Item]:
 
 
 def _groups(pattern: str, items: list[Item]) -> list[str] | None:
-    if pattern == "none":
+    if pattern == "none" and not any(item.group for item in items):
         return None
     groups = []
     for item in items:
+        if item.group or pattern == "none":  # a manifest knows better than the path
+            groups.append(item.group or str(item.path))
+            continue
         match = re.search(pattern, str(item.path))
         # the first group of the expression if it has one, else the whole match
         groups.append(match.group(match.re.groups and 1) if match else str(item.path))
@@ -259,10 +230,6 @@ def _facts(
     }
     if len(thresholds) > 1:
         facts |= {f"threshold/{metric_name(name)}": value for name, value in thresholds.items()}
-    good = table[(table["label"] == GOOD) & table["error"].isna()]
-    if len(good):
-        rate = good["is_anomaly"].astype(bool).mean()
-        _logger.info("On %d good test images the measured rate is %.3g.", len(good), rate)
     return facts
 
 
@@ -274,22 +241,5 @@ def _example(item: Item, size: tuple[int, int]) -> pd.DataFrame:
     return pd.DataFrame({"image": [buffer.getvalue()]})
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
-
-
 def _peak_memory_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def summary(result: TrainResult) -> str:
-    """Say in a few lines what a run found and where it is."""
-    shown = ("image_auroc", "image_f1", "precision", "recall", "false_positive_rate", "threshold")
-    lines = [f"{name:20s} {result.metrics[name]:.4g}" for name in shown if name in result.metrics]
-    lines += [result.detector.calibration_sentence(), f"run   {result.run_id}"]
-    name = result.detector.options.model_name
-    uri = f"models:/{name}/{result.registered_version}" if name else result.model_uri
-    lines.append(f"model {uri}")
-    lines.append(json.dumps({"run_id": result.run_id, "model_uri": uri}))
-    return "\n".join(lines)

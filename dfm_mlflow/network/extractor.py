@@ -1,10 +1,11 @@
 """From pictures to pooled feature maps: decode in threads, forward in batches, keep the order."""
 
+import copy
 import hashlib
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from tqdm import tqdm
 
 from dfm_mlflow.errors import BackboneError, ImageError
 from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.images.storage import S3Object, threads_for
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.tiles import run_tiles, scaled_mask
 
-Source = bytes | Path | np.ndarray
+Source = bytes | Path | S3Object | np.ndarray
+# Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
+Runner = Callable[[Tensor], list[Tensor]]
 
 _CACHE_VERSION = 2
 
@@ -104,6 +108,8 @@ class Extractor:
         self.tile, self.roi = tile, roi
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.cache = cache
+        self._runner: Runner | None = None  # run_batch itself would be a reference cycle
+        self._decoding: AbstractContextManager = nullcontext()
         self._dtype = DTYPES[precision]
         self._network = backbone.module.to(
             device=device, dtype=self._dtype, memory_format=torch.channels_last
@@ -114,13 +120,27 @@ class Extractor:
         self._padding = tuple(round(255 * m) for m in backbone.mean)
         self._fingerprint = self._make_fingerprint() if cache else ""
 
+    def with_runner(self, runner: Runner, decoding: AbstractContextManager) -> "Extractor":
+        """Return a copy whose forward passes go through another hand.
+
+        Parameters
+        ----------
+        runner : callable
+            Calls :meth:`run_batch`, perhaps for several callers at once.
+        decoding : context manager
+            Entered by every thread while it decodes a picture, such as a semaphore.
+        """
+        other = copy.copy(self)
+        other._runner, other._decoding = runner, decoding
+        return other
+
     def extract(self, sources: Sequence[Source], *, progress: str | None = None) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
 
         Parameters
         ----------
-        sources : sequence of bytes, Path or ndarray
-            Encoded pictures, files, or RGB arrays of shape (H, W, 3), uint8.
+        sources : sequence of bytes, Path, S3Object or ndarray
+            Encoded pictures, files, objects, or RGB arrays of shape (H, W, 3), uint8.
         progress : str, optional
             Title of a progress bar, shown on a terminal only.
         """
@@ -168,7 +188,7 @@ class Extractor:
             yield 0, self._prepare(sources[0])
             return
         ahead: deque[tuple[int, Future]] = deque()
-        with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+        with ThreadPoolExecutor(max_workers=threads_for(sources)) as pool:
             for i, source in enumerate(sources):
                 ahead.append((i, pool.submit(self._prepare, source)))
                 if len(ahead) >= 4 * self.batch_size:
@@ -182,7 +202,7 @@ class Extractor:
             if isinstance(source, np.ndarray):
                 return _Prepared(_shape(source), self.resized(source))
             try:
-                data = source.read_bytes() if isinstance(source, Path) else source
+                data = source.read_bytes() if isinstance(source, Path | S3Object) else source
             except OSError as error:
                 raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
             key = self._key(data) if self.cache else None
@@ -190,8 +210,9 @@ class Extractor:
             if cached is not None:
                 *maps, size = cached
                 return _Prepared(tuple(size.tolist()), cached=maps)
-            image = decode_image(data)
-            return _Prepared(_shape(image), self.resized(image), key=key)
+            with self._decoding:
+                image = decode_image(data)
+                return _Prepared(_shape(image), self.resized(image), key=key)
         except ImageError as error:
             return error
 
@@ -235,9 +256,14 @@ class Extractor:
         padded[:, top : top + target[0], left : left + target[1]] = pixels[0]
         return padded
 
-    @torch.inference_mode()
     def _run(self, batch: list[tuple[int, _Prepared]]) -> list[list[Tensor]]:
         pixels = torch.stack([item.pixels for _, item in batch if item.pixels is not None])
+        maps = (self._runner or self.run_batch)(pixels)
+        return [[m[i] for m in maps] for i in range(len(batch))]
+
+    @torch.inference_mode()
+    def run_batch(self, pixels: Tensor) -> list[Tensor]:
+        """Run the network once on pixels of shape (n, 3, H, W), uint8; one feature map a layer."""
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         inputs = (pixels * self._scale - self._shift).to(
@@ -246,8 +272,7 @@ class Extractor:
         outputs = (
             run_tiles(self._network, inputs, self.tile) if self.tile else self._network(inputs)
         )
-        maps = [self._pool(name, outputs[name]) for name in self.backbone.layers]
-        return [[m[i] for m in maps] for i in range(len(batch))]
+        return [self._pool(name, outputs[name]) for name in self.backbone.layers]
 
     def _pool(self, layer: str, output: Tensor) -> Tensor:
         if output.ndim == 2:

@@ -22,7 +22,7 @@ def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
     ----------
     maps : list of Tensor of shape (n, h_l, w_l)
         FRE maps, one for each layer.
-    usual : list of Tensor of shape (h_l, w_l)
+    usual : list of Tensor of shape (h_l, w_l) or (n, h_l, w_l)
         What each map is divided by.
 
     Returns

@@ -34,6 +34,20 @@ def draw_histogram(
     figure.savefig(path, dpi=110)
 
 
+def draw_p_values(path: Path, table: pd.DataFrame, promised: float) -> None:
+    """Draw the p-values of good or unlabelled images, which are uniform where nothing changed."""
+    good = table[table["label"].isin([GOOD, "unlabelled"])]
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(good["p_value"].astype(float), np.linspace(0, 1, 21), density=True, alpha=0.7)
+    axes.axhline(1, color="black", lw=1, label="good images of the calibration")
+    axes.axvline(promised, color="red", linestyle="--", lw=1, label="flagged up to here")
+    kind = "unlabelled" if (good["label"] == "unlabelled").any() else "good test"
+    axes.set(xlabel=f"p-value of {len(good)} {kind} images", ylabel="density", xlim=(0, 1))
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def draw_curves(path: Path, table: pd.DataFrame) -> None:
     """Draw the ROC and the precision-recall curve."""
     truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()

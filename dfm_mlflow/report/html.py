@@ -10,9 +10,12 @@ from jinja2 import Environment
 from PIL import Image
 
 from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.evaluation import Evaluation
+from dfm_mlflow.images import storage
 from dfm_mlflow.images.catalog import Catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.report.figures import draw_curves, draw_histogram
+from dfm_mlflow.network.maps import overlay, to_level
+from dfm_mlflow.report.figures import draw_curves, draw_histogram, draw_p_values
 
 _THUMBNAIL = 200
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -22,8 +25,9 @@ def write_report(
     folder: Path,
     detector: AnomalyDetector,
     catalog: Catalog,
-    table: pd.DataFrame,
+    evaluation: Evaluation,
     metrics: dict[str, float],
+    sentences: list[str],
 ) -> None:
     """Write ``report.html`` and its pictures.
 
@@ -33,30 +37,35 @@ def write_report(
         Created.
     detector : AnomalyDetector
     catalog : Catalog
-    table : DataFrame
-        Scored test set, empty where there is none.
+    evaluation : Evaluation
+        Scored pictures, empty where there are none.
     metrics : dict of str to float
+    sentences : list of str
+        What calibration and measurement say in words.
     """
     folder.mkdir(parents=True)
-    read = table[table["error"].isna()]
+    read = evaluation.table[evaluation.table["error"].isna()]
     held_out = np.concatenate([c.calibration.scores for c in detector.classes])
     figures = ["scores.png"]
     draw_histogram(folder / "scores.png", held_out, read, detector.thresholds())
     if "image_auroc" in metrics:
         figures.append("curves.png")
         draw_curves(folder / "curves.png", read)
+    if len(read):
+        figures.append("p_values.png")
+        draw_p_values(folder / "p_values.png", read, detector.effective_fpr())
     page = (
         Environment(autoescape=True)
         .from_string(_TEMPLATE.read_text())
         .render(
             title=f"{catalog.name}: {detector.options.backbone}",
             verdict=_verdict(metrics),
-            calibration=detector.calibration_sentence(),
+            sentences=sentences,
             metrics=sorted(metrics.items()),
             options=sorted(detector.options.model_dump().items()),
             provenance={"data": catalog.source, "data digest": catalog.digest, **detector.weights},
             figures=[_data_url((folder / name).read_bytes()) for name in figures],
-            gallery=_gallery(detector, read),
+            gallery=_gallery(detector, evaluation),
         )
     )
     (folder / "report.html").write_text(page)
@@ -64,7 +73,9 @@ def write_report(
 
 def _verdict(metrics: dict[str, float]) -> str:
     if "image_auroc" not in metrics:
-        return f"Fitted to {metrics['n_train']:.0f} good images; there are no defects to test on."
+        if "n_train" in metrics:
+            return f"Fitted to {metrics['n_train']:.0f} good images; no defects to test on."
+        return f"{metrics.get('drift_flagged', 0):.1%} of the images are flagged."
     sentence = f"Image AUROC {metrics['image_auroc']:.3f} on {metrics['n_test']:.0f} test images"
     if "recall" in metrics and "false_positive_rate" in metrics:
         sentence += (
@@ -74,41 +85,56 @@ def _verdict(metrics: dict[str, float]) -> str:
     return sentence + "."
 
 
-def _gallery(detector: AnomalyDetector, table: pd.DataFrame, most: int = 4) -> list[dict]:
+def _gallery(detector: AnomalyDetector, evaluation: Evaluation, most: int = 4) -> list[dict]:
     """Choose the worst misses, worst false alarms and clearest hits, with their maps."""
+    table = evaluation.table[evaluation.table["error"].isna()]
     if table.empty:
         return []
-    flagged, bad = table["is_anomaly"].astype(bool), table["defective"]
-    chosen = {
-        "Worst misses": table[bad & ~flagged].sort_values("anomaly_score"),
-        "Worst false alarms": table[~bad & flagged].sort_values("anomaly_score", ascending=False),
-        "Clearest hits": table[bad & flagged].sort_values("anomaly_score", ascending=False),
-    }
+    flagged, falling = table["is_anomaly"].astype(bool), {"by": "anomaly_score", "ascending": False}
+    if table["defective"].isna().all():
+        chosen = {"Most unusual pictures": table.sort_values(**falling)}
+    else:
+        bad = table["defective"].astype(bool)
+        chosen = {
+            "Worst misses": table[bad & ~flagged].sort_values("anomaly_score"),
+            "Worst false alarms": table[~bad & flagged].sort_values(**falling),
+            "Clearest hits": table[bad & flagged].sort_values(**falling),
+            "Typical good pictures": _middle(table[~bad & ~flagged].sort_values(**falling), most),
+        }
     return [
-        {"title": title, "pictures": [_picture(detector, row) for _, row in rows[:most].iterrows()]}
+        {
+            "title": title,
+            "pictures": [_picture(detector, evaluation, i) for i in rows.index[:most]],
+        }
         for title, rows in chosen.items()
         if len(rows)
     ]
 
 
-def _picture(detector: AnomalyDetector, row: pd.Series) -> dict:
-    data = Path(row["path"]).read_bytes()
-    coded = detector.score([data], anomaly_map=True)["anomaly_map"][0]
-    level = Image.open(io.BytesIO(base64.b64decode(coded)))
-    image = Image.fromarray(decode_image(data))
-    for picture in (image, level):
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    red = Image.new("RGB", image.size, (220, 30, 30))
-    # Level 128 is the most that held-out good positions show: below it the picture stays calm.
-    opacity = level.resize(image.size).point(lambda v: max(0, min(200, (v - 100) * 2)))
-    overlay = Image.composite(red, image, opacity)
+def _middle(table: pd.DataFrame, most: int) -> pd.DataFrame:
+    start = max(0, (len(table) - most) // 2)
+    return table.iloc[start : start + most]
+
+
+def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int) -> dict:
+    row, (values, size) = evaluation.table.loc[i], evaluation.maps[i]
+    pixels = decode_image(storage.read(row["path"]))
+    classes = [c.name for c in detector.classes]
+    scale = detector.classes[classes.index(row["predicted_class"])].map_scale
+    marked = overlay(pixels, to_level(detector.full_map(values, size), scale))
     return {
-        "image": _data_url(_jpeg(image)),
-        "overlay": _data_url(_jpeg(overlay)),
+        "image": _data_url(_thumbnail(pixels)),
+        "overlay": _data_url(_thumbnail(marked)),
         "name": f"{Path(row['path']).parent.name}/{Path(row['path']).name}",
         "score": row["anomaly_score"],
         "p_value": row["p_value"],
     }
+
+
+def _thumbnail(pixels: np.ndarray) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _jpeg(image)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError, DfmError
-from dfm_mlflow.jobs.evaluation import image_metrics, metric_name
+from dfm_mlflow.evaluation import image_metrics, metric_name
+from dfm_mlflow.jobs.run import summary
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.network.extractor import Extractor
 
@@ -150,8 +151,8 @@ def test_metrics_without_one_of_the_kinds():
 
 
 def test_summary_ends_with_a_line_for_scripts(store, mvtec_like):
-    from dfm_mlflow.jobs.train import summary
-
     result = train(options(mvtec_like, "stripes"))
-    last = json.loads(summary(result).splitlines()[-1])
-    assert last == {"run_id": result.run_id, "model_uri": "models:/dfm-stripes/1"}
+    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
+    lines = summary(result.metrics, result.sentences, where).splitlines()
+    assert json.loads(lines[-1]) == {"run_id": result.run_id, "model_uri": "models:/dfm-stripes/1"}
+    assert f"image_auroc          {result.metrics['image_auroc']:.4g}" in lines

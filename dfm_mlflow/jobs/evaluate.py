@@ -1,0 +1,132 @@
+"""From a model and new pictures to a run: metrics where they are labelled, drift in any case."""
+
+import logging
+from dataclasses import dataclass
+
+import mlflow
+import numpy as np
+from mlflow.models import Model
+
+from dfm_mlflow.config import EvaluateOptions
+from dfm_mlflow.core.calibration import Drift, measure_drift
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import DataError
+from dfm_mlflow.evaluation import (
+    Evaluation,
+    image_metrics,
+    measured_sentence,
+    pixel_metrics_of,
+    score_items,
+)
+from dfm_mlflow.images.catalog import GOOD, load_catalog
+from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
+from dfm_mlflow.mlflow_plugin.flavor import load_model
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation found.
+
+    Attributes
+    ----------
+    run_id : str
+    metrics : dict of str to float
+    sentences : list of str
+        The same in words.
+    """
+
+    run_id: str
+    metrics: dict[str, float]
+    sentences: list[str]
+
+
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Score new pictures with a model, in the active or a new MLflow run.
+
+    A folder with ``test/<label>`` is labelled and gives the metrics of a training run; a flat
+    folder is not. Of all of them, or of the good ones where they are labelled, the p-values are
+    compared with those of the calibration.
+
+    Parameters
+    ----------
+    options : EvaluateOptions
+
+    Raises
+    ------
+    DfmError
+        For a model or data that cannot be used.
+    """
+    detector = load_model(options.model)
+    categories = detector.class_names
+    if options.category != "auto":
+        categories = tuple(dict.fromkeys(options.category.split(",")))
+    data = detector.options.data if options.data == "auto" else options.data
+    catalog = load_catalog(data, categories, to_fit=False)
+    labelled = bool(catalog.test)
+    items = catalog.test if labelled else catalog.train
+    with run_of(f"evaluate-{catalog.name}", {"dfm.category": catalog.name}) as run:
+        log_parameters(run.info.run_id, {"resolved_model": options.model, "resolved_data": data})
+        log_dataset(catalog, "evaluation")
+        evaluation, seconds = timed(lambda: score_items(detector, items))
+        metrics = {"images_per_second": len(items) / max(seconds, 1e-9)}
+        metrics |= _counts(evaluation, labelled)
+        sentences = [detector.calibration_sentence()]
+        if labelled:
+            metrics |= image_metrics(evaluation.table)
+            metrics |= pixel_metrics_of(detector, items, evaluation)
+            sentences += measured_sentence(detector, evaluation.table)
+        drift = _drift(evaluation, labelled)
+        if drift is not None:
+            metrics |= {
+                "drift_flagged": drift.flagged,
+                "drift_ks": drift.statistic,
+                "drift_significance": drift.significance,
+            }
+            sentences.append(drift_sentence(drift, detector))
+        thresholds = detector.thresholds().values()
+        metrics |= {"threshold": max(thresholds), "effective_fpr": detector.effective_fpr()}
+        for sentence in sentences:
+            _logger.info(sentence)
+        mlflow.set_tag("calibration", " ".join(sentences))
+        mlflow.log_metrics(metrics, model_id=Model.load(options.model).model_id)
+        log_results(detector, catalog, evaluation, metrics, sentences, labelled=labelled)
+    return EvaluateResult(run.info.run_id, metrics, sentences)
+
+
+def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
+    """Say in one sentence whether new pictures look like those of the calibration."""
+    unlikely = drift.significance < 0.001
+    verdict = (
+        "they differ from the calibration's good pictures: look at camera, lamp and product"
+        if unlikely
+        else "they look like the calibration's good pictures"
+    )
+    return (
+        f"{drift.flagged:.1%} of the pictures are flagged where at most "
+        f"{detector.effective_fpr():.1%} is promised for good ones, and their p-values are "
+        f"{drift.statistic:.2f} from uniform (Kolmogorov-Smirnov, significance "
+        f"{drift.significance:.2g}): {verdict}."
+    )
+
+
+def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
+    read = evaluation.table["error"].isna()
+    if not read.any():
+        raise DataError(
+            f"None of {len(read)} pictures can be read, the first because: "
+            f"{evaluation.table['error'].iloc[0]}"
+        )
+    key = "n_test" if labelled else "n_images"
+    return {key: float(read.sum()), "n_unreadable": float((~read).sum())}
+
+
+def _drift(evaluation: Evaluation, labelled: bool) -> Drift | None:
+    table = evaluation.table[evaluation.table["error"].isna()]
+    if labelled:  # known defects are no drift
+        table = table[table["label"] == GOOD]
+    if table.empty:
+        return None
+    p_values = table["p_value"].to_numpy(float)
+    return measure_drift(p_values, table["is_anomaly"].to_numpy(np.bool_))

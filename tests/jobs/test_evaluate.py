@@ -1,0 +1,79 @@
+import shutil
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dfm_mlflow.config import EvaluateOptions
+from dfm_mlflow.errors import DataError, DfmError
+from dfm_mlflow.jobs.evaluate import evaluate
+from dfm_mlflow.jobs.train import train
+
+from ..conftest import texture
+from .test_train import artifacts, options
+
+
+@pytest.fixture
+def trained(store, mvtec_like):
+    return train(options(mvtec_like, "stripes", fpr="0.1"))
+
+
+def ask(**given):
+    return evaluate(EvaluateOptions.parse({"model": "models:/dfm-stripes/1", **given}))
+
+
+def new_pictures(folder, n=60, darker=0.0, moved=0):
+    """Good pictures of the camera that the model knows, or of one that changed."""
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(n):
+        image = np.roll(texture(rng) * (1 - darker), moved, axis=(0, 1))
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{i:03d}.png")
+    return str(folder)
+
+
+def test_labelled_pictures_give_the_metrics_of_the_training_run(trained):
+    result = ask()
+    for name in ("image_auroc", "image_f1", "threshold", "pixel_aupro", "false_positive_rate"):
+        assert result.metrics[name] == pytest.approx(trained.metrics[name], abs=1e-6)
+    run = mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["image_auroc"] == result.metrics["image_auroc"]
+    assert run.data.params["resolved_model"] == "models:/dfm-stripes/1"
+    (used,) = run.inputs.dataset_inputs
+    assert [t.value for t in used.tags] == ["evaluation"]
+    assert "where at most" in run.data.tags["calibration"]
+    model = mlflow.get_logged_model(trained.model_uri.removeprefix("models:/"))
+    assert sum(m.key == "image_auroc" for m in model.metrics) == 2  # training and evaluation
+
+
+def test_new_good_pictures_are_no_drift_and_a_changed_camera_is(trained, tmp_path):
+    calm = ask(data=new_pictures(tmp_path / "calm"))
+    assert calm.metrics["drift_ks"] < 0.3
+    assert calm.metrics["drift_flagged"] <= 0.3
+    assert not any("auroc" in name for name in calm.metrics)
+    for name, change in (("dark", {"darker": 0.1}), ("moved", {"moved": 3})):
+        changed = ask(data=new_pictures(tmp_path / name, **change))
+        assert changed.metrics["drift_ks"] > 0.5
+        assert changed.metrics["drift_significance"] < 1e-6
+        assert "look at camera, lamp and product" in changed.sentences[-1]
+    folder = artifacts(changed.run_id)
+    assert (pd.read_parquet(folder / "scores.parquet")["label"] == "unlabelled").all()
+    assert "Most unusual pictures" in (folder / "report/report.html").read_text()
+
+
+def test_test_pictures_alone_are_enough_and_nothing_is_an_error(trained, mvtec_like, tmp_path):
+    shutil.copytree(mvtec_like / "stripes/test", tmp_path / "data/stripes/test")
+    assert ask(data=str(tmp_path / "data")).metrics["n_test"] == 14
+    (tmp_path / "empty/stripes/test/good").mkdir(parents=True)
+    with pytest.raises(DataError, match="no pictures at all"):
+        ask(data=str(tmp_path / "empty"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"noise")
+    with pytest.raises(DataError, match="None of 1 pictures can be read"):
+        ask(data=str(broken))
+    with pytest.raises((DfmError, mlflow.MlflowException)):
+        ask(model="models:/dfm-none/1")
