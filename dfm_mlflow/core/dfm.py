@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dfm_mlflow.core.crossfit import HeldOut, assign_folds, crossfit
+from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import check_n_components, fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import fit_stream
@@ -40,9 +40,13 @@ class DFM(OutlierMixin, BaseEstimator):
         Density of the NLL: probabilistic PCA over the full space (Tipping & Bishop 1999), or the
         Gaussian of the coordinates in the subspace alone, as published. The latter is not
         comparable between classes of different dimension and collapses where n is near k.
-    noise : {"held-out", "in-sample"}, default="held-out"
-        Where the variance outside the subspace is taken from. In-sample residuals are several times
-        too small where rows are fewer than features; "in-sample" is scikit-learn's.
+    noise : {"gcv", "held-out", "in-sample"}, default="gcv"
+        Where the variance outside the subspace is taken from. In-sample residuals, scikit-learn's
+        way, are several times too small where rows are fewer than features. "gcv" corrects them for
+        the directions that were fitted, ``FRE / (1 - (k + 1) / n)^2`` on average (generalised
+        cross-validation: Golub, Heath & Wahba, Technometrics 21, 1979), needs no rows and comes
+        within a third of what new rows show; "held-out" measures them by cross-fitting and is for
+        :meth:`fit` only.
     contamination : float, default=0.01
         Share of the training rows that :meth:`predict` calls outliers, in (0, 0.5].
     n_folds : int, default=5
@@ -86,7 +90,7 @@ class DFM(OutlierMixin, BaseEstimator):
         *,
         score_type: str = "nll",
         likelihood: str = "ppca",
-        noise: str = "held-out",
+        noise: str = "gcv",
         contamination: float = 0.01,
         n_folds: int = 5,
         solver: str = "auto",
@@ -159,6 +163,7 @@ class DFM(OutlierMixin, BaseEstimator):
                 "afresh and forgets the rows of fit().",
                 stacklevel=2,
             )
+        self._check_no_rows_needed()
         X = self._checked(X, reset=first)
         labels, rows = self._classes(X, y)
         known = {} if first else dict(zip(self.classes_.tolist(), self.moments_, strict=True))
@@ -176,10 +181,11 @@ class DFM(OutlierMixin, BaseEstimator):
         ----------
         moments : Moments, or dict of label to Moments
         **parameters
-            Of the constructor. The noise variance is in-sample: moments hold no single rows.
+            Of the constructor; not ``noise="held-out"``, as moments hold no single rows.
         """
         dfm = cls(**parameters)
         dfm._check_parameters()
+        dfm._check_no_rows_needed()
         if isinstance(moments, Moments):
             moments = {0: moments}
         dfm._set_moments(dict(moments))
@@ -197,9 +203,9 @@ class DFM(OutlierMixin, BaseEstimator):
         Returns
         -------
         DFM
-            With the in-sample noise variance.
         """
         self._check_parameters()
+        self._check_no_rows_needed()
         labels = np.unique(np.concatenate([_labels(X, y) for X, y in source()]))
 
         def rows_of(label: Any) -> Callable[[], Iterable[np.ndarray]]:
@@ -209,7 +215,10 @@ class DFM(OutlierMixin, BaseEstimator):
         self.classes_ = labels
         self.__dict__.pop("moments_", None)
         self._subspaces = [
-            self._named(label, lambda label=label: fit_stream(rows_of(label), level, seed=seed))
+            self._named(
+                label,
+                lambda label=label: self._with_noise(fit_stream(rows_of(label), level, seed=seed)),
+            )
             for label in labels
         ]
         self.n_features_in_ = self._subspaces[0].n_features
@@ -287,13 +296,19 @@ class DFM(OutlierMixin, BaseEstimator):
 
     def _fit_class(self, x: np.ndarray) -> Subspace:
         subspace = fit_subspace(x, self.n_components, solver=self.solver, seed=self.random_state)
+        if self.noise != "held-out":
+            return self._with_noise(subspace)
+        folds = assign_folds(len(x), self.n_folds, seed=self.random_state)
+        held_out = crossfit(x, folds, self.n_components)
+        return subspace.with_noise(held_out.noise_variance(subspace))
+
+    def _with_noise(self, subspace: Subspace) -> Subspace:
+        """Correct the in-sample noise variance, where no rows are at hand to hold out."""
         if self.noise == "in-sample":
             return subspace
-        return subspace.with_noise(self._hold_out(x).noise_variance(subspace))
-
-    def _hold_out(self, x: np.ndarray) -> HeldOut:
-        folds = assign_folds(len(x), self.n_folds, seed=self.random_state)
-        return crossfit(x, folds, self.n_components)
+        n, k = subspace.n_samples, subspace.n_components
+        inflation = (n - 1) / n * (n / max(1, n - k - 1)) ** 2
+        return subspace.with_noise(subspace.noise_variance * inflation)
 
     def _comparable(self, fre: Any, nll: Any) -> Any:
         if self.score_type == "nll":
@@ -318,7 +333,7 @@ class DFM(OutlierMixin, BaseEstimator):
         if "_subspaces" in self.__dict__:
             return
         subspaces = [
-            self._named(label, lambda m=m: fit_moments(m, self.n_components))
+            self._named(label, lambda m=m: self._with_noise(fit_moments(m, self.n_components)))
             for label, m in zip(self.classes_, self.moments_, strict=True)
         ]
         self._subspaces = subspaces
@@ -354,7 +369,7 @@ class DFM(OutlierMixin, BaseEstimator):
         for name, valid in (
             ("score_type", ("nll", "fre")),
             ("likelihood", ("ppca", "subspace")),
-            ("noise", ("held-out", "in-sample")),
+            ("noise", ("gcv", "held-out", "in-sample")),
         ):
             if getattr(self, name) not in valid:
                 raise FitError(
@@ -363,6 +378,12 @@ class DFM(OutlierMixin, BaseEstimator):
         if not 0 < self.contamination <= 0.5:
             raise FitError(
                 f"contamination={self.contamination} is out of range: give a share in (0, 0.5]."
+            )
+
+    def _check_no_rows_needed(self) -> None:
+        if self.noise == "held-out":
+            raise FitError(
+                "noise='held-out' needs all rows at once: call fit(), or give noise='gcv'."
             )
 
     def _checked(self, X: Any, *, reset: bool) -> Any:

@@ -14,7 +14,7 @@ from dfm_mlflow.evaluation import Evaluation
 from dfm_mlflow.images import storage
 from dfm_mlflow.images.catalog import Catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.network.maps import overlay, to_level
+from dfm_mlflow.network.maps import overlay, to_level, to_png
 from dfm_mlflow.report.figures import draw_curves, draw_histogram, draw_p_values
 
 _THUMBNAIL = 200
@@ -65,7 +65,7 @@ def write_report(
             options=sorted(detector.options.model_dump().items()),
             provenance={"data": catalog.source, "data digest": catalog.digest, **detector.weights},
             figures=[_data_url((folder / name).read_bytes()) for name in figures],
-            gallery=_gallery(detector, evaluation),
+            gallery=_gallery(detector, evaluation, folder / "overlays"),
         )
     )
     (folder / "report.html").write_text(page)
@@ -85,8 +85,13 @@ def _verdict(metrics: dict[str, float]) -> str:
     return sentence + "."
 
 
-def _gallery(detector: AnomalyDetector, evaluation: Evaluation, most: int = 4) -> list[dict]:
-    """Choose the worst misses, worst false alarms and clearest hits, with their maps."""
+def _gallery(
+    detector: AnomalyDetector, evaluation: Evaluation, folder: Path, most: int = 4
+) -> list[dict]:
+    """Choose the worst misses, worst false alarms and clearest hits, with their maps.
+
+    The overlays are written to a folder too, as PNG at the size of their pictures.
+    """
     table = evaluation.table[evaluation.table["error"].isna()]
     if table.empty:
         return []
@@ -104,7 +109,7 @@ def _gallery(detector: AnomalyDetector, evaluation: Evaluation, most: int = 4) -
     return [
         {
             "title": title,
-            "pictures": [_picture(detector, evaluation, i) for i in rows.index[:most]],
+            "pictures": [_picture(detector, evaluation, i, folder) for i in rows.index[:most]],
         }
         for title, rows in chosen.items()
         if len(rows)
@@ -116,12 +121,15 @@ def _middle(table: pd.DataFrame, most: int) -> pd.DataFrame:
     return table.iloc[start : start + most]
 
 
-def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int) -> dict:
+def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int, folder: Path) -> dict:
     row, (values, size) = evaluation.table.loc[i], evaluation.maps[i]
     pixels = decode_image(storage.read(row["path"]))
     classes = [c.name for c in detector.classes]
     scale = detector.classes[classes.index(row["predicted_class"])].map_scale
     marked = overlay(pixels, to_level(detector.full_map(values, size), scale))
+    folder.mkdir(exist_ok=True)
+    name = f"{row['label']}_{Path(row['path']).stem}.png"
+    (folder / name).write_bytes(to_png(marked))
     return {
         "image": _data_url(_thumbnail(pixels)),
         "overlay": _data_url(_thumbnail(marked)),

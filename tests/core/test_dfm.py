@@ -22,7 +22,7 @@ def low_rank(n, d, rank=6, seed=0, scale=3.0):
     return rng.normal(size=(n, rank)) @ structure + rng.normal(size=(n, d)) + 5
 
 
-@parametrize_with_checks([DFM(), DFM(n_components=1, score_type="fre", noise="in-sample")])
+@parametrize_with_checks([DFM(), DFM(n_components=1, score_type="fre")])
 def test_scikit_learn_s_own_checks(estimator, check):
     check(estimator)
 
@@ -162,9 +162,9 @@ def test_cuda_tensors_stay_on_their_device():
 def test_partial_fit_and_moments_are_fit():
     x, y = three_classes()
     new = three_classes(seed=9)[0]
-    whole = DFM(0.9, noise="in-sample").fit(x, y)
+    whole = DFM(0.9).fit(x, y)
     order = np.random.default_rng(0).permutation(len(x))
-    streamed = DFM(0.9, noise="in-sample")
+    streamed = DFM(0.9)
     for part in np.array_split(order, 11):
         streamed.partial_fit(x[part], y[part])
     moments = {c: Moments.of(x[y == c]) for c in np.unique(y)}
@@ -195,12 +195,28 @@ def test_offset_without_rows_is_the_quantile_of_the_density(score_type):
 def test_batches_give_the_exact_fit_however_they_are_cut():
     x, y = three_classes(n=300, d=120)
     new = three_classes(seed=9, d=120)[0]
-    exact = DFM(0.8, noise="in-sample").fit(x, y)
+    exact = DFM(0.8).fit(x, y)
     for cuts in (1, 7):
         parts = [(x[i], y[i]) for i in np.array_split(np.arange(len(x)), cuts)]
         other = DFM(0.8).fit_batches(lambda parts=parts: iter(parts))
         np.testing.assert_allclose(other.fre(new), exact.fre(new), rtol=1e-4)
         np.testing.assert_allclose(other.nll(new), exact.nll(new), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 900), (300, 40)])
+def test_corrected_noise_is_what_new_rows_show(n, d):
+    x, new = np.split(low_rank(n + 500, d, rank=20), [n])
+    seen = {}
+    for noise in ("gcv", "held-out", "in-sample"):
+        (model,) = DFM(0.9, noise=noise).fit(x).subspaces_
+        true = model.fre(new).mean() / (d - model.n_components)
+        seen[noise] = model.noise_variance / true
+    assert seen["held-out"] == pytest.approx(1, abs=0.3)
+    # not exact: the directions were chosen for their variance, noise included
+    assert seen["gcv"] == pytest.approx(1, abs=0.4)
+    assert n > d or seen["in-sample"] < 0.4
+    with pytest.raises(FitError, match="needs all rows at once"):
+        DFM(noise="held-out").partial_fit(x[:, :30])
 
 
 def test_likelihood_of_the_full_space_is_worth_more_than_that_of_the_subspace():

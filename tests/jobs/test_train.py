@@ -6,6 +6,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import dfm_mlflow
@@ -54,6 +55,9 @@ def test_a_run_holds_what_it_promises(store, mvtec_like):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
     assert f"{run.data.metrics['image_auroc']:.3f}" in page
+
+    overlays = sorted((folder / "report/overlays").iterdir())
+    assert {Image.open(p).size for p in overlays} == {(64, 64)}
 
     table = pd.read_parquet(folder / "scores.parquet")
     assert len(table) == 14
@@ -129,6 +133,26 @@ def test_what_cannot_work_starts_no_run(store, mvtec_like, wrong):
     with pytest.raises(DfmError):
         train(options(mvtec_like, "stripes").model_copy(update=wrong))
     assert mlflow.MlflowClient().search_runs(["0"]) == []
+
+
+def test_a_region_of_interest_and_a_non_square_input(store, mvtec_like, tmp_path):
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:, :40] = 255
+    Image.fromarray(mask).save(tmp_path / "roi.png")
+    roi = str(tmp_path / "roi.png")
+    train(options(mvtec_like, "stripes", roi=roi, image_size="64x96", pooling="2"))
+    loaded = dfm_mlflow.load_model("models:/dfm-stripes/1")
+    assert [g.shape[1:] for g in loaded.grids] == [(4, 6), (2, 3)]
+    assert loaded.grids[0].cells.sum() == 4 * 4  # 40 of 64 pixels touch 4 of 6 columns
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    marked = picture.copy()
+    marked[:, 40:] = 250
+    pair = loaded.score([picture, marked])["anomaly_score"]
+    assert pair[0] == pair[1]
+    Image.fromarray(mask * 0).save(tmp_path / "black.png")
+    for wrong, words in (("black.png", "no nonzero pixel"), ("none.png", "cannot be read")):
+        with pytest.raises(DataError, match=words):
+            train(options(mvtec_like, "stripes", roi=str(tmp_path / wrong)))
 
 
 def test_group_by_is_used(store, mvtec_like):

@@ -74,6 +74,15 @@ def test_the_layer_at_stride_16(name, layer):
     assert build_backbone(name, ("stride:16",), (256, 256)).layers == (layer,)
 
 
+def test_presets_name_layers_that_exist():
+    """`accurate` and the default at once, and layers by their stride in any order."""
+    accurate = build_backbone("efficientnet_b5", ("features.6",), (456, 456))
+    assert accurate.module(torch.zeros(1, 3, 456, 456))["features.6"].shape == (1, 304, 15, 15)
+    both = build_backbone("resnet18", ("stride:8", "stride:16"), (256, 256))
+    assert both.layers == ("layer2", "layer3")
+    assert build_backbone("resnet18", ("avgpool",), (256, 256)).layers == ("avgpool",)
+
+
 def test_efficientnet_lite_folds_too():
     pytest.importorskip("efficientnet_lite_pytorch")
     backbone = build_backbone("efficientnet_lite0", ("stride:16",), (256, 192))
