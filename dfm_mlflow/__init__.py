@@ -20,11 +20,13 @@ _EXPORTS = {
     "DfmError": "errors",
 }
 
-__all__ = ["__version__", *(name for name in _EXPORTS if not name.startswith("_"))]
+__all__ = ["__version__", "client", *(name for name in _EXPORTS if not name.startswith("_"))]
 
 
 def __getattr__(name: str):
     """Load a public name from the module that holds it, on first use (PEP 562)."""
+    if name == "client":
+        return importlib.import_module(f"{__name__}.client")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_EXPORTS[name]}")

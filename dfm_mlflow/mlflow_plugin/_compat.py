@@ -1,6 +1,12 @@
 """Every private helper of MLflow that the flavor uses, in one place (MLflow 3.17 to 3.x)."""
 
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 from mlflow.models.utils import _save_example
+from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME,
@@ -32,5 +38,24 @@ PythonEnv = _PythonEnv
 validate_env_arguments = _validate_env_arguments
 copy_extra_files = _copy_extra_files
 flavor_configuration = _get_flavor_configuration
+name_and_version = get_model_name_and_version
 prepare_target = _validate_and_prepare_target_save_path
 pinned = _get_pinned_requirement
+
+
+def in_scoring_server() -> bool:
+    """Whether this process is one of MLflow's scoring server."""
+    return _SERVER_MODEL_PATH in os.environ
+
+
+def widen_thread_pool(threads: int) -> None:
+    """Give the running event loop, where there is one, a pool of so many threads.
+
+    uvicorn imports the application, and MLflow with it the model, inside the loop; the server runs
+    ``predict`` through ``asyncio.to_thread``, in this pool.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="scoring"))

@@ -16,6 +16,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.serving import ServingSettings
 from dfm_mlflow.mlflow_plugin.wheel import build_wheel, is_release
 from dfm_mlflow.network.backbones import backbone_requirements
 
@@ -23,7 +24,7 @@ FLAVOR_NAME = "dfm"
 DATA = "dfm"
 WHEELS = "wheels"
 # MLflow lets a user override only the keys that a model was saved with.
-MODEL_CONFIG: dict[str, Any] = {"device": None, "precision": None, "batch_size": 16}
+MODEL_CONFIG: dict[str, Any] = ServingSettings().model_dump()
 _THIRD_PARTY = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "pillow",
                 "pydantic", "safetensors", "array-api-compat", "tqdm")  # fmt: skip
 
@@ -101,7 +102,8 @@ def save_model(
     input_example, metadata, extra_files
         As MLflow's built-in flavors take them.
     model_config : dict, optional
-        Overrides ``device``, ``precision`` or ``batch_size``.
+        Overrides keys of :class:`~dfm_mlflow.mlflow_plugin.serving.ServingSettings`: ``device``,
+        ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
     """
     _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     unknown = set(model_config or {}) - set(MODEL_CONFIG)
@@ -109,6 +111,7 @@ def save_model(
         raise ArtifactError(
             f"model_config has no {', '.join(sorted(unknown))}: it has {', '.join(MODEL_CONFIG)}."
         )
+    ServingSettings.parse(model_config)
     root = Path(path).absolute()
     _compat.prepare_target(str(root))
     model = Model() if mlflow_model is None else mlflow_model
@@ -251,12 +254,17 @@ def load_model(
     )
 
 
-def load_data_folder(path: str | Path, config: dict[str, Any]) -> AnomalyDetector:
+def load_data_folder(path: str | Path, settings: ServingSettings) -> AnomalyDetector:
     """Load a detector from the ``dfm/`` folder of a model, checked against its ``MLmodel``."""
     folder = Path(path)
     mlmodel = folder.parent / MLMODEL_FILE_NAME
     if not mlmodel.is_file():
         raise ArtifactError(f"{mlmodel} is missing: it holds the SHA-256 of {DETECTOR}.")
     flavor = _compat.flavor_configuration(str(folder.parent), FLAVOR_NAME)
-    known = {key: config[key] for key in MODEL_CONFIG if config.get(key) is not None}
-    return load_detector(folder, expected_sha256=flavor["sha256"], **known)
+    return load_detector(
+        folder,
+        expected_sha256=flavor["sha256"],
+        device=settings.device,
+        precision=settings.precision,
+        batch_size=settings.batch_size,
+    )

@@ -2,18 +2,39 @@
 
 import base64
 import binascii
+import json
 import logging
+import threading
+import time
+import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    TEMPORARILY_UNAVAILABLE,
+    ErrorCode,
+)
 
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError, ImageError
+from dfm_mlflow.mlflow_plugin.batcher import Batcher, OverloadedError
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
+from dfm_mlflow.mlflow_plugin.serving import (
+    ServingSettings,
+    calm_request_threads,
+    network_threads,
+    prepare_server,
+    prepare_worker,
+    share_of_processors,
+)
+from dfm_mlflow.network.extractor import Extractor, Runner
+from dfm_mlflow.network.maps import to_png
 
 _logger = logging.getLogger(__name__)
 
@@ -33,35 +54,83 @@ class RequestError(MlflowException):
 
     def serialize_as_json(self) -> str:
         """Give the body of the HTTP answer."""
-        self.message = self.sentence
-        return str(super().serialize_as_json())
+        return json.dumps({"error_code": self.error_code, "message": self.sentence})
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "PyfuncModel":
     """Load a model for ``mlflow.pyfunc``; MLflow calls this."""
-    detector = load_data_folder(path, model_config or {})
+    settings = ServingSettings.parse(model_config)
+    prepare_server(settings)
+    detector = load_data_folder(path, settings)
+    model = PyfuncModel(detector, settings)
+    start = time.perf_counter()
+    model.warm_up()
     extractor = detector.extractor
     _logger.info(
-        "dfm model on %s in %s, batches of %d",
+        "dfm model on %s in %s, batches of %d, %d threads a forward pass, warm after %.1f s",
         extractor.device, extractor.precision, extractor.batch_size,
+        network_threads(settings, extractor.device), time.perf_counter() - start,
     )  # fmt: skip
-    return PyfuncModel(detector)
+    calm_request_threads(settings, extractor.device)
+    return model
 
 
 class PyfuncModel:
     """Adapter from MLflow's inputs and errors to :meth:`AnomalyDetector.score`.
 
+    Requests of several threads share forward passes; everything else, the score included, is done
+    in the thread of each.
+
     Parameters
     ----------
     detector : AnomalyDetector
+    settings : ServingSettings, optional
+        Those that the detector was loaded with.
     """
 
-    def __init__(self, detector: AnomalyDetector):
+    def __init__(self, detector: AnomalyDetector, settings: ServingSettings | None = None):
+        extractor = detector.extractor
+        settings = settings or ServingSettings(batch_size=extractor.batch_size)
         self.detector = detector
+        self._serving, self._batcher = detector, None
+        if not settings.queue_size:
+            return
+        before = torch.get_num_threads()
+        threads = network_threads(settings, extractor.device)
+        self._batcher = Batcher(
+            _forward(extractor),
+            batch_size=settings.batch_size,
+            max_wait=settings.max_wait_ms / 1000,
+            queue_size=settings.queue_size,
+            prepare=lambda: prepare_worker(threads, extractor.device),
+        )
+        torch.set_num_threads(before)
+        decoding = threading.BoundedSemaphore(share_of_processors())
+        self._serving = detector.with_extractor(extractor.with_runner(self._batcher.run, decoding))
+        weakref.finalize(self, self._batcher.close)
 
     def get_raw_model(self) -> AnomalyDetector:
         """Return the detector."""
         return self.detector
+
+    def warm_up(self) -> None:
+        """Score grey pictures, so that the first request is as fast as the hundredth."""
+        extractor = self.detector.extractor
+        height, width = extractor.size
+        picture = to_png(np.full((height + 8, width + 8, 3), 128, np.uint8))
+
+        def seconds(n: int) -> float:
+            start = time.perf_counter()
+            self.predict(pd.DataFrame({"image": [picture] * n}), {"anomaly_map": n == 1})
+            return time.perf_counter() - start
+
+        single, n = seconds(1), extractor.batch_size
+        if extractor.device.type == "cuda":  # kernels are chosen and loaded by batch size
+            for power in range(1, n.bit_length()):
+                seconds(2**power)
+        elif single > 0.5:  # a batch would keep a slow machine for long, and has little to warm
+            return
+        seconds(n)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score the pictures in the column ``image``.
@@ -76,28 +145,72 @@ class PyfuncModel:
         Raises
         ------
         MlflowException
-            400 for a picture or parameter that cannot be used, 503 when memory runs out.
+            400 for a picture or parameter that cannot be used, 503 when the queue is full or memory
+            runs out, 500 for anything else.
         """
         given = {k: v for k, v in (params or {}).items() if v is not None}
         try:
-            images = [_to_bytes(value) for value in _column(model_input)]
-            scores = self.detector.score(
-                images,
-                fpr=given.get("fpr"),
-                anomaly_map=bool(given.get("anomaly_map", False)),
-                on_error=str(given.get("on_error", "raise")),
-            )
-        except (ImageError, ConfigError) as error:
-            raise RequestError(str(error), INVALID_PARAMETER_VALUE) from None
-        except (MemoryError, torch.OutOfMemoryError):
-            raise RequestError(
-                "Memory ran out: send fewer or smaller pictures, or lower batch_size.",
-                TEMPORARILY_UNAVAILABLE,
-            ) from None
+            with self._batcher.admit() if self._batcher else nullcontext():
+                images = [_to_bytes(value) for value in _column(model_input)]
+                scores = self._serving.score(
+                    images,
+                    fpr=given.get("fpr"),
+                    anomaly_map=bool(given.get("anomaly_map", False)),
+                    on_error=str(given.get("on_error", "raise")),
+                )
+        except Exception as error:
+            refusal = _refusal(error)
+            if refusal.error_code != ErrorCode.Name(INTERNAL_ERROR):
+                raise refusal from None
+            _logger.exception("A request failed.")
+            raise refusal from error
         if scores["error"].isna().all():
             return scores
         # JSON knows null and no NaN
         return scores.astype(object).where(scores.notna(), None)
+
+
+def _forward(extractor: Extractor) -> Runner:
+    if extractor.device.type != "cuda":
+        return extractor.run_batch
+    stream = torch.cuda.current_stream(extractor.device)
+
+    def run(pixels: torch.Tensor) -> list[torch.Tensor]:
+        maps = extractor.run_batch(pixels)
+        stream.synchronize()  # while a batch runs, the next one gathers
+        return maps
+
+    return run
+
+
+def _refusal(error: Exception) -> RequestError:
+    """Say to a client what happened, in one sentence."""
+    if isinstance(error, ImageError | ConfigError):
+        return RequestError(str(error), INVALID_PARAMETER_VALUE)
+    if isinstance(error, OverloadedError):
+        return RequestError(
+            "The server has as many requests as it takes: send this one again in a moment.",
+            TEMPORARILY_UNAVAILABLE,
+        )
+    if _is_lack_of_memory(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return RequestError(
+            "Memory ran out: send fewer or smaller pictures, or lower batch_size.",
+            TEMPORARILY_UNAVAILABLE,
+        )
+    return RequestError(
+        f"The server failed at this request ({type(error).__name__}): its log says more.",
+        INTERNAL_ERROR,
+    )
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch's allocator on a CPU, cuDNN and cuBLAS say it in words only
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _column(model_input: Any) -> list[Any]:
@@ -124,5 +237,9 @@ def _to_bytes(value: Any) -> bytes:
         return data
     try:
         return base64.b64decode(data, validate=True)
+    except binascii.Error:
+        pass
+    try:  # `base64` breaks lines
+        return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error:
         return data  # the decoder says what is wrong with it

@@ -1,0 +1,333 @@
+"""What serving costs beside a model that does nothing, and what the micro-batcher gains.
+
+    python benchmarks/serving.py --weights resnet18.safetensors
+
+Starts real ``mlflow models serve`` processes on 127.0.0.1 with three models of one signature: one
+that does nothing, the detector, and the detector with its micro-batcher off; then sends them the
+same bytes, in turns, so that a noisy machine is noisy for all. The clients share the machine.
+
+`T_null` and `R_null` are latency (median, 1 client) and throughput (8 clients) of the model that
+does nothing, `T_in` and `R_in` those of the detector in this process, without HTTP. Targets:
+
+- median at 1 client / (T_in + 1.3 T_null), at most 1;
+- throughput at 8 and 32 clients / (1 / (1 / R_null + 1 / R_in)), at least 0.8;
+- 99th percentile at 32 clients / (32 / that throughput), at most 4.
+
+With ``--soak N`` it sends N requests instead, and prints the server's memory on the way.
+"""
+
+import base64
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import click
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+import dfm_mlflow
+from dfm_mlflow.config import Options
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.mlflow_plugin.flavor import signature_of
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.weights import load_weights
+
+PARQUET = "application/vnd.apache.parquet"
+
+
+# -- what is served and what is sent ---------------------------------------------------------------
+
+
+class NoModel(mlflow.pyfunc.PythonModel):
+    """Answers one and the same row for each picture."""
+
+    row: ClassVar = {"anomaly_score": 12.3456789, "p_value": 0.123456789, "is_anomaly": False,
+           "predicted_class": "stripes", "fre": 12.3456789, "nll": 123.456789,
+           "anomaly_map": None, "error": None}  # fmt: skip
+
+    def predict(self, context, model_input, params=None):
+        """Answer."""
+        return pd.DataFrame([self.row] * len(model_input))
+
+
+def picture(width: int, height: int, noise: float, seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    base = 128 + 50 * np.sin(x / 9 + rng.uniform(0, 0.5)) + 20 * np.cos(y / 17)
+    pixels = base[:, :, None] + rng.normal(0, noise, (height, width, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, **how) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **how)
+    return buffer.getvalue()
+
+
+def pictures() -> dict[str, bytes]:
+    jpeg = encoded(picture(1024, 768, 10, 0), format="JPEG", quality=90)
+    png = encoded(picture(1024, 1024, 1.2, 1), format="PNG")
+    return {f"JPEG {len(jpeg) // 1024} KB": jpeg, f"PNG 1024x1024, {len(png) // 1024} KB": png}
+
+
+def body_of(image: bytes, form: str) -> tuple[bytes, str]:
+    if form == "parquet":
+        buffer = io.BytesIO()
+        pd.DataFrame({"image": [image]}).to_parquet(buffer, compression=None)
+        return buffer.getvalue(), PARQUET
+    coded = base64.b64encode(image).decode()
+    return json.dumps({"dataframe_records": [{"image": coded}]}).encode(), "application/json"
+
+
+def save_models(folder: Path, weights: str, image_size: str = "auto") -> None:
+    given = {"backbone": "resnet18", "category": "stripes", "weights": weights,
+             "image_size": image_size}  # fmt: skip
+    options = Options.parse(given).resolve()
+    loaded = load_weights(weights, options.backbone, options.seed)
+    take = loaded.take if loaded.state is not None else None
+    backbone = build_backbone(options.backbone, options.layer_names, options.size, take)
+    extractor = Extractor(backbone, options.size, options.resize, options.pooling_rule,
+                          torch.device("cpu"))  # fmt: skip
+    good = [np.array(picture(256, 256, 5, i)) for i in range(40)]
+    extraction = extractor.extract(good)
+    detector = AnomalyDetector.fit(
+        options,
+        extractor,
+        extraction,
+        ["stripes"] * len(good),
+        {"id": loaded.id, "sha256": loaded.sha256},
+    )
+    dfm_mlflow.save_model(detector, folder / "dfm")
+    signature = signature_of(options)
+    mlflow.pyfunc.save_model(folder / "null", python_model=NoModel(), signature=signature)
+
+
+# -- servers and clients ---------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    """A running server, and what was measured on it."""
+
+    port: int
+    pid: int
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # latencies by clients
+    rates: dict[int, list[float]] = field(default_factory=dict)
+
+    def ask(self, connection: http.client.HTTPConnection, body: bytes, kind: str) -> float:
+        """Send one request; gives its seconds."""
+        start = time.perf_counter()
+        connection.request("POST", "/invocations", body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise click.ClickException(f"{answer.status}: {content[:300]!r}")
+        return time.perf_counter() - start
+
+    def load(self, clients: int, body: bytes, kind: str, requests: int, limit: float) -> None:
+        """Send requests from so many clients, until all are answered or the time is up."""
+        left, lock = iter(range(requests)), threading.Lock()
+        begin = time.perf_counter()
+
+        def client() -> list[float]:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+            mine = []
+            while time.perf_counter() - begin < limit:
+                with lock:
+                    if next(left, None) is None:
+                        break
+                mine.append(self.ask(connection, body, kind))
+            connection.close()
+            return mine
+
+        with ThreadPoolExecutor(clients) as pool:
+            futures = [pool.submit(client) for _ in range(clients)]
+            answered = [s for future in futures for s in future.result()]
+        elapsed = time.perf_counter() - begin
+        self.seconds.setdefault(clients, []).extend(answered)
+        self.rates.setdefault(clients, []).append(len(answered) / elapsed)
+
+    def median(self, clients: int) -> float:
+        """Median latency."""
+        return float(np.median(self.seconds[clients]))
+
+    def rate(self, clients: int) -> float:
+        """Answers a second."""
+        return float(np.median(self.rates[clients]))
+
+    def megabytes(self) -> float:
+        """Resident memory of the process and all below it."""
+        total, waiting = 0, [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            try:
+                fields = Path(f"/proc/{pid}/statm").read_text().split()
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += map(int, (task / "children").read_text().split())
+            except OSError:
+                continue
+            total += int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+        return total / 2**20
+
+
+@contextmanager
+def serving(model: Path, **config) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(config)}
+    log = model.parent / f"{port}.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager",
+             "local", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if process.poll() is not None:
+                raise click.ClickException(f"The server ended: {log.read_text()[-2000:]}")
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield Server(port, process.pid)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # the session that was started above
+            process.wait(30)
+
+
+# -- measuring -------------------------------------------------------------------------------------
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+class Comparison:
+    """Three servers and the model in this process, given the same work in turns."""
+
+    def __init__(self, stack: ExitStack, folder: Path, image: bytes, form: str):
+        self.body, self.kind = body_of(image, form)
+        self.null = stack.enter_context(serving(folder / "null"))
+        self.ours = stack.enter_context(serving(folder / "dfm"))
+        self.apart = stack.enter_context(serving(folder / "dfm", queue_size=0))
+        self.servers = (self.null, self.ours, self.apart)
+        self.inside = dfm_mlflow._load_pyfunc(str(folder / "dfm/dfm"), {})
+        self.size = self.inside.detector.extractor.batch_size
+        self.one = pd.DataFrame({"image": [image]})
+        self.batch = pd.DataFrame({"image": [image] * self.size})
+        self.t_in: list[float] = []
+        self.ideal: list[float] = []
+        self.r_in: list[float] = []
+
+    def alone(self, n: int) -> None:
+        """Send single requests from one client, to each in turn."""
+        connections = [http.client.HTTPConnection("127.0.0.1", s.port) for s in self.servers]
+        for i in range(n + 5):
+            for server, connection in zip(self.servers, connections, strict=True):
+                seconds = server.ask(connection, self.body, self.kind)
+                if i >= 5:  # the first ones open connections and fill caches
+                    server.seconds.setdefault(1, []).append(seconds)
+            self.t_in.append(timed(lambda: self.inside.predict(self.one)))
+
+    def together(self, n: int) -> None:
+        """Measure throughput once: of each server under 8 and 32 clients, and in this process."""
+        seconds = [timed(lambda: self.inside.predict(self.batch)) for _ in range(2)]
+        for clients in (8, 32):
+            for server in self.servers:
+                server.load(clients, self.body, self.kind, max(n, 2 * clients), 60)
+        seconds += [timed(lambda: self.inside.predict(self.batch)) for _ in range(2)]
+        self.r_in.append(self.size / float(np.mean(seconds)))
+        self.ideal.append(1 / (1 / self.null.rates[8][-1] + 1 / self.r_in[-1]))
+
+    def cells(self) -> list[str]:
+        """Give the row of the table; ratios are those of one round, the median over rounds."""
+        t_null, t_in, p50 = self.null.median(1), float(np.median(self.t_in)), self.ours.median(1)
+        ratios = [np.median(np.divide(self.ours.rates[c], self.ideal)) for c in (8, 32)]
+        p99 = float(np.quantile(self.ours.seconds[32], 0.99))
+        return [
+            f"{t_null * 1e3:.1f}", f"{t_in * 1e3:.1f}", f"{p50 * 1e3:.1f}",
+            f"{p50 / (t_in + 1.3 * t_null):.2f}",
+            f"{self.null.rate(8):.0f}", f"{np.median(self.r_in):.1f}",
+            *(f"{self.ours.rate(c):.1f}" for c in (8, 32)), *(f"{r:.2f}" for r in ratios),
+            f"{p99 * 1e3:.0f}", f"{p99 / (32 / np.median(self.ideal)):.2f}",
+            f"{self.apart.median(1) * 1e3:.1f}", *(f"{self.apart.rate(c):.1f}" for c in (8, 32)),
+            f"{np.quantile(self.apart.seconds[32], 0.99) * 1e3:.0f}",
+        ]  # fmt: skip
+
+
+HEAD = ["picture", "form", "T_null, ms", "T_in, ms", "p50 at 1, ms", "**ratio, <= 1**",
+        "R_null, 1/s", "R_in, 1/s", "at 8, 1/s", "at 32, 1/s", "**ratio at 8, >= 0.8**",
+        "**at 32, >= 0.8**", "p99 at 32, ms", "**ratio, <= 4**", "off: p50 at 1, ms",
+        "off: at 8, 1/s", "off: at 32, 1/s", "off: p99 at 32, ms"]  # fmt: skip
+
+
+def soak(folder: Path, n: int) -> None:
+    """Send n requests of 8 clients, parquet and JSON in turns; print memory at 20 points."""
+    image = encoded(picture(256, 256, 5, 2), format="JPEG", quality=80)
+    click.echo("| requests | resident memory, MB | requests/s |\n|---|---|---|")
+    with serving(folder / "dfm") as server:
+        for step in range(21):
+            if step:
+                half = max(1, n // 40)
+                for form in ("parquet", "json"):
+                    server.load(8, *body_of(image, form), half, 3600)
+            rate = f"{np.mean(server.rates[8][-2:]):.0f}" if step else ""
+            click.echo(f"| {2 * step * max(1, n // 40):,} | {server.megabytes():.0f} | {rate} |")
+
+
+@click.command()
+@click.option("--weights", default="random", show_default=True, help="Of ResNet-18: file, random.")
+@click.option("--image-size", default="auto", show_default=True, help="Input of the network.")
+@click.option("--requests", default=40, show_default=True, help="For each load and round.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--form", "forms", multiple=True, default=("parquet", "json"), show_default=True)
+@click.option("--soak", "n_soak", default=0, help="Send so many requests and watch memory.")
+def main(
+    weights: str, image_size: str, requests: int, rounds: int, forms: tuple[str, ...], n_soak: int
+) -> None:
+    """Print a Markdown table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_models(folder, weights, image_size)
+        if n_soak:
+            soak(folder, n_soak)
+            return
+        click.echo(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
+        for title, image in pictures().items():
+            for form in forms:
+                with ExitStack() as stack:
+                    comparison = Comparison(stack, folder, image, form)
+                    for _ in range(rounds):
+                        comparison.alone(requests)
+                        comparison.together(requests)
+                    click.echo(f"| {' | '.join([title, form, *comparison.cells()])} |")
+
+
+if __name__ == "__main__":
+    main()

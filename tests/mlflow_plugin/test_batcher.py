@@ -1,0 +1,341 @@
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.mlflow_plugin import serving
+from dfm_mlflow.mlflow_plugin.batcher import Batcher, OverloadedError
+from dfm_mlflow.mlflow_plugin.pyfunc import PyfuncModel
+from dfm_mlflow.mlflow_plugin.serving import ServingSettings
+
+from ..detectors import fit, pictures
+
+
+class Network:
+    """Gives back its pixels as the only map; notes its batches; waits while its gate is shut."""
+
+    def __init__(self):
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def __call__(self, pixels):
+        self.entered.set()
+        assert self.gate.wait(20)
+        values = pixels[:, 0, 0, 0].tolist()
+        self.batches.append(values)
+        if 255 in values:
+            raise ValueError("poison")
+        return [pixels.float()]
+
+
+def pixels(*values):
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+
+@contextmanager
+def batcher_of(network, batch_size=4, max_wait=0.0, queue_size=100):
+    batcher = Batcher(network, batch_size=batch_size, max_wait=max_wait, queue_size=queue_size)
+    try:
+        yield batcher
+    finally:
+        network.gate.set()
+        batcher.close()
+        batcher._worker.join(20)
+        assert not batcher._worker.is_alive()
+
+
+def ask(batcher, *values):
+    with batcher.admit():
+        (maps,) = batcher.run(pixels(*values))
+    return maps[:, 0, 0, 0].tolist()
+
+
+def wait_until(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def in_order(pool, batcher, network, requests):
+    """Hand requests in one after the other while the network is held still by the first."""
+    network.gate.clear()
+    futures = [pool.submit(ask, batcher, *requests[0])]
+    assert network.entered.wait(20)
+    for n, request in enumerate(requests[1:], 1):
+        futures.append(pool.submit(ask, batcher, *request))
+        wait_until(lambda n=n: len(batcher._queue) == n)
+    network.gate.set()
+    return futures
+
+
+def test_waiting_requests_share_a_batch_and_each_gets_its_own():
+    network = Network()
+    with ThreadPoolExecutor(8) as pool, batcher_of(network) as batcher:
+        futures = in_order(pool, batcher, network, [(1,), (2,), (3, 4), (5,), (6,), (7,)])
+        assert [f.result() for f in futures] == [[1], [2], [3, 4], [5], [6], [7]]
+    assert network.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+def test_sixty_four_threads_never_swap():
+    network = Network()
+    with ThreadPoolExecutor(64) as pool, batcher_of(network, 16, 0.002) as batcher:
+        asked = [[i % 200] * (1 + i % 3) for i in range(2000)]
+        assert list(pool.map(lambda values: ask(batcher, *values), asked)) == asked
+    assert max(map(len, network.batches)) <= 16
+    assert len(network.batches) < 2000
+
+
+def test_more_than_a_batch_is_cut_and_put_together():
+    network = Network()
+    with batcher_of(network) as batcher:
+        assert ask(batcher, *range(10)) == list(range(10))
+    assert network.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_large_request_does_not_starve_a_small_one():
+    network = Network()
+    with ThreadPoolExecutor(4) as pool, batcher_of(network) as batcher:
+        network.gate.clear()
+        large = pool.submit(ask, batcher, *range(40))
+        assert network.entered.wait(20)
+        small = pool.submit(ask, batcher, 99)
+        wait_until(lambda: batcher._queue)
+        network.gate.set()
+        assert small.result() == [99]
+        assert large.result() == list(range(40))
+    assert network.batches.index([99]) == 1
+
+
+def test_one_that_is_alone_never_waits():
+    with batcher_of(Network(), max_wait=10.0) as batcher:
+        start = time.monotonic()
+        for i in range(20):
+            assert ask(batcher, i) == [i]
+        assert time.monotonic() - start < 5
+
+
+def test_one_waits_for_another_that_is_coming_and_no_longer_than_agreed():
+    network = Network()
+    with ThreadPoolExecutor(2) as pool, batcher_of(network, max_wait=10.0) as batcher:
+        with batcher.admit():
+            first = pool.submit(ask, batcher, 1)
+            wait_until(lambda: batcher._queue)
+            time.sleep(0.05)
+            assert not first.done()
+            assert batcher.run(pixels(2))[0][0, 0, 0, 0] == 2
+        assert first.result() == [1]
+        # one that fails before it hands in is not waited for either
+        with batcher.admit():
+            second = pool.submit(ask, batcher, 3)
+            wait_until(lambda: batcher._queue)
+        start = time.monotonic()
+        assert second.result() == [3]
+        assert time.monotonic() - start < 5
+    assert network.batches == [[1, 2], [3]]
+    with (
+        batcher_of(Network(), max_wait=0.05) as batcher,
+        ThreadPoolExecutor(1) as pool,
+        batcher.admit(),
+    ):
+        assert pool.submit(ask, batcher, 4).result(timeout=5) == [4]
+
+
+def test_an_error_reaches_its_own_caller_and_the_worker_lives_on():
+    network = Network()
+    with ThreadPoolExecutor(4) as pool, batcher_of(network) as batcher:
+        futures = in_order(pool, batcher, network, [(1,), (2,), (255,), (3,)])
+        assert [futures[i].result() for i in (0, 1, 3)] == [[1], [2], [3]]
+        with pytest.raises(ValueError, match="poison"):
+            futures[2].result()
+        assert ask(batcher, 4) == [4]
+    assert network.batches == [[1], [2, 255, 3], [2], [255], [3], [4]]
+
+
+def test_a_network_that_loses_rows_is_an_error():
+    with batcher_of(Network()) as batcher:
+        batcher._forward = lambda pixels: [pixels[:-1]]
+        with pytest.raises(RuntimeError, match="other than 1 maps"):
+            ask(batcher, 1)
+
+
+def test_a_full_queue_refuses_at_once_and_takes_again_later():
+    network = Network()
+    with ThreadPoolExecutor(4) as pool, batcher_of(network, queue_size=3) as batcher:
+        futures = in_order(pool, batcher, network, [(1,), (2,)])
+        assert [f.result() for f in futures] == [[1], [2]]
+        network.gate.clear()
+        held = [pool.submit(ask, batcher, i) for i in (3, 4, 5)]
+        wait_until(lambda: batcher._admitted == 3)
+        start = time.monotonic()
+        with pytest.raises(OverloadedError):
+            ask(batcher, 6)
+        assert time.monotonic() - start < 1
+        network.gate.set()
+        assert [f.result() for f in held] == [[3], [4], [5]]
+        assert ask(batcher, 7) == [7]
+
+
+def test_close_serves_what_waits_and_refuses_what_comes():
+    network = Network()
+    with ThreadPoolExecutor(4) as pool, batcher_of(network) as batcher:
+        futures = in_order(pool, batcher, network, [(1,), (2,)])
+        batcher.close()
+        assert [f.result() for f in futures] == [[1], [2]]
+        with pytest.raises(RuntimeError, match="load the model anew"):
+            ask(batcher, 3)
+
+
+# -- the model around it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return fit()
+
+
+def frame(images):
+    return pd.DataFrame({"image": list(images)})
+
+
+def test_threads_get_their_own_scores(detector):
+    images = pictures(24, 5) + pictures(24, 6, defect=True)
+    expected = detector.score(images)
+    assert expected["anomaly_score"].is_unique
+    model = PyfuncModel(detector)
+    with ThreadPoolExecutor(64) as pool:
+        order = np.random.default_rng(0).integers(0, len(images), 256)
+        answers = list(pool.map(lambda i: model.predict(frame([images[i]])), order))
+    scores = [answer["anomaly_score"][0] for answer in answers]
+    np.testing.assert_allclose(scores, expected["anomaly_score"][order], rtol=1e-4)
+    alone = PyfuncModel(detector, ServingSettings(queue_size=0)).predict(frame(images))
+    np.testing.assert_allclose(alone["anomaly_score"], expected["anomaly_score"], rtol=1e-4)
+
+
+def test_a_bad_picture_hurts_its_own_request_only(detector):
+    good = pictures(1, 5)[0]
+    model = PyfuncModel(detector)
+
+    def one(i):
+        try:
+            return len(model.predict(frame([b"noise" if i % 3 == 0 else good])))
+        except MlflowException as error:
+            return error.get_http_status_code()
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(one, range(48)))
+    assert answers == [400 if i % 3 == 0 else 1 for i in range(48)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), 503, "Memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 503, "Memory ran out"),
+        (MemoryError(), 503, "Memory ran out"),
+        (ZeroDivisionError("secret"), 500, r"failed at this request \(ZeroDivisionError\)"),
+    ],
+)
+@pytest.mark.parametrize("queue_size", [0, 4])
+def test_failures_of_the_network_are_the_server_s(
+    monkeypatch, caplog, detector, queue_size, error, status, words
+):
+    def fail(pixels):
+        raise error
+
+    images = pictures(1, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(detector.extractor, "run_batch", fail)
+        model = PyfuncModel(detector, ServingSettings(queue_size=queue_size))
+    if not queue_size:
+        monkeypatch.setattr(detector.extractor, "run_batch", fail)
+    with pytest.raises(MlflowException, match=words) as caught:
+        model.predict(frame(images))
+    body = caught.value.serialize_as_json()
+    assert caught.value.get_http_status_code() == status
+    assert "secret" not in body
+    assert "Traceback" not in body
+    assert ("Traceback" in caplog.text) == (status == 500)
+    monkeypatch.undo()
+    if queue_size:
+        model._batcher._forward = detector.extractor.run_batch
+    assert len(model.predict(frame(images))) == 1
+
+
+def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, monkeypatch):
+    def fail(image):
+        raise MemoryError
+
+    monkeypatch.setattr("dfm_mlflow.images.decode._to_rgb", fail)
+    with pytest.raises(MlflowException, match="Memory ran out") as caught:
+        PyfuncModel(detector).predict(frame(pictures(1)), {"on_error": "report"})
+    assert caught.value.get_http_status_code() == 503
+
+
+def test_a_full_model_is_a_503(detector):
+    model = PyfuncModel(detector, ServingSettings(queue_size=1))
+    with model._batcher.admit(), pytest.raises(MlflowException, match="as it takes") as caught:
+        model.predict(frame(pictures(1)))
+    assert caught.value.get_http_status_code() == 503
+    assert len(model.predict(frame(pictures(1)))) == 1
+
+
+def test_a_model_that_is_let_go_takes_its_thread_along(detector):
+    model = PyfuncModel(detector)
+    worker, gone = model._batcher._worker, weakref.ref(model)
+    del model
+    assert gone() is None
+    worker.join(20)
+    assert not worker.is_alive()
+
+
+def test_loading_leaves_the_threads_of_torch_alone(detector, monkeypatch):
+    before = torch.get_num_threads()
+    seen = []
+    monkeypatch.setattr(
+        detector.extractor, "run_batch",
+        lambda pixels, run=detector.extractor.run_batch: (
+            seen.append(torch.get_num_threads()) or run(pixels)),
+    )  # fmt: skip
+    PyfuncModel(detector, ServingSettings(threads=3)).predict(frame(pictures(1)))
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
+def test_settings_are_checked():
+    assert ServingSettings.parse(None) == ServingSettings.parse({"batch_size": None, "other": 1})
+    for key, value in {"batch_size": 0, "max_wait_ms": -1, "threads": "many"}.items():
+        with pytest.raises(ConfigError, match=f"model_config {key}="):
+            ServingSettings.parse({key: value})
+
+
+def test_processors_are_shared_by_workers(monkeypatch, tmp_path):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(serving, "_CGROUP", quota)
+    monkeypatch.setattr(serving.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    cpu = torch.device("cpu")
+    assert serving.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
+    monkeypatch.setenv("__pyfunc_model_path__", "model")  # as in MLflow's server
+    assert serving.network_threads(ServingSettings(), cpu) == 8
+    monkeypatch.setattr(serving.sys, "argv", ["uvicorn", "--workers", "2", "app"])
+    assert serving.network_threads(ServingSettings(), cpu) == 4
+    quota.write_text("300000 100000\n")
+    assert serving.network_threads(ServingSettings(), cpu) == 1
+    quota.write_text("max 100000\n")
+    assert serving.network_threads(ServingSettings(threads=5), cpu) == 5
+    assert serving.network_threads(ServingSettings(), torch.device("cuda")) == 1
+    assert serving.network_threads(ServingSettings(queue_size=0), cpu) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch has read it
+    assert serving.network_threads(ServingSettings(), cpu) == torch.get_num_threads()

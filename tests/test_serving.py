@@ -1,0 +1,282 @@
+"""A real ``mlflow models serve`` process, and what its clients see."""
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
+
+import dfm_mlflow
+from dfm_mlflow import client
+from dfm_mlflow.cli import cli
+from dfm_mlflow.errors import ImageError, ServerError
+
+from .conftest import texture
+from .detectors import fit, pictures
+
+PARQUET = "application/vnd.apache.parquet"
+IMAGES = pictures(3, 7) + pictures(3, 8, defect=True)
+CODED = [base64.b64encode(i).decode() for i in IMAGES]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def serving(path, log, **model_config):
+    url = f"http://127.0.0.1:{free_port()}"
+    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
+    path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path_list,
+                   "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}  # fmt: skip
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path), "--env-manager",
+             "local", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]],
+            env=environment, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"{url}/ping", timeout=2)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        yield url
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("serving") / "model"
+    dfm_mlflow.save_model(fit(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(saved):
+    return dfm_mlflow.load_model(str(saved)).score(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def log(saved):
+    return saved.parent / "server.log"
+
+
+@pytest.fixture(scope="module")
+def server(saved, log):
+    with serving(saved, log, batch_size=4, max_wait_ms=2000) as url:
+        yield url
+
+
+def post(url, body, kind="application/json"):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}/invocations", data, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer, parse_constant=pytest.fail)  # no NaN
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def parquet(images):
+    buffer = io.BytesIO()
+    pd.DataFrame({"image": images}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def requests_of(images):
+    """The same pictures in every form that MLflow knows."""
+    coded = [base64.b64encode(i).decode() for i in images]
+    lines = [base64.encodebytes(i).decode() for i in images]
+    csv = pd.DataFrame({"image": coded}).to_csv(index=False).encode()
+    return {
+        "dataframe_records": ({"dataframe_records": [{"image": c} for c in coded]},),
+        "dataframe_split": (
+            {"dataframe_split": {"columns": ["image"], "data": [[c] for c in coded]}},
+        ),
+        "instances": ({"instances": [{"image": c} for c in coded]},),
+        "instances list": ({"instances": coded},),
+        "inputs": ({"inputs": {"image": coded}},),
+        "inputs list": ({"inputs": coded},),
+        "inputs in lines": ({"inputs": {"image": lines}},),
+        "records in lines": ({"dataframe_records": [{"image": c} for c in lines]},),
+        "csv": (csv, "text/csv"),
+        "parquet": (parquet(images), PARQUET),
+        "parquet of base64": (parquet([c.encode() for c in coded]), PARQUET),
+        "parquet of base64 text": (parquet(coded), PARQUET),
+    }
+
+
+@pytest.mark.parametrize("n", [6, 1])
+def test_every_form_gives_the_same_rows(server, expected, n):
+    for name, request in requests_of(IMAGES[:n]).items():
+        status, answer = post(server, *request)
+        assert status == 200, (name, answer)
+        table = pd.DataFrame(answer["predictions"])
+        assert list(table) == list(expected)
+        for column in ("anomaly_score", "fre", "nll"):
+            np.testing.assert_allclose(table[column], expected[column][:n], rtol=1e-4, err_msg=name)
+        assert table["p_value"].tolist() == expected["p_value"][:n].tolist()
+
+
+@pytest.mark.parametrize(("bad", "words"), [(b"noise" * 20, "not a picture"), (b"", "empty")])
+def test_a_bad_picture_is_named_by_its_row_in_every_form(server, expected, bad, words):
+    for name, request in requests_of([*IMAGES[:2], bad]).items():
+        if name.startswith("instances") or (name == "csv" and not bad):
+            continue  # the same as inputs to the model; an empty cell in pandas is missing
+        status, answer = post(server, *request)
+        assert status == 400, (name, answer)
+        assert answer["message"].startswith("Row 2: "), name
+        assert words in answer["message"], name
+        assert "stack_trace" not in answer
+        assert len(str(answer)) < 300, name
+    body = {"inputs": {"image": [CODED[0], base64.b64encode(bad).decode(), CODED[4]]}}
+    status, answer = post(server, body | {"params": {"on_error": "report"}})
+    assert status == 200
+    assert words in answer["predictions"][1]["error"]
+    scores = [row["anomaly_score"] for row in answer["predictions"]]
+    assert scores[1] is None
+    np.testing.assert_allclose([scores[0], scores[2]], expected["anomaly_score"][[0, 4]], rtol=1e-4)
+
+
+def test_no_rows_and_no_column(server):
+    assert post(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (
+        200, {"predictions": []})  # fmt: skip
+    assert post(server, {"dataframe_records": [{"image": CODED[0]}], "params": {"fpr": 2.0}})[1][
+        "message"
+    ].startswith("fpr=2.0 is outside")
+
+
+def test_sixty_four_clients_get_their_own_answers(server, expected):
+    def ask(i):
+        status, answer = post(server, *requests_of([IMAGES[i % 6]])["parquet" if i % 2 else "csv"])
+        return status, answer["predictions"][0]["anomaly_score"]
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(192)))
+    assert {status for status, _ in answers} == {200}
+    wanted = [expected["anomaly_score"][i % 6] for i in range(192)]
+    np.testing.assert_allclose([score for _, score in answers], wanted, rtol=1e-4)
+
+
+def test_a_lone_request_does_not_wait(server):
+    body = parquet(IMAGES[:1])
+    start = time.perf_counter()
+    for _ in range(5):
+        assert post(server, body, PARQUET)[0] == 200
+    assert time.perf_counter() - start < 5 * 2  # max_wait_ms is 2000
+
+
+def test_the_log_says_once_what_is_served(server, log):
+    lines = [line for line in log.read_text().splitlines() if "dfm model on" in line]
+    assert len(lines) == 1
+    assert "on cpu in fp32, batches of 4" in lines[0]
+
+
+def test_the_client_gets_what_the_model_says(server, expected, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(IMAGES[1])
+    array = texture(np.random.default_rng(3))
+    table = client.score(server, [IMAGES[0], path, str(path), array], request_bytes=1)
+    assert table["anomaly_score"].dtype == "float64"
+    assert table["is_anomaly"].dtype == "bool"
+    np.testing.assert_allclose(
+        table["anomaly_score"][:3], expected["anomaly_score"][[0, 1, 1]], rtol=1e-4
+    )
+    mixed = [IMAGES[0], b"noise", tmp_path / "none.png", IMAGES[4]]
+    table = client.score(server + "/", mixed, on_error="report", anomaly_map=True, fpr=0.9)
+    assert table["error"].notna().tolist() == [False, True, True, False]
+    assert base64.b64decode(table["anomaly_map"][3]).startswith(b"\x89PNG")
+    assert table["is_anomaly"].tolist() == [True, False, False, True] or not table["is_anomaly"][0]
+    with pytest.raises(ServerError, match=r"^Row 2: The bytes are not") as caught:
+        client.score(server, [IMAGES[0], IMAGES[1], b"noise"], request_bytes=len(IMAGES[0]))
+    assert caught.value.status == 400
+    with pytest.raises(ImageError, match=r"Row 0 \(.*none.png\): The file cannot be read"):
+        client.score(server, [tmp_path / "none.png"])
+
+
+def test_the_command_line_scores_a_folder(server, expected, tmp_path):
+    for i, image in enumerate(IMAGES):
+        (tmp_path / f"{i}.png").write_bytes(image)
+    run = CliRunner().invoke
+    arguments = ["score", "--url", server, str(tmp_path)]
+    printed = run(cli, arguments, catch_exceptions=False)
+    assert printed.exit_code == 0
+    assert "anomaly_score" in printed.output
+    for name, read in {"a.parquet": pd.read_parquet, "a.csv": pd.read_csv}.items():
+        output = str(tmp_path / name)
+        assert run(cli, [*arguments, "--output", output], catch_exceptions=False).output == ""
+        table = read(output)
+        assert list(table) == ["path", *expected]
+        assert table["path"][5] == str(tmp_path / "5.png")
+        np.testing.assert_allclose(table["anomaly_score"], expected["anomaly_score"], rtol=1e-4)
+
+
+def test_more_than_the_queue_is_refused_and_a_patient_client_is_served(saved, tmp_path):
+    large, small = parquet(IMAGES * 20), parquet(IMAGES[:1])
+    with serving(saved, tmp_path / "log", queue_size=1) as url:
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: post(url, large, PARQUET), range(12)))
+            refused = [answer for status, answer in answers if status == 503]
+            assert len(refused) >= 6
+            assert len(refused) < 12
+            assert {status for status, _ in answers} == {200, 503}
+            assert "send this one again" in refused[0]["message"]
+            assert "stack_trace" not in refused[0]
+            patient = pool.map(lambda i: client.score(url, [i], retries=30), IMAGES)
+            assert [len(table) for table in patient] == [1] * 6
+        assert post(url, small, PARQUET)[0] == 200
+
+
+def test_what_nobody_expected_is_a_500_with_a_sentence(saved, monkeypatch, caplog):
+    model = mlflow.pyfunc.load_model(str(saved))
+    monkeypatch.setattr(
+        type(model.get_raw_model()), "score", lambda *_, **__: {}["no such key"], raising=True
+    )
+    body = json.dumps(requests_of(IMAGES[:1])["inputs"][0])
+    schema = model.metadata.get_input_schema()
+    with pytest.raises(MlflowException) as caught:
+        scoring_server.invocations(body, "application/json", model, schema)
+    answer = json.loads(caught.value.serialize_as_json())
+    assert caught.value.get_http_status_code() == 500
+    assert answer == {
+        "error_code": "INTERNAL_ERROR",
+        "message": "The server failed at this request (KeyError): its log says more.",
+    }
+    assert "no such key" in caplog.text
+
+
+def test_a_device_that_is_not_there_stops_the_load(saved, monkeypatch):
+    with pytest.raises(dfm_mlflow.DfmError, match="device=cuda:99 is requested"):
+        mlflow.pyfunc.load_model(str(saved), model_config={"device": "cuda:99"})
+    monkeypatch.setenv("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cuda:99")
+    with pytest.raises(dfm_mlflow.DfmError, match="device=cuda:99 is requested"):
+        mlflow.pyfunc.load_model(str(saved))
+    monkeypatch.setenv("MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"device": "cpu", "batch_size": 3}')
+    model = mlflow.pyfunc.load_model(str(saved)).get_raw_model()
+    assert (model.extractor.device.type, model.extractor.batch_size) == ("cpu", 3)
