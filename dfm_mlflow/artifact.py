@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save_file as save_numpy
@@ -50,9 +50,20 @@ class _ClassRecord(BaseModel):
     model_config = _STRICT
     name: str = Field(min_length=1)
     n_samples: int = Field(ge=2)
-    n_folds: int = Field(ge=2)
+    n_held_out: int = Field(ge=2)
+    n_folds: int = Field(ge=0)
     map_scale: float = Field(ge=0, allow_inf_nan=False)
     layers: list[_SubspaceRecord] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_fitted_picture_is_held_out_once(self) -> "_ClassRecord":
+        # 0 folds: the calibration is on pictures that were never fitted
+        if self.n_folds and not (2 <= self.n_folds <= self.n_held_out == self.n_samples):
+            raise ValueError(
+                f"{self.n_held_out} scores held out of {self.n_samples} samples in "
+                f"{self.n_folds} folds: n_folds is 0, or 2 to n_samples = n_held_out"
+            )
+        return self
 
 
 class _LayerRecord(BaseModel):
@@ -184,7 +195,8 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> _Record:
         classes=[
             _ClassRecord(
                 name=c.name,
-                n_samples=len(c.calibration.scores),
+                n_samples=c.layers[0].subspace.n_samples,
+                n_held_out=len(c.calibration.scores),
                 n_folds=c.calibration.n_folds,
                 map_scale=c.map_scale,
                 layers=[
@@ -239,7 +251,7 @@ def _class(
             f"{DETECTOR}: the class {record.name} has {len(record.layers)} layers, "
             f"expected {len(grids)}."
         )
-    held_out = _array(statistics, f"{i}.held_out", (record.n_samples,))
+    held_out = _array(statistics, f"{i}.held_out", (record.n_held_out,))
     if (np.diff(held_out) < 0).any():
         raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
     layers = []

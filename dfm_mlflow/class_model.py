@@ -13,6 +13,7 @@ from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.maps import combine_layers, usual_of
 
 _CALM = 0.999  # share of held-out good positions that stay below grey level 128
@@ -182,9 +183,47 @@ def fit_class(
     usual = [_usual_without_fold(m, folds, options.normalize) for m in maps]
     held = _scores(maps, usual, torch.stack(fre).sum(0), torch.stack(nll).sum(0), grids, options)
     calibration = Calibration.of(held.score.numpy(), len(np.unique(folds)), options.tail)
-    inside = held.maps[held.maps > 0].numpy()
-    scale = float(np.quantile(inside, _CALM)) if inside.size else 0.0
-    return ClassModel(name, tuple(layers), calibration, scale)
+    return ClassModel(name, tuple(layers), calibration, _map_scale(held.maps))
+
+
+def recalibrate_class(
+    model: ClassModel, scored: Sequence[ClassScores], options: Options
+) -> ClassModel:
+    """Calibrate a class on good pictures that it was never fitted to.
+
+    Their plain scores are held out already. The subspaces and what the maps are divided by stay,
+    so that the score of a picture is what it was; the scale of the maps follows the pictures.
+
+    Parameters
+    ----------
+    model : ClassModel
+    scored : sequence of ClassScores
+        Of the pictures under `model`, in parts.
+    options : Options
+        Resolved.
+
+    Raises
+    ------
+    FitError
+        For fewer than 2 pictures, or scores that are not finite.
+    """
+    scores = np.concatenate([s.score.cpu().numpy() for s in scored]) if scored else np.empty(0)
+    if len(scores) < 2:
+        raise FitError(
+            f"{len(scores)} good pictures are given to calibrate on, and at least 2 are needed: "
+            "add some."
+        )
+    if not np.isfinite(scores).all():
+        raise FitError("The scores hold NaN or infinite values: look at the pictures.")
+    calibration = Calibration.of(scores, 0, options.tail)
+    scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
+    return replace(model, calibration=calibration, map_scale=scale)
+
+
+def _map_scale(maps: Tensor) -> float:
+    """Value that all but 1 in 1,000 positions of held-out good maps stay under."""
+    inside = maps[maps > 0].numpy()
+    return float(np.quantile(inside, _CALM)) if inside.size else 0.0
 
 
 def _usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:

@@ -1,5 +1,6 @@
 """The command line, generated from the options; ``MLproject`` calls only this."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -8,20 +9,36 @@ from typing import Any
 import click
 
 import dfm_mlflow
-from dfm_mlflow.config import Options
+from dfm_mlflow.config import (
+    EvaluateOptions,
+    Options,
+    PromoteOptions,
+    RecalibrateOptions,
+    StrictOptions,
+)
 from dfm_mlflow.errors import DfmError
 
 
-def options_of_model(command: Callable) -> Callable:
-    """Give a command one option for each field of :class:`Options`."""
-    for name, field in reversed(Options.model_fields.items()):
-        default = str(field.default).lower() if field.annotation is bool else str(field.default)
-        spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        command = click.option(
-            *spellings, name, default=default, show_default=True,
-            help=field.description, metavar=name.upper(),
-        )(command)  # fmt: skip
-    return command
+def options_of(
+    model: type[StrictOptions], argument: str | None = None
+) -> Callable[[Callable], Callable]:
+    """Give a command one option for each field of a model, other than the one given by position."""
+
+    def add(command: Callable) -> Callable:
+        for name, field in reversed(model.model_fields.items()):
+            if name == argument:
+                command = click.argument(name)(command)
+                continue
+            default = str(field.default).lower() if field.annotation is bool else str(field.default)
+            spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+            required = field.is_required()
+            command = click.option(
+                *spellings, name, default=None if required else default, required=required,
+                show_default=not required, help=field.description, metavar=name.upper(),
+            )(command)  # fmt: skip
+        return command
+
+    return add
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,15 +52,113 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-@options_of_model
+@options_of(Options)
 def train(**values: Any) -> None:
     """Fit a detector to good pictures, evaluate it, log it and register it."""
     options = Options.parse(values)
     options.resolve()  # what cannot work is refused before torch and MLflow load
-    from dfm_mlflow.jobs.train import summary
+    from dfm_mlflow.jobs.run import summary
     from dfm_mlflow.jobs.train import train as run
 
-    click.echo(summary(run(options)))
+    result = run(options)
+    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
+    click.echo(summary(result.metrics, result.sentences, where))
+
+
+@cli.command()
+@options_of(EvaluateOptions)
+def evaluate(**values: Any) -> None:
+    """Score new pictures: metrics where they are labelled, and drift in any case."""
+    options = EvaluateOptions.parse(values)
+    from dfm_mlflow.jobs.evaluate import evaluate as run
+    from dfm_mlflow.jobs.run import summary
+
+    result = run(options)
+    click.echo(summary(result.metrics, result.sentences, {"run_id": result.run_id}))
+
+
+@cli.command()
+@click.option("--url", required=True, help="Server that mlflow models serve started.")
+@click.option("--output", help="Write a table here, .parquet or .csv, and print nothing.")
+@click.option("--fpr", type=float, help="False-positive rate; the model's own by default.")
+@click.option("--anomaly-map", is_flag=True, help="Ask for anomaly maps.")
+@click.option("--on-error", default="raise", show_default=True, metavar="raise|report")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds for one request.")
+@click.argument("images", nargs=-1, required=True)
+def score(url: str, images: tuple[str, ...], output: str | None, **values: Any) -> None:
+    """Score pictures, files or folders of them, on a server."""
+    from dfm_mlflow.client import find_pictures, write_table
+    from dfm_mlflow.client import score as score_on_server
+
+    paths = find_pictures(images)
+    write = write_table(output)  # a name that cannot be written is refused before the work
+    table = score_on_server(url, paths, **values)
+    table.insert(0, "path", paths)
+    write(table)
+
+
+@cli.command()
+@options_of(PromoteOptions)
+def promote(**values: Any) -> None:
+    """Let an alias point to a registered version, if it passes every gate."""
+    options = PromoteOptions.parse(values)
+    options.check()
+    from dfm_mlflow.jobs.promote import promote as run
+
+    click.echo(run(options).summary())
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--alias", default="production", show_default=True, help="Alias to move back.")
+@click.option("--reason", default="none", show_default=True, help="Why, for the record.")
+def rollback(model: str, alias: str, reason: str) -> None:
+    """Return an alias of a registered MODEL to the version that it had before."""
+    from dfm_mlflow.jobs.registry import rollback as run
+
+    move = run(model, alias, reason)
+    click.echo(f"{alias} of {model} points to version {move.version}; before, to {move.before}.")
+
+
+@cli.command()
+@click.argument("uri")
+@click.option("--json", "as_json", is_flag=True, help="JSON for scripts.")
+def describe(uri: str, as_json: bool) -> None:
+    """Say where a model comes from: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ or a path."""
+    from dfm_mlflow.jobs.describe import describe as run
+    from dfm_mlflow.jobs.describe import in_words
+
+    found = run(uri)
+    click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
+
+
+@cli.command()
+@options_of(RecalibrateOptions, argument="model")
+def recalibrate(**values: Any) -> None:
+    """Give MODEL, any model URI, new thresholds from new good pictures, as a new version."""
+    options = RecalibrateOptions.parse(values)
+    from dfm_mlflow.jobs.recalibrate import recalibrate as run
+    from dfm_mlflow.jobs.run import summary
+
+    result = run(options)
+    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
+    click.echo(summary(result.metrics, result.sentences, where))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("output")
+def export(model: str, output: str) -> None:
+    """Write MODEL, any model URI, as one ONNX graph into OUTPUT, for machines without Python."""
+    for noisy in ("onnx_ir", "onnxscript", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from dfm_mlflow.export import export as run
+
+    result = run(model, output)
+    click.echo(
+        f"{result.path} has {result.megabytes:.1f} MB and scores within {result.difference:.1g} "
+        "of the model."
+    )
 
 
 def main() -> None:

@@ -82,6 +82,106 @@ class EvaluateOptions(StrictOptions):
     )
 
 
+class PromoteOptions(StrictOptions):
+    """Every option of a promotion."""
+
+    model: str = _option(
+        ..., "Registered model, such as dfm-bottle.", "a registered model's name, without / or :",
+        r"^[^/:]+$")  # fmt: skip
+    version: str = _option(
+        ..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$"
+    )
+    to: str = _option(
+        ...,
+        "Alias to set, such as staging or production; these two set the stage of that name too.",
+        "an alias of letters, digits, _ and -, other than latest and v1, v2, ...",
+        r"^[\w-]{1,200}$",
+    )
+    data: str = _option(
+        "auto",
+        "Labelled pictures to compare on, as for train; auto is the version's own data.",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    reason: str = _option(
+        "none", "Why, for the record; force needs one.", "none or a text", r"\S"
+    )
+    force: bool = _option(
+        False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
+    )
+    dry_run: bool = _option(False, "Run every gate and move nothing.", "true or false")
+    min_auroc: float = _option(
+        0.8, "Least image AUROC on the version's test pictures.", "a number from 0 to 1", ge=0, le=1
+    )
+    max_fpr: float = _option(
+        0.1,
+        "Without test pictures: most false positives that the held-out good pictures promise.",
+        "a number in (0, 1]",
+        gt=0,
+        le=1,
+    )
+    margin: float = _option(
+        0.02,
+        "AUROC that the version may lose against the one that holds the alias.",
+        "a number from 0 to 1",
+        ge=0,
+        le=1,
+    )
+    min_images: int = _option(
+        5, "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1", ge=1)  # fmt: skip
+    max_slowdown: float = _option(
+        1.5, "Time for a picture, as a multiple of the other version's.",
+        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+    max_growth: float = _option(
+        1.5, "Bytes of the model, as a multiple of the other version's.",
+        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+
+    @field_validator("to")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if re.fullmatch(r"(?i)latest|v\d+", value):
+            raise ValueError("reserved by MLflow")
+        return value
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises
+        ------
+        ConfigError
+            For force without a reason.
+        """
+        if self.force and self.reason.strip().lower() == "none":
+            raise ConfigError(
+                "force=true needs a reason for the record: give one, such as "
+                "reason='the new camera has no test pictures yet'."
+            )
+
+
+class RecalibrateOptions(StrictOptions):
+    """Every option of a recalibration."""
+
+    model: str = _option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    images: str = _option(
+        ...,
+        "New good pictures that the model was never fitted to: a flat folder, or as for train.",
+        "a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    category: str = _option(
+        "auto",
+        "Class that the pictures belong to; auto is the only one.",
+        "auto, or one name without / : , % or quotes",
+        rf"^{_NAME}$",
+    )
+    registered_model: str = _option(
+        "auto", "Registered model name; auto is that of the model, none does not register.",
+        "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
+
+
 class Options(StrictOptions):
     """Every option of a training run.
 

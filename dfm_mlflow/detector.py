@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dfm_mlflow.class_model import ClassModel, Grid, fit_class, score_class
+from dfm_mlflow.class_model import ClassModel, Grid, fit_class, recalibrate_class, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
@@ -112,6 +112,36 @@ class AnomalyDetector:
         other.extractor = extractor
         return other
 
+    def recalibrated(self, name: str, features: Sequence[torch.Tensor]) -> "AnomalyDetector":
+        """Return a detector with new thresholds for one class, from pictures never fitted.
+
+        Parameters
+        ----------
+        name : str
+            Of the class.
+        features : sequence of Tensor of shape (n, C, h, w)
+            Of n good images of it, one for each layer.
+
+        Raises
+        ------
+        ConfigError
+            For a class that the detector does not have.
+        FitError
+            For fewer than 2 images.
+        """
+        if name not in self.class_names:
+            raise ConfigError(
+                f"The model has no class {name}: its classes are {', '.join(self.class_names)}."
+            )
+        j = self.class_names.index(name)
+        n = len(features[0]) if features else 0
+        parts = [[f[i : i + _CHUNK] for f in features] for i in range(0, n, _CHUNK)]
+        with torch.inference_mode():
+            scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
+        classes = list(self.classes)
+        classes[j] = recalibrate_class(classes[j], scored, self.options)
+        return AnomalyDetector(self.options, self.extractor, self.grids, classes, self.weights)
+
     # -- what is known about it --------------------------------------------------------------------
 
     @property
@@ -148,8 +178,10 @@ class AnomalyDetector:
         kind = "p-values with a generalised Pareto tail" if smallest.tail else "empirical p-values"
         sentence = (
             f"{subject} promise{'' if several else 's'} a false-positive rate of at most "
-            f"{effective:.3g}, by {kind} from {len(smallest.scores)} good images"
-            f"{' of the smallest class' if several else ''} held out in {smallest.n_folds} folds"
+            f"{effective:.3g}, by {kind} from {len(smallest.scores)}"
+            f"{'' if smallest.n_folds else ' new'} good images"
+            f"{' of the smallest class' if several else ''}"
+            f"{f' held out in {smallest.n_folds} folds' if smallest.n_folds else ''}"
         )
         if effective > fpr:
             sentence += f"; {images_needed(fpr)} would do for the {fpr:.3g} that was asked for"

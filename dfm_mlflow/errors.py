@@ -40,6 +40,14 @@ class ArtifactError(DfmError, ValueError):
     """A model folder is incomplete, damaged or of another format."""
 
 
+class ExportError(DfmError, RuntimeError):
+    """A detector that cannot be written as ONNX, or a file that would score otherwise."""
+
+
+class PromotionError(DfmError, RuntimeError):
+    """A version that a gate refuses, or an alias that cannot be moved."""
+
+
 class ServerError(DfmError, RuntimeError):
     """A scoring server refused a request, or cannot be reached.
 

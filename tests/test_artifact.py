@@ -52,6 +52,17 @@ def test_a_region_of_interest_travels_with_the_model(tmp_path):
     )
 
 
+def test_a_calibration_on_other_pictures_than_the_fitted_ones(detector, tmp_path):
+    features = detector.extractor.extract(pictures(5, 9, shift=-60)).features
+    save_detector(detector.recalibrated("dark", features), tmp_path / "dfm")
+    loaded = load_detector(tmp_path / "dfm", device="cpu")
+    (dark, light), (dark_before, light_before) = loaded.classes, detector.classes
+    assert (len(dark.calibration.scores), dark.calibration.n_folds) == (5, 0)
+    assert dark.layers[0].subspace.n_samples == dark_before.layers[0].subspace.n_samples == 8
+    np.testing.assert_array_equal(light.calibration.scores, light_before.calibration.scores)
+    assert "from 5 new good images of the smallest class;" in loaded.calibration_sentence()
+
+
 def test_saving_never_overwrites_and_leaves_nothing_half_written(detector, saved, tmp_path):
     with pytest.raises(ArtifactError, match="exists already"):
         save_detector(detector, saved)
@@ -83,6 +94,10 @@ def edit(folder, change):
         (lambda r: r["classes"][0]["layers"][1].update(n_components=3), r"0\.1\.basis has shape"),
         (lambda r: r["sha256"].pop(BACKBONE), "gives no SHA-256"),
         (lambda r: r.update(precision="int3"), "precision"),
+        (lambda r: r["classes"][0].update(n_folds=1), "8 scores held out of 8 samples in 1 folds"),
+        (lambda r: r["classes"][0].update(n_samples=7), "n_folds is 0, or 2 to n_samples"),
+        (lambda r: r["classes"][0].update(n_held_out=1), "n_held_out"),
+        (lambda r: r["classes"][0].update(n_folds=0, n_held_out=9), r"0\.held_out has shape"),
     ],
 )
 def test_changed_records_are_refused(folder, change, words):

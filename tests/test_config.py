@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
-from dfm_mlflow.config import PRESETS, EvaluateOptions, Options
+from dfm_mlflow.config import PRESETS, EvaluateOptions, Options, PromoteOptions
 from dfm_mlflow.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -18,13 +18,16 @@ def project():
     return yaml.safe_load((ROOT / "MLproject").read_text())
 
 
-@pytest.mark.parametrize(("entry", "model"), [("main", Options), ("evaluate", EvaluateOptions)])
+@pytest.mark.parametrize(
+    ("entry", "model"),
+    [("main", Options), ("evaluate", EvaluateOptions), ("promote", PromoteOptions)],
+)
 def test_mlproject_has_the_options_with_their_defaults(entry, model):
     point = project()["entry_points"][entry]
     fields = model.model_fields
     assert list(point["parameters"]) == list(fields)
     defaults = {k: v["default"] for k, v in point["parameters"].items() if "default" in v}
-    required = {name: "x" for name, field in fields.items() if field.is_required()}
+    required = {name: "1" for name, field in fields.items() if field.is_required()}
     assert set(defaults) == set(fields) - set(required)
     assert model.parse(required | defaults) == model.parse(required)
     passed = re.findall(r"--([\w-]+) \{(\w+)\}", point["command"])
@@ -32,7 +35,8 @@ def test_mlproject_has_the_options_with_their_defaults(entry, model):
 
 
 def test_no_default_is_an_empty_string():
-    assert all(str(f.default) for f in Options.model_fields.values())
+    for model in (Options, EvaluateOptions, PromoteOptions):
+        assert all(str(f.default) for f in model.model_fields.values())
 
 
 def test_command_line_has_every_option_in_both_spellings():

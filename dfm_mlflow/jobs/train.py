@@ -28,6 +28,7 @@ from dfm_mlflow.evaluation import (
 )
 from dfm_mlflow.images.catalog import Catalog, Item, load_catalog
 from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.jobs.golden import log_golden
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.backbones import build_backbone
@@ -140,7 +141,7 @@ def _fit_and_log(
     extraction, extract_seconds = timed(
         lambda: extractor.extract([i.path for i in catalog.train], progress="extracting")
     )
-    fitted_on = _kept(catalog.train, extraction)
+    fitted_on = kept_items(catalog.train, extraction)
     detector, fit_seconds = timed(
         lambda: AnomalyDetector.fit(
             options,
@@ -164,7 +165,7 @@ def _fit_and_log(
     info = log_model(
         detector,
         name="model",
-        input_example=_example(fitted_on[0], options.size),
+        input_example=example_of(fitted_on[0], options.size),
         metadata={"calibration": sentences[0]},
     )
     metrics["model_megabytes"] = Model.load(info.model_uri).model_size_bytes / 1e6
@@ -172,6 +173,7 @@ def _fit_and_log(
     mlflow.log_metrics(metrics, model_id=info.model_id)
     mlflow.set_tag("calibration", " ".join(sentences))
     log_results(detector, catalog, evaluation, metrics, sentences)
+    log_golden(detector, fitted_on, catalog.test)
     # Last: a run that failed before this point leaves the registry as it was.
     version = None
     if options.model_name:
@@ -189,15 +191,24 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
     }
 
 
-def _kept(items: list[Item], extraction: Extraction) -> list[Item]:
+def kept_items(
+    items: list[Item], extraction: Extraction, purpose: str = "training"
+) -> list[Item]:
+    """Leave out pictures that cannot be read, with a warning for each.
+
+    Raises
+    ------
+    DataError
+        If they are more than :data:`MAX_BAD_SHARE`.
+    """
     for i, why in extraction.errors.items():
         _logger.warning("Left out %s: %s", items[i].path, why)
     share = len(extraction.errors) / len(items)
     if share > MAX_BAD_SHARE:
         i, why = min(extraction.errors.items())
         raise DataError(
-            f"{len(extraction.errors)} of {len(items)} training pictures cannot be read, more than "
-            f"{MAX_BAD_SHARE:.0%}; the first is {items[i].path}: {why} Replace or remove them."
+            f"{len(extraction.errors)} of {len(items)} {purpose} pictures cannot be read, more "
+            f"than {MAX_BAD_SHARE:.0%}; the first is {items[i].path}: {why} Replace or remove them."
         )
     return [items[i] for i in extraction.kept]
 
@@ -233,7 +244,7 @@ def _facts(
     return facts
 
 
-def _example(item: Item, size: tuple[int, int]) -> pd.DataFrame:
+def example_of(item: Item, size: tuple[int, int]) -> pd.DataFrame:
     """Shrink a training picture to the network's input, as PNG bytes."""
     image = Image.fromarray(decode_image(item.path.read_bytes())).resize(size[::-1])
     buffer = io.BytesIO()

@@ -117,7 +117,7 @@ class Extractor:
         mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
         self._scale, self._shift = 1 / (255 * std), mean / std
-        self._padding = tuple(round(255 * m) for m in backbone.mean)
+        self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._fingerprint = self._make_fingerprint() if cache else ""
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager) -> "Extractor":
@@ -220,8 +220,8 @@ class Extractor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``."""
         if self.roi is not None:
             inside = scaled_mask(self.roi, _shape(image))
-            image = np.where(inside[:, :, None], image, np.array(self._padding, np.uint8))
-        return self._fitted(image, self._padding)
+            image = np.where(inside[:, :, None], image, np.array(self.padding, np.uint8))
+        return self._fitted(image, self.padding)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Which cells of a feature grid the region of interest touches, of shape (h, w), bool."""

@@ -1,0 +1,174 @@
+"""Two detectors on the same pictures: a paired bootstrap of the difference in AUROC."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm_mlflow.errors import DataError
+
+NOT_WORSE, WORSE, UNDECIDED = "not worse", "worse", "undecided"
+_CELLS = 4_000_000  # numbers in memory at once
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """AUROC of a challenger and a champion, and what is known about the difference.
+
+    Attributes
+    ----------
+    challenger, champion : float
+        AUROC of each.
+    lower, upper : float
+        Bounds of ``challenger - champion``; each alone holds with the probability `confidence`.
+    n_good, n_defective : int
+        Pictures of each kind.
+    confidence : float
+        One-sided.
+    n_resamples : int
+        Resamples behind the bounds.
+    """
+
+    challenger: float
+    champion: float
+    lower: float
+    upper: float
+    n_good: int
+    n_defective: int
+    confidence: float
+    n_resamples: int
+
+    @property
+    def difference(self) -> float:
+        """AUROC of the challenger less that of the champion."""
+        return self.challenger - self.champion
+
+    def verdict(self, margin: float, least: int = 1) -> str:
+        """Decide whether the challenger is inferior by more than a margin.
+
+        Parameters
+        ----------
+        margin : float
+            The difference that is still accepted, at least 0.
+        least : int
+            Good, and defective, pictures that a decision needs. Resampling cannot know what few
+            pictures do not show: on one good and one defective that both detectors tell apart,
+            the interval has no width at all.
+
+        Returns
+        -------
+        {"not worse", "worse", "undecided"}
+        """
+        if min(self.n_good, self.n_defective) < least:
+            return UNDECIDED
+        if self.lower >= -margin:
+            return NOT_WORSE
+        return WORSE if self.upper < -margin else UNDECIDED
+
+
+def compare_auroc(
+    defective: np.ndarray,
+    challenger: np.ndarray,
+    champion: np.ndarray,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two scorings of the same pictures.
+
+    Good and defective pictures are resampled apart, so that every resample has as many of each as
+    the test set, and both scorings see the same resample: what the detectors have in common
+    cancels. The bounds are percentiles (Efron & Tibshirani, An Introduction to the Bootstrap,
+    1993, chapter 13).
+
+    Parameters
+    ----------
+    defective : ndarray of shape (n,), bool
+        Both kinds must occur.
+    challenger, champion : ndarray of shape (n,)
+        Scores; higher is more anomalous. Only their order within each scoring counts.
+    n_resamples : int
+        Number of resamples.
+    confidence : float
+        Of each bound alone, in (0.5, 1).
+    seed : int
+        The same seed gives the same bounds.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    DataError
+        If a kind is missing, or a score is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> defective = np.array([False, False, True, True])
+    >>> compare_auroc(defective, np.array([1, 2, 3, 4]), np.array([1, 3, 2, 4])).difference
+    0.25
+    """
+    defective = np.asarray(defective, dtype=bool)
+    n_defective = int(defective.sum())
+    n_good = len(defective) - n_defective
+    if not n_good or not n_defective:
+        raise DataError(
+            f"{n_good} good and {n_defective} defective pictures give no AUROC: "
+            "give a test set with both."
+        )
+    scorings = [np.asarray(s, dtype=np.float64) for s in (challenger, champion)]
+    for scores in scorings:
+        if scores.shape != defective.shape or not np.isfinite(scores).all():
+            raise DataError(
+                f"Scores of shape {scores.shape} for {len(defective)} pictures, "
+                f"{int((~np.isfinite(scores)).sum())} of them not finite: give one finite score "
+                "a picture."
+            )
+    kernels = [_Ranking(s[~defective], s[defective]) for s in scorings]
+    whole = np.ones((1, n_good), np.int64), np.ones((1, n_defective), np.int64)
+    areas = [float(k.areas(*whole)[0]) for k in kernels]
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CELLS // (n_good + n_defective))
+    differences = []
+    for start in range(0, n_resamples, chunk):
+        size = min(chunk, n_resamples - start)
+        weights = _multiplicities(rng, n_good, size), _multiplicities(rng, n_defective, size)
+        differences.append(kernels[0].areas(*weights) - kernels[1].areas(*weights))
+    all_differences = np.concatenate(differences)
+    return Comparison(
+        challenger=areas[0],
+        champion=areas[1],
+        # of the values that occur, the ones further out: few pictures give few different values
+        lower=float(np.quantile(all_differences, 1 - confidence, method="lower")),
+        upper=float(np.quantile(all_differences, confidence, method="higher")),
+        n_good=n_good,
+        n_defective=n_defective,
+        confidence=confidence,
+        n_resamples=n_resamples,
+    )
+
+
+class _Ranking:
+    """One scoring, sorted once, so that a resample costs its pictures and not their pairs."""
+
+    def __init__(self, good: np.ndarray, bad: np.ndarray):
+        self._order = np.argsort(good)
+        self._left = np.searchsorted(good[self._order], bad, side="left")
+        self._right = np.searchsorted(good[self._order], bad, side="right")
+
+    def areas(self, good: np.ndarray, bad: np.ndarray) -> np.ndarray:
+        """AUROC of resamples, given how often each picture is in each: (b, n_good), (b, n_bad)."""
+        below = np.zeros((len(good), good.shape[1] + 1), np.int64)
+        np.cumsum(good[:, self._order], axis=1, out=below[:, 1:])
+        # twice the pairs in order, and once the ties; whole numbers, so equal orders give equal
+        # areas to the last bit
+        pairs = ((below[:, self._left] + below[:, self._right]) * bad).sum(axis=1)
+        return pairs / (2 * good.sum(axis=1) * bad.sum(axis=1))
+
+
+def _multiplicities(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+    """How often each of n pictures is drawn in each of so many resamples, shape (size, n)."""
+    drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+    return np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)

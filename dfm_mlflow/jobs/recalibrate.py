@@ -1,0 +1,175 @@
+"""New thresholds for an old model, from new good pictures: the subspaces and scores stay."""
+
+import logging
+from dataclasses import dataclass
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient, MlflowException
+from mlflow.models import Model
+
+from dfm_mlflow.config import RecalibrateOptions
+from dfm_mlflow.core.calibration import Calibration, is_anomaly
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import ArtifactError, ConfigError
+from dfm_mlflow.images.catalog import Catalog, load_catalog
+from dfm_mlflow.jobs.golden import log_golden
+from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of, timed
+from dfm_mlflow.jobs.train import example_of, kept_items
+from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.flavor import MODEL_CONFIG, load_model, log_model
+
+_FEW_TO_JUDGE = 10  # new pictures from which on it is noticed that all of them fit too well
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RecalibrateResult:
+    """What a recalibration left behind."""
+
+    run_id: str
+    model_uri: str
+    registered_uri: str
+    detector: AnomalyDetector
+    metrics: dict[str, float]
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class _Parent:
+    """The model that is calibrated anew: its fixed URI, and its registered name if it has one."""
+
+    uri: str
+    name: str | None
+    detector: AnomalyDetector
+
+
+def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
+    """Calibrate a model on new good pictures, in the active or a new MLflow run.
+
+    They were never fitted, so their plain scores are held out. The result is a new version; the old
+    one stays as it is.
+
+    Parameters
+    ----------
+    options : RecalibrateOptions
+
+    Raises
+    ------
+    DfmError
+        For a model or pictures that cannot be used. Nothing is registered then.
+    """
+    parent = _load(options.model)
+    category = _category(options.category, parent.detector)
+    catalog = load_catalog(options.images, (category,))
+    tags = {"dfm.category": category, "dfm.recalibrated_from": parent.uri}
+    with run_of(f"recalibrate-{category}", tags) as run:
+        mlflow.set_tag("dfm.recalibrated_from", parent.uri)  # in a run taken over too
+        parameters = {"resolved_model": parent.uri, "resolved_images": options.images,
+                      "resolved_category": category}  # fmt: skip
+        log_parameters(run.info.run_id, parameters)
+        log_dataset(catalog, "calibration")
+        name = parent.name if options.registered_model == "auto" else options.registered_model
+        return _calibrate_and_log(
+            parent, category, catalog, None if name == "none" else name, run.info.run_id
+        )
+
+
+def _calibrate_and_log(
+    parent: _Parent, category: str, catalog: Catalog, name: str | None, run_id: str
+) -> RecalibrateResult:
+    old = parent.detector
+    extraction, seconds = timed(
+        lambda: old.extractor.extract([i.path for i in catalog.train], progress="extracting")
+    )
+    items = kept_items(catalog.train, extraction, "calibration")
+    detector = old.recalibrated(category, extraction.features)
+    before, now = (d.classes[d.class_names.index(category)].calibration for d in (old, detector))
+    metrics = _figures(before, now, detector.options.fpr)
+    metrics |= {"extract_seconds": seconds, "n_unreadable": float(len(extraction.errors))}
+    sentences = [detector.calibration_sentence(), *_comparison(category, before, now, metrics)]
+    for sentence in sentences:
+        _logger.info(sentence)
+    info = log_model(
+        detector,
+        name="model",
+        input_example=example_of(items[0], detector.options.size),
+        metadata={"calibration": sentences[0], "recalibrated_from": parent.uri},
+        model_config=_model_config(parent.uri),
+    )
+    mlflow.log_metrics(metrics, model_id=info.model_id)
+    mlflow.set_tag("calibration", " ".join(sentences))
+    log_golden(detector, items, [])
+    # Last: a run that failed before this point leaves the registry as it was.
+    registered = info.model_uri
+    if name:
+        origin = {"dfm.recalibrated_from": parent.uri}
+        version = mlflow.register_model(info.model_uri, name, tags=origin).version
+        registered = f"models:/{name}/{version}"
+    return RecalibrateResult(run_id, info.model_uri, registered, detector, metrics, sentences)
+
+
+def _load(uri: str) -> _Parent:
+    """Load a model, and name the version that an alias points to at this moment."""
+    name = None
+    if uri.startswith("models:/"):
+        try:
+            found = _compat.name_and_version(MlflowClient(), uri)
+        except MlflowException as error:
+            raise ArtifactError(
+                f"{uri} names no registered version ({error.error_code}): give models:/NAME@ALIAS "
+                "or models:/NAME/VERSION."
+            ) from None
+        if len(found) == 2:  # else the id of a logged model
+            name, uri = found[0], f"models:/{found[0]}/{found[1]}"
+    detector = load_model(uri)
+    return _Parent(uri, name or detector.options.model_name, detector)
+
+
+def _category(given: str, detector: AnomalyDetector) -> str:
+    names = detector.class_names
+    if given == "auto" and len(names) > 1:
+        raise ConfigError(
+            f"The model has the classes {', '.join(names)}: name the one that the pictures belong "
+            "to, as category=<name>."
+        )
+    if given not in ("auto", *names):
+        raise ConfigError(f"The model has no class {given}: its classes are {', '.join(names)}.")
+    return names[0] if given == "auto" else given
+
+
+def _figures(before: Calibration, now: Calibration, fpr: float) -> dict[str, float]:
+    flagged = is_anomaly(before.p_value(now.scores), before.effective_fpr(fpr))
+    return {
+        "threshold": now.threshold(fpr),
+        "threshold_before": before.threshold(fpr),
+        "effective_fpr": now.effective_fpr(fpr),
+        "n_calibration": float(len(now.scores)),
+        "flagged_before": float(np.mean(flagged)),
+    }
+
+
+def _comparison(
+    category: str, before: Calibration, now: Calibration, metrics: dict[str, float]
+) -> list[str]:
+    """Say how the threshold moves and why, and whether the pictures can be new."""
+    sentences = [
+        f"The threshold of {category} was {metrics['threshold_before']:.4g}, which flags "
+        f"{metrics['flagged_before']:.1%} of the {len(now.scores)} new good pictures, and is "
+        f"{metrics['threshold']:.4g} now."
+    ]
+    fit_well = bool((before.p_value(now.scores) > 0.5).all())
+    if fit_well and len(now.scores) >= _FEW_TO_JUDGE:
+        sentences.append(
+            "All of the new pictures score in the lower half of the old held-out ones: if the "
+            "model was fitted to them, the threshold is far too low; give pictures that it never "
+            "saw."
+        )
+    return sentences
+
+
+def _model_config(uri: str) -> dict[str, object]:
+    """Give the new version the serving settings of the old one."""
+    kept = Model.load(uri).flavors["python_function"].get("config") or {}
+    return {key: value for key, value in kept.items() if key in MODEL_CONFIG}
