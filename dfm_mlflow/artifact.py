@@ -19,7 +19,7 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load as load_torch
 from safetensors.torch import save_file as save_torch
 
-from dfm_mlflow.class_model import ClassModel, Grid, LayerModel
+from dfm_mlflow.class_model import ClassModel, Grid, LayerModel, n_leading
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.subspace import Subspace
@@ -224,6 +224,7 @@ def _statistics(detector: AnomalyDetector) -> dict[str, np.ndarray]:
                 array = np.asarray(getattr(layer.subspace, name), dtype=kind)
                 arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
             arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
+            arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
     if detector.extractor.roi is not None:
         arrays["roi"] = np.packbits(detector.extractor.roi)
     return arrays
@@ -267,7 +268,9 @@ def _class(
                     f"{STATISTICS} holds values that are not positive in {i}.{j}.{name}."
                 )
         subspace = Subspace(mean, basis, variances, layer.noise_variance, record.n_samples)
-        layers.append(LayerModel(subspace, usual))
+        shape = (record.n_held_out, n_leading(subspace))
+        leading = _array(statistics, f"{i}.{j}.leading", shape)
+        layers.append(LayerModel(subspace, usual, leading))
     return ClassModel(record.name, tuple(layers), Calibration(held_out, record.n_folds, method),
                       record.map_scale)  # fmt: skip
 

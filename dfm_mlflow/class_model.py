@@ -11,7 +11,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.aggregation import aggregate, residual_map
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
-from dfm_mlflow.core.solvers import fit_subspace
+from dfm_mlflow.core.solvers import fit_subspace, row_blocks
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.maps import combine_layers, usual_of
@@ -70,10 +70,13 @@ class LayerModel:
         NumPy arrays, the basis in half precision, or float32 tensors to score with.
     usual : array of shape (h, w), float32
         What the FRE map is divided by.
+    leading : ndarray of shape (n, l), float32
+        First coordinates of the n good pictures of the calibration; each column ascending.
     """
 
     subspace: Subspace
     usual: np.ndarray | Tensor
+    leading: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,7 @@ class ClassModel:
             LayerModel(
                 layer.subspace.like(like),
                 torch.as_tensor(np.asarray(layer.usual), dtype=torch.float32, device=device),
+                layer.leading,
             )
             for layer in self.layers
         )
@@ -118,26 +122,41 @@ class ClassScores:
         Anomaly score, and the published image scores summed over layers.
     maps : Tensor of shape (n, h, w)
         Anomaly maps on the finest grid.
+    leading : list of Tensor of shape (n, l)
+        First coordinates of each layer.
     """
 
     score: Tensor
     fre: Tensor
     nll: Tensor
     maps: Tensor
+    leading: list[Tensor]
+
+
+def n_leading(subspace: Subspace) -> int:
+    """How many coordinates drift is looked for in: 10, fewer where few pictures were fitted.
+
+    Pictures that were fitted spread further than new ones along directions that hardly more
+    pictures than directions have chosen.
+    """
+    return min(10, max(1, subspace.n_samples // 20), subspace.n_components)
 
 
 def score_class(
     model: ClassModel, features: Sequence[Tensor], grids: Sequence[Grid], options: Options
 ) -> ClassScores:
     """Score features, one tensor of shape (n, C, h, w) a layer, under a class on their device."""
-    maps, fre, nll = [], [], []
+    maps, fre, nll, leading = [], [], [], []
     for layer, feature, grid in zip(model.layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
+        leading.append(coordinates[:, : n_leading(layer.subspace)])
         maps.append(grid.fre_map(residual))
         fre.append(maps[-1].sum(dim=(1, 2)))
         nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
     usual = [torch.as_tensor(layer.usual) for layer in model.layers]
-    return _scores(maps, usual, torch.stack(fre).sum(0), torch.stack(nll).sum(0), grids, options)
+    both = torch.stack(fre).sum(0), torch.stack(nll).sum(0)
+    score, combined = _score_maps(maps, usual, both[1], grids, options)
+    return ClassScores(score, *both, combined, leading)
 
 
 def fit_class(
@@ -167,7 +186,7 @@ def fit_class(
     """
     level = float(options.pca_level)
     folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
-    layers, maps, fre, nll = [], [], [], []
+    layers, maps, nll = [], [], []
     for feature, grid in zip(features, grids, strict=True):
         x = grid.rows(feature).cpu().numpy()
         held_out = crossfit(x, folds, level)
@@ -176,14 +195,14 @@ def fit_class(
         # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
         subspace = replace(subspace, basis=subspace.basis.astype(np.float16))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
-        fre.append(torch.from_numpy(held_out.fre))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
-        layers.append(LayerModel(subspace, usual_of(maps[-1], options.normalize).numpy()))
+        usual_map = usual_of(maps[-1], options.normalize).numpy()
+        layers.append(LayerModel(subspace, usual_map, _leading(subspace, x)))
     # What a held-out map is divided by must not know it either.
     usual = [_usual_without_fold(m, folds, options.normalize) for m in maps]
-    held = _scores(maps, usual, torch.stack(fre).sum(0), torch.stack(nll).sum(0), grids, options)
-    calibration = Calibration.of(held.score.numpy(), len(np.unique(folds)), options.tail)
-    return ClassModel(name, tuple(layers), calibration, _map_scale(held.maps))
+    score, combined = _score_maps(maps, usual, torch.stack(nll).sum(0), grids, options)
+    calibration = Calibration.of(score.numpy(), len(np.unique(folds)), options.tail)
+    return ClassModel(name, tuple(layers), calibration, _map_scale(combined))
 
 
 def recalibrate_class(
@@ -217,7 +236,21 @@ def recalibrate_class(
         raise FitError("The scores hold NaN or infinite values: look at the pictures.")
     calibration = Calibration.of(scores, 0, options.tail)
     scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
-    return replace(model, calibration=calibration, map_scale=scale)
+    layers = tuple(
+        replace(layer, leading=_sorted([s.leading[j] for s in scored]))
+        for j, layer in enumerate(model.layers)
+    )
+    return replace(model, layers=layers, calibration=calibration, map_scale=scale)
+
+
+def _leading(subspace: Subspace, x: np.ndarray) -> np.ndarray:
+    first = np.asarray(subspace.basis[:, : n_leading(subspace)], dtype=np.float32)
+    mean = subspace.mean.astype(np.float32)
+    return _sorted([torch.from_numpy((block - mean) @ first) for block in row_blocks(x)])
+
+
+def _sorted(parts: Sequence[Tensor]) -> np.ndarray:
+    return np.sort(torch.cat([p.cpu() for p in parts]).numpy(), axis=0)
 
 
 def _map_scale(maps: Tensor) -> float:
@@ -234,14 +267,14 @@ def _usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
     return usual
 
 
-def _scores(
+def _score_maps(
     maps: list[Tensor],
     usual: list[Tensor],
-    fre: Tensor,
     nll: Tensor,
     grids: Sequence[Grid],
     options: Options,
-) -> ClassScores:
+) -> tuple[Tensor, Tensor]:
+    """Give the anomaly scores, of shape (n,), and the maps on the finest grid."""
     combined = combine_layers(maps, usual)
     if options.score == "nll":
         score = nll
@@ -250,4 +283,4 @@ def _scores(
     else:
         values = max(grids, key=lambda g: g.cells.size).inside(combined)
         score = aggregate(values, options.aggregate)
-    return ClassScores(score, fre, nll, combined)
+    return score, combined

@@ -88,9 +88,7 @@ class PromoteOptions(StrictOptions):
     model: str = _option(
         ..., "Registered model, such as dfm-bottle.", "a registered model's name, without / or :",
         r"^[^/:]+$")  # fmt: skip
-    version: str = _option(
-        ..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$"
-    )
+    version: str = _option(..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$")
     to: str = _option(
         ...,
         "Alias to set, such as staging or production; these two set the stage of that name too.",
@@ -103,9 +101,7 @@ class PromoteOptions(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
-    reason: str = _option(
-        "none", "Why, for the record; force needs one.", "none or a text", r"\S"
-    )
+    reason: str = _option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
     force: bool = _option(
         False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
     )

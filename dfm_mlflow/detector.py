@@ -3,12 +3,20 @@
 import base64
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dfm_mlflow.class_model import ClassModel, Grid, fit_class, recalibrate_class, score_class
+from dfm_mlflow.class_model import (
+    ClassModel,
+    ClassScores,
+    Grid,
+    fit_class,
+    recalibrate_class,
+    score_class,
+)
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
@@ -23,8 +31,30 @@ COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool
            "anomaly_map": "object", "error": "object"}  # fmt: skip
 # Only in models with a retest band: reject, retest or pass.
 DECISION = {"decision": "object"}
-OnMap = Callable[[int, torch.Tensor, tuple[int, int]], None]
 _CHUNK = 256  # images whose features are in memory at once while scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What is seen of one picture beside its row.
+
+    Attributes
+    ----------
+    map : Tensor of shape (h, w)
+        Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
+    size : tuple of int
+        Height and width of the picture in pixels.
+    places : ndarray of shape (l,)
+        Place of each leading coordinate, of all layers, among those of the calibration's good
+        pictures, in (0, 1]: uniform where nothing changed.
+    """
+
+    map: torch.Tensor
+    size: tuple[int, int]
+    places: np.ndarray
+
+
+OnImage = Callable[[int, Observation], None]
 
 
 class AnomalyDetector:
@@ -202,7 +232,7 @@ class AnomalyDetector:
         anomaly_map: bool = False,
         on_error: str = "raise",
         progress: str | None = None,
-        on_map: OnMap | None = None,
+        on_image: OnImage | None = None,
     ) -> "pd.DataFrame":
         """Score pictures.
 
@@ -219,9 +249,8 @@ class AnomalyDetector:
             Raise for a picture that cannot be read, or say why in its row.
         progress : str, optional
             Title of a progress bar.
-        on_map : callable, optional
-            Called for each image that could be read with its index, its anomaly map on the feature
-            grid, which :meth:`full_map` brings to its size, and that size in pixels.
+        on_image : callable, optional
+            Called for each image that could be read with its index and an :class:`Observation`.
 
         Returns
         -------
@@ -249,7 +278,7 @@ class AnomalyDetector:
             if extraction.errors and on_error == "raise":
                 i, why = min(extraction.errors.items())
                 raise ImageError(f"Row {start + i}: {why}")
-            rows += self._rows(extraction, len(chunk), fpr, anomaly_map, on_map, start)
+            rows += self._rows(extraction, len(chunk), fpr, anomaly_map, on_image, start)
         # dtypes are stated: text columns keep None, which pandas would else turn into NaN
         return pd.DataFrame(
             {
@@ -269,7 +298,7 @@ class AnomalyDetector:
 
     def score_features(
         self, features: Sequence[torch.Tensor], fpr: float
-    ) -> tuple[list[dict[str, Any]], list[torch.Tensor], np.ndarray]:
+    ) -> tuple[list[dict[str, Any]], list[torch.Tensor], list[list[torch.Tensor]], np.ndarray]:
         """Score extracted features, one tensor of shape (n, C, h, w) a layer.
 
         Returns
@@ -278,10 +307,12 @@ class AnomalyDetector:
             One for each image, without map.
         maps : list of Tensor of shape (n, h, w)
             Anomaly maps under each class.
+        leading : list of list of Tensor of shape (n, l)
+            First coordinates under each class in each layer.
         classes : ndarray of shape (n,), int
             Index of the class that each image fits best.
         """
-        score, fre, nll, maps = self._class_scores(features)
+        score, fre, nll, scored = self._class_scores(features)
         p_values = np.stack(
             [c.calibration.p_value(score[:, j]) for j, c in enumerate(self.classes)], axis=1
         )
@@ -304,7 +335,7 @@ class AnomalyDetector:
                     "decision": self._decision(p, flagged),
                 }
             )
-        return rows, maps, best
+        return rows, [s.maps for s in scored], [s.leading for s in scored], best
 
     def _rows(
         self,
@@ -312,22 +343,24 @@ class AnomalyDetector:
         n: int,
         fpr: float,
         with_map: bool,
-        on_map: OnMap | None,
+        on_image: OnImage | None,
         first: int,
     ) -> list[dict[str, Any]]:
         nothing = dict.fromkeys((*COLUMNS, *DECISION)) | {"is_anomaly": False}
         rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
         if not extraction.kept:
             return rows
-        scored, maps, best = self.score_features(extraction.features, fpr)
+        scored, maps, leading, best = self.score_features(extraction.features, fpr)
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
             rows[i] = scored[row]
             if with_map:
                 full = self.full_map(maps[j][row], extraction.sizes[row])
                 level = to_level(full, self.classes[j].map_scale)
                 rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
-            if on_map:
-                on_map(first + i, maps[j][row], extraction.sizes[row])
+            if on_image:
+                places = _places(self.classes[j], [z[row] for z in leading[j]])
+                seen = Observation(maps[j][row], extraction.sizes[row], places)
+                on_image(first + i, seen)
         return rows
 
     def _decision(self, p_value: float, flagged: bool) -> str:
@@ -339,9 +372,20 @@ class AnomalyDetector:
     @torch.inference_mode()
     def _class_scores(
         self, features: Sequence[torch.Tensor]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[torch.Tensor]]:
-        """Give anomaly scores, FRE and NLL of shape (n, n_classes), and the maps by class."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[ClassScores]]:
+        """Give anomaly scores, FRE and NLL of shape (n, n_classes), and all scores by class."""
         scored = [score_class(c, features, self.grids, self.options) for c in self._ready]
         columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
         table = torch.stack(columns, dim=2).double().cpu().numpy()
-        return table[0], table[1], table[2], [s.maps for s in scored]
+        return table[0], table[1], table[2], scored
+
+
+def _places(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
+    places = []
+    for layer, values in zip(model.layers, leading, strict=True):
+        known = layer.leading
+        above = len(known) - np.array(
+            [np.searchsorted(known[:, k], v) for k, v in enumerate(values.cpu().numpy())]
+        )
+        places.append((1 + above) / (len(known) + 1))
+    return np.concatenate(places)

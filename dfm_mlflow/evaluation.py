@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.detector import AnomalyDetector, Observation
 from dfm_mlflow.images.catalog import GOOD, Item
 from dfm_mlflow.images.decode import decode_mask
 
@@ -24,24 +23,24 @@ class Evaluation:
     table : DataFrame
         One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
         :meth:`AnomalyDetector.score` without the map.
-    maps : dict of int to (Tensor of shape (h, w), (height, width))
-        Anomaly map on the feature grid, and size in pixels, of each row that could be read.
+    seen : dict of int to Observation
+        Anomaly map, size and places of each row that could be read.
     """
 
     table: pd.DataFrame
-    maps: dict[int, tuple[torch.Tensor, tuple[int, int]]]
+    seen: dict[int, Observation]
 
 
 def score_items(
     detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
 ) -> Evaluation:
     """Score labelled pictures; unreadable ones keep a row with their error."""
-    maps: dict[int, tuple[torch.Tensor, tuple[int, int]]] = {}
+    seen: dict[int, Observation] = {}
     scores = detector.score(
         [i.path for i in items],
         on_error="report",
         progress=progress,
-        on_map=lambda i, values, size: maps.update({i: (values.cpu(), size)}),
+        on_image=lambda i, o: seen.update({i: replace(o, map=o.map.cpu())}),
     )
     about = pd.DataFrame(
         {
@@ -51,7 +50,7 @@ def score_items(
             "defective": [i.label != GOOD for i in items],
         }
     )
-    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), maps)
+    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), seen)
 
 
 def pixel_metrics_of(
@@ -63,14 +62,18 @@ def pixel_metrics_of(
     """
     if not any(item.mask for item in items):
         return {}
-    usable = [i for i in evaluation.maps if items[i].label == GOOD or items[i].mask is not None]
+    usable = [i for i in evaluation.seen if items[i].label == GOOD or items[i].mask is not None]
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for i in usable:
-            values, size = evaluation.maps[i]
+            seen = evaluation.seen[i]
             mask_file = items[i].mask
-            mask = decode_mask(mask_file.read_bytes()) if mask_file else np.zeros(size, dtype=bool)
-            yield detector.full_map(values, (mask.shape[0], mask.shape[1])).numpy(), mask
+            mask = (
+                decode_mask(mask_file.read_bytes())
+                if mask_file
+                else np.zeros(seen.size, dtype=bool)
+            )
+            yield detector.full_map(seen.map, (mask.shape[0], mask.shape[1])).numpy(), mask
 
     missing = sum(item.label != GOOD and item.mask is None for item in items)
     return pixel_metrics(pairs()) | {"n_without_mask": float(missing)}

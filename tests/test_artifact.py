@@ -123,6 +123,7 @@ def test_changed_files_are_refused(folder):
     [
         (lambda a: a["0.0.mean"].__setitem__(0, np.nan), "NaN"),
         (lambda a: a["0.1.variances"].__setitem__(0, -1), "not positive"),
+        (lambda a: a.update({"0.1.leading": a["0.1.leading"][:-1]}), r"0\.1\.leading has shape"),
         (lambda a: a["0.1.usual"].__setitem__((0, 0), 0), "not positive"),
         (lambda a: a.pop("1.0.basis"), r"lacks 1\.0\.basis"),
         (lambda a: a.update({"0.held_out": a["0.held_out"][::-1].copy()}), "out of order"),

@@ -136,9 +136,9 @@ def test_padding_is_cut_off_a_map():
     detector = fit({"wide": wide}, resize="keep", aggregate="max")
     image = np.array(Image.open(io.BytesIO(wide[0])))
     image[:20, 150:180] = 0
-    maps = []
-    detector.score([image], on_map=lambda i, values, size: maps.append((values, size)))
-    full = detector.full_map(*maps[0])
+    seen = []
+    detector.score([image], on_image=lambda i, observation: seen.append(observation))
+    full = detector.full_map(seen[0].map, seen[0].size)
     assert full.shape == (64, 192)
     top, left = np.unravel_index(int(full.argmax()), full.shape)
     assert top < 32

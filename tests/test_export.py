@@ -39,7 +39,7 @@ def scored(path, images):
 
 def assert_same(path, detector, images, rtol=1e-3):
     maps = []
-    expected = detector.score(images, on_map=lambda i, values, size: maps.append(values.numpy()))
+    expected = detector.score(images, on_image=lambda i, seen: maps.append(seen.map.numpy()))
     found = scored(path, images)
     for name in ("anomaly_score", "fre", "nll"):
         np.testing.assert_allclose(found[name], expected[name], rtol=rtol)

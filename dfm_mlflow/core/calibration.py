@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import kstest
+from scipy.stats import kstest, kstwo
 
 _TAIL_SHARE = 0.2  # of the held-out scores describe the tail,
 _TAIL_LEAST = 10  # and at least this many of them
@@ -178,35 +178,56 @@ def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the p-values of new images are from those of good ones, which are uniform.
+    """How far new images are from the good ones of the calibration.
 
     Attributes
     ----------
     flagged : float
         Share of the images that are flagged; good ones keep the promised rate.
     statistic : float
-        Kolmogorov-Smirnov distance from the uniform distribution, in [0, 1].
+        Kolmogorov-Smirnov distance of the p-values from the uniform distribution, in [0, 1].
+    appearance : float
+        The largest such distance of the places of a leading coordinate.
     significance : float
-        Probability of at least that distance for good images.
+        Probability of distances as unlikely as the most unlikely of these, for good images.
     """
 
     flagged: float
     statistic: float
+    appearance: float
     significance: float
 
 
-def measure_drift(p_values: np.ndarray, flagged: np.ndarray) -> Drift:
+def measure_drift(
+    p_values: np.ndarray, flagged: np.ndarray, places: np.ndarray, n_calibration: int
+) -> Drift:
     """Compare new, unlabelled images with the good ones of the calibration.
+
+    P-values show what the subspace does not explain. A lamp that fades moves pictures within it, as
+    good ones vary in brightness too; that shows in the leading coordinates, where a whole day of
+    pictures sits on one side.
 
     Parameters
     ----------
     p_values : ndarray of shape (m,)
     flagged : ndarray of shape (m,), bool
+    places : ndarray of shape (m, l)
+        Place of each image among those of the calibration in each leading coordinate.
+    n_calibration : int
+        Good images of the calibration: the fewer, the larger a distance may be by chance.
 
     Returns
     -------
     Drift
-        A camera that moved or a lamp that faded makes all p-values small; a few defects do not.
     """
-    test = kstest(p_values, "uniform")
-    return Drift(float(np.mean(flagged)), float(test.statistic), float(test.pvalue))
+    columns = [p_values, *places.T]
+    distances = [float(kstest(column, "uniform").statistic) for column in columns]
+    # Ranks among n images are uniform up to a two-sample distance, which has this effective size.
+    size = max(1, round(len(p_values) * n_calibration / (len(p_values) + n_calibration)))
+    significance = float(kstwo.sf(max(distances), size))
+    return Drift(
+        float(np.mean(flagged)),
+        distances[0],
+        max(distances[1:], default=0.0),
+        min(1.0, significance * len(columns)),  # Bonferroni
+    )

@@ -77,11 +77,12 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
             metrics |= image_metrics(evaluation.table)
             metrics |= pixel_metrics_of(detector, items, evaluation)
             sentences += measured_sentence(detector, evaluation.table)
-        drift = _drift(evaluation, labelled)
+        drift = _drift(detector, evaluation, labelled)
         if drift is not None:
             metrics |= {
                 "drift_flagged": drift.flagged,
                 "drift_ks": drift.statistic,
+                "drift_appearance": drift.appearance,
                 "drift_significance": drift.significance,
             }
             sentences.append(drift_sentence(drift, detector))
@@ -97,7 +98,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
 
 def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
     """Say in one sentence whether new pictures look like those of the calibration."""
-    unlikely = drift.significance < 0.001
+    unlikely = drift.significance < 0.01
     verdict = (
         "they differ from the calibration's good pictures: look at camera, lamp and product"
         if unlikely
@@ -105,9 +106,9 @@ def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
     )
     return (
         f"{drift.flagged:.1%} of the pictures are flagged where at most "
-        f"{detector.effective_fpr():.1%} is promised for good ones, and their p-values are "
-        f"{drift.statistic:.2f} from uniform (Kolmogorov-Smirnov, significance "
-        f"{drift.significance:.2g}): {verdict}."
+        f"{detector.effective_fpr():.1%} is promised for good ones; their p-values are "
+        f"{drift.statistic:.2f} and their leading coordinates up to {drift.appearance:.2f} from "
+        f"uniform (Kolmogorov-Smirnov, significance {drift.significance:.2g}): {verdict}."
     )
 
 
@@ -122,11 +123,13 @@ def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
     return {key: float(read.sum()), "n_unreadable": float((~read).sum())}
 
 
-def _drift(evaluation: Evaluation, labelled: bool) -> Drift | None:
+def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) -> Drift | None:
     table = evaluation.table[evaluation.table["error"].isna()]
     if labelled:  # known defects are no drift
         table = table[table["label"] == GOOD]
     if table.empty:
         return None
-    p_values = table["p_value"].to_numpy(float)
-    return measure_drift(p_values, table["is_anomaly"].to_numpy(np.bool_))
+    places = np.stack([evaluation.seen[i].places for i in table.index])
+    flagged = table["is_anomaly"].to_numpy(np.bool_)
+    n = min(len(c.calibration.scores) for c in detector.classes)
+    return measure_drift(table["p_value"].to_numpy(float), flagged, places, n)

@@ -295,9 +295,9 @@ def compare_speed(
     Returns
     -------
     slowdown : float
-        Median over rounds of the ratio of their times, or the ratio of their median times, whichever
-        is less: a load that changes within the rounds fools the one, and one that changes between
-        them the other.
+        Median over rounds of the ratio of their times, or the ratio of their median times: the
+        smaller one, since a load that changes within rounds fools the first, and one that changes
+        between them the second.
     challenger, champion : float
         Images per second, of the median time.
     """

@@ -118,31 +118,43 @@ def make_move(client: MlflowClient, move: Move, tags: Mapping[str, Mapping[str, 
         for version, texts in tags.items():
             for key, value in texts.items():
                 client.set_model_version_tag(move.model, version, key, value)
-        refusal = _set_alias(client, move)
+    except MlflowException as error:  # a database refuses two at once, too
+        raise PromotionError(
+            f"The registry refuses to tag {move.model} ({error.error_code}), and nothing was moved "
+            "here: somebody else may be promoting, so look and try again, or check permissions."
+        ) from None
+    refusal = _set_alias(client, move)
+    try:
         found = client.get_registered_model(move.model)
-        now = found.aliases.get(move.alias)
-        now = None if now is None else str(now)
-        won = now == move.version and found.tags.get(move.claim) == move.id
-        if not won:
-            key = f"dfm.promotion.{move.alias}.contested"
-            client.set_model_version_tag(move.model, move.version, key, move.id)
     except MlflowException as error:
         raise PromotionError(
-            f"The registry refuses to move {move.alias} of {move.model} to version {move.version} "
-            f"({error.error_code}): check the server, and your permissions there."
+            f"The registry cannot be read ({error.error_code}) after {move.alias} of {move.model} "
+            f"was set to version {move.version}: look whether it points there."
         ) from None
-    if not won and refusal and now == move.before:
+    now = str(found.aliases[move.alias]) if move.alias in found.aliases else None
+    if now == move.version and found.tags.get(move.claim) == move.id:
+        _set_stage(client, move, found.aliases)
+        return
+    _mark_contested(client, move)
+    if refusal and now == move.before:
         raise PromotionError(
             f"The registry refuses to let {move.alias} of {move.model} point to version "
-            f"{move.version} ({refusal}); it points to {_named(now)} still: check your permissions."
+            f"{move.version} ({refusal}), and nothing was moved here: it points to {_named(now)} "
+            "still; check permissions."
         )
-    if not won:
-        raise PromotionError(
-            f"Another promotion of {move.model} to {move.alias} ran at the same moment: "
-            f"{move.alias} points to {_named(now)} now, and version {move.version} was to have "
-            "it; wait for the other to end, look, and promote again what should be there."
-        )
-    _set_stage(client, move, found.aliases)
+    raise PromotionError(
+        f"Another promotion of {move.model} to {move.alias} ran at the same moment: {move.alias} "
+        f"points to {_named(now)} now, and version {move.version} was to have it; wait for the "
+        "other to end, look, and promote again what should be there."
+    )
+
+
+def _mark_contested(client: MlflowClient, move: Move) -> None:
+    key = f"dfm.promotion.{move.alias}.contested"
+    try:
+        client.set_model_version_tag(move.model, move.version, key, move.id)
+    except MlflowException as error:
+        _logger.warning("The tag %s cannot be set (%s).", key, error.error_code)
 
 
 def _set_alias(client: MlflowClient, move: Move) -> str:

@@ -69,7 +69,7 @@ def log_results(
     """Log the report with its pictures, and the scored pictures as a table."""
     if not labelled:
         table = evaluation.table.assign(label="unlabelled", defective=None)
-        evaluation = Evaluation(table, evaluation.maps)
+        evaluation = Evaluation(table, evaluation.seen)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_report(folder / "report", detector, catalog, evaluation, metrics, sentences)

@@ -191,9 +191,7 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
     }
 
 
-def kept_items(
-    items: list[Item], extraction: Extraction, purpose: str = "training"
-) -> list[Item]:
+def kept_items(items: list[Item], extraction: Extraction, purpose: str = "training") -> list[Item]:
     """Leave out pictures that cannot be read, with a warning for each.
 
     Raises

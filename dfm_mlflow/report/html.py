@@ -122,11 +122,11 @@ def _middle(table: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int, folder: Path) -> dict:
-    row, (values, size) = evaluation.table.loc[i], evaluation.maps[i]
+    row, seen = evaluation.table.loc[i], evaluation.seen[i]
     pixels = decode_image(storage.read(row["path"]))
     classes = [c.name for c in detector.classes]
     scale = detector.classes[classes.index(row["predicted_class"])].map_scale
-    marked = overlay(pixels, to_level(detector.full_map(values, size), scale))
+    marked = overlay(pixels, to_level(detector.full_map(seen.map, seen.size), scale))
     folder.mkdir(exist_ok=True)
     name = f"{row['label']}_{Path(row['path']).stem}.png"
     (folder / name).write_bytes(to_png(marked))

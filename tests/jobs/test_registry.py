@@ -151,10 +151,12 @@ def test_a_server_without_stages_is_enough(registry, caplog):
 def test_a_server_that_refuses_is_quoted_in_a_sentence(registry):
     registry.add("good", "twin")
     registry.client.set_registered_model_alias = refuse
-    with pytest.raises(PromotionError, match="points to no version still: check your permissions"):
+    with pytest.raises(PromotionError, match="it points to no version still; check permissions"):
         move(registry, "production", None, 1)
     registry.client.set_model_version_tag = refuse
-    with pytest.raises(PromotionError, match=r"refuses to move production .*ENDPOINT_NOT_FOUND"):
+    with pytest.raises(
+        PromotionError, match=r"refuses to tag .*ENDPOINT_NOT_FOUND.* nothing was moved"
+    ):
         move(registry, "production", None, 1)
 
 
