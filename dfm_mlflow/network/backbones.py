@@ -21,6 +21,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
 from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.network.tracing import tracing
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
@@ -96,6 +97,21 @@ def build_backbone(
         For an unknown model or layer; the message lists the valid ones. Or for a network that
         torch.fx cannot trace.
     """
+    with tracing():
+        names, module = _build(name, layers, size, weights, folded, seed)
+    module = module.eval().requires_grad_(False)
+    return Backbone(name, names, module, *_normalisation(name))
+
+
+def _build(
+    name: str,
+    layers: tuple[str, ...],
+    size: tuple[int, int],
+    weights: Callable[[set[str]], dict[str, Tensor]] | None,
+    folded: dict[str, Tensor] | None,
+    seed: int,
+) -> tuple[tuple[str, ...], nn.Module]:
+    """Give the names of the layers, and the truncated network with folded batch norms."""
     with _explained(name, size):
         names = _without_data(lambda: _layer_names(name, layers, size))
     if folded is not None:
@@ -111,8 +127,7 @@ def build_backbone(
             needed = {k for k in published & module.state_dict().keys() if not _is_counter(k)}
             _assign(module, {**own, **weights(needed)})
         module = _fold_batch_norms(module)
-    module = module.eval().requires_grad_(False)
-    return Backbone(name, names, module, *_normalisation(name))
+    return names, module
 
 
 def backbone_requirements(name: str) -> list[str]:

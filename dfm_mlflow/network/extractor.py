@@ -22,6 +22,7 @@ from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.tiles import run_tiles, scaled_mask
+from dfm_mlflow.network.tracing import running
 
 Source = bytes | Path | S3Object | np.ndarray
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
@@ -269,9 +270,10 @@ class Extractor:
         inputs = (pixels * self._scale - self._shift).to(
             dtype=self._dtype, memory_format=torch.channels_last
         )
-        outputs = (
-            run_tiles(self._network, inputs, self.tile) if self.tile else self._network(inputs)
-        )
+        with running():
+            outputs = (
+                run_tiles(self._network, inputs, self.tile) if self.tile else self._network(inputs)
+            )
         return [self._pool(name, outputs[name]) for name in self.backbone.layers]
 
     def _pool(self, layer: str, output: Tensor) -> Tensor:

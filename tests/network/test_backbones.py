@@ -1,9 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torchvision import models
 
 from dfm_mlflow.errors import BackboneError, WeightsError
 from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.extractor import Extractor
 
 SIZE = (64, 64)
 
@@ -103,3 +106,23 @@ def test_unknown_names_list_the_valid_ones():
 def test_random_weights_follow_the_seed():
     first, same, other = (build_backbone("resnet18", ("layer1",), SIZE, seed=s) for s in (1, 1, 2))
     assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_networks_are_built_and_run_side_by_side_in_threads():
+    """torch.fx replaces a method of every module of the process while it traces."""
+    image = torch.rand(1, 64, 64, 3).mul(255).to(torch.uint8).numpy()[0]
+    backbone = build_backbone("resnet18", ("layer2",), SIZE, seed=1)
+    extractor = Extractor(backbone, SIZE, "stretch", 2, torch.device("cpu"))
+    expected = extractor.extract([image]).features[0]
+
+    def build(seed):
+        return build_backbone("resnet18", ("layer2",), SIZE, seed=1).fingerprint()
+
+    def run(_):
+        return torch.allclose(extractor.extract([image]).features[0], expected, atol=1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        built = [pool.submit(build, i) for i in range(6)]
+        ran = [pool.submit(run, i) for i in range(60)]
+    assert {f.result() for f in built} == {backbone.fingerprint()}
+    assert all(f.result() for f in ran)
