@@ -13,6 +13,12 @@ does nothing, `T_in` and `R_in` those of the detector in this process, without H
 - throughput at 8 and 32 clients / (1 / (1 / R_null + 1 / R_in)), at least 0.8;
 - 99th percentile at 32 clients / (32 / that throughput), at most 4.
 
+With ``--anomalib`` one more server takes its turns: anomalib's DFM, fitted on the same pictures
+with the same weights, in anomalib's own inferencer behind a plain FastAPI route
+(``anomalib_server.py``), which gets the picture's bytes as they are. It lives in an environment of
+its own, which is made where there is none (several GB). With ``--preset anomalib`` our detector is
+the same one (layer3, pooled by 2, FRE).
+
 With ``--soak N`` it sends N requests instead, and prints the server's memory on the way.
 """
 
@@ -30,7 +36,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -41,6 +47,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
@@ -51,6 +58,7 @@ from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.weights import load_weights
 
 PARQUET = "application/vnd.apache.parquet"
+ANOMALIB = Path(__file__).with_name("anomalib_server.py")
 
 
 # -- what is served and what is sent ---------------------------------------------------------------
@@ -97,16 +105,20 @@ def body_of(image: bytes, form: str) -> tuple[bytes, str]:
     return json.dumps({"dataframe_records": [{"image": coded}]}).encode(), "application/json"
 
 
-def save_models(folder: Path, weights: str, image_size: str = "auto") -> None:
+def good_pictures() -> list[Image.Image]:
+    return [picture(256, 256, 5, i) for i in range(40)]
+
+
+def save_models(folder: Path, weights: str, image_size: str, preset: str) -> None:
     given = {"backbone": "resnet18", "category": "stripes", "weights": weights,
-             "image_size": image_size}  # fmt: skip
+             "image_size": image_size, "preset": preset}  # fmt: skip
     options = Options.parse(given).resolve()
     loaded = load_weights(weights, options.backbone, options.seed)
     take = loaded.take if loaded.state is not None else None
     backbone = build_backbone(options.backbone, options.layer_names, options.size, take)
     extractor = Extractor(backbone, options.size, options.resize, options.pooling_rule,
                           torch.device("cpu"))  # fmt: skip
-    good = [np.array(picture(256, 256, 5, i)) for i in range(40)]
+    good = [np.array(image) for image in good_pictures()]
     extraction = extractor.extract(good)
     detector = AnomalyDetector.fit(
         options,
@@ -118,6 +130,16 @@ def save_models(folder: Path, weights: str, image_size: str = "auto") -> None:
     dfm_mlflow.save_model(detector, folder / "dfm")
     signature = signature_of(options)
     mlflow.pyfunc.save_model(folder / "null", python_model=NoModel(), signature=signature)
+
+
+def save_for_anomalib(folder: Path, weights: str) -> None:
+    """Write what our detector is fitted with to files that need nothing of ours to be read."""
+    (folder / "good").mkdir()
+    for i, image in enumerate(good_pictures()):
+        image.save(folder / "good" / f"{i:02}.png")
+    state = load_weights(weights, "resnet18", 0).state
+    if state is not None:
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "weights.safetensors")
 
 
 # -- servers and clients ---------------------------------------------------------------------------
@@ -188,20 +210,18 @@ class Server:
         return total / 2**20
 
 
-@contextmanager
-def serving(model: Path, **config) -> Iterator[Server]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(config)}
-    log = model.parent / f"{port}.log"
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], port: int, log: Path, **environment: str) -> Iterator[Server]:
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager",
-             "local", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment, stdout=file, stderr=file, start_new_session=True,
+            command, env={**os.environ, **environment}, stdout=file, stderr=file,
+            start_new_session=True,
         )  # fmt: skip
     try:
         for _ in range(1200):
@@ -212,11 +232,55 @@ def serving(model: Path, **config) -> Iterator[Server]:
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            raise click.ClickException(f"The server does not start: {log.read_text()[-2000:]}")
         yield Server(port, process.pid)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)  # the session that was started above
             process.wait(30)
+
+
+def serving(model: Path, **config) -> AbstractContextManager[Server]:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model),
+               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return running(command, port, model.parent / f"{port}.log", PATH=path,
+                   MLFLOW_PYFUNC_INFERENCE_CONFIG=json.dumps(config))  # fmt: skip
+
+
+def serving_anomalib(python: Path, folder: Path) -> AbstractContextManager[Server]:
+    port, weights = free_port(), folder / "weights.safetensors"
+    command = [str(python), str(ANOMALIB), "--pictures", str(folder / "good"),
+               "--folder", str(folder / "anomalib"), "--port", str(port)]  # fmt: skip
+    if weights.exists():
+        command += ["--weights", str(weights)]
+    return running(command, port, folder / f"{port}.log")
+
+
+def anomalib_version(python: Path) -> str | None:
+    """Give the version in an environment that has all of `anomalib_server.py`."""
+    code = "import anomalib, fastapi, torchvision, uvicorn; print(anomalib.__version__)"
+    if not python.exists():
+        return None
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    return done.stdout.split()[-1] if done.returncode == 0 else None
+
+
+def anomalib_python(folder: Path) -> Path:
+    """Give the Python of the environment in a folder, after making it where there is none."""
+    python = folder.absolute() / "bin/python"
+    if anomalib_version(python) is None:
+        click.echo(f"Installing torch and anomalib into {folder}", err=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        (folder / ".gitignore").write_text("*\n")
+        # the pair first: pip takes those that fit each other, and anomalib is content with them
+        for packages in (["torch", "torchvision"], ["anomalib"], ["fastapi", "uvicorn"]):
+            pip = [python, "-m", "pip", "install", "--quiet", *packages]
+            subprocess.run(pip, check=True, timeout=3600)
+    return python
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -229,14 +293,19 @@ def timed(work: Callable[[], object]) -> float:
 
 
 class Comparison:
-    """Three servers and the model in this process, given the same work in turns."""
+    """Three or four servers and the model in this process, given the same work in turns."""
 
-    def __init__(self, stack: ExitStack, folder: Path, image: bytes, form: str):
-        self.body, self.kind = body_of(image, form)
+    def __init__(
+        self, stack: ExitStack, folder: Path, image: bytes, form: str, python: Path | None
+    ):
         self.null = stack.enter_context(serving(folder / "null"))
         self.ours = stack.enter_context(serving(folder / "dfm"))
         self.apart = stack.enter_context(serving(folder / "dfm", queue_size=0))
-        self.servers = (self.null, self.ours, self.apart)
+        self.asked = [(s, *body_of(image, form)) for s in (self.null, self.ours, self.apart)]
+        self.anomalib = None
+        if python:
+            self.anomalib = stack.enter_context(serving_anomalib(python, folder))
+            self.asked.append((self.anomalib, image, "application/octet-stream"))
         self.inside = dfm_mlflow._load_pyfunc(str(folder / "dfm/dfm"), {})
         self.size = self.inside.detector.extractor.batch_size
         self.one = pd.DataFrame({"image": [image]})
@@ -247,10 +316,10 @@ class Comparison:
 
     def alone(self, n: int) -> None:
         """Send single requests from one client, to each in turn."""
-        connections = [http.client.HTTPConnection("127.0.0.1", s.port) for s in self.servers]
+        connections = [http.client.HTTPConnection("127.0.0.1", s.port) for s, *_ in self.asked]
         for i in range(n + 5):
-            for server, connection in zip(self.servers, connections, strict=True):
-                seconds = server.ask(connection, self.body, self.kind)
+            for (server, body, kind), connection in zip(self.asked, connections, strict=True):
+                seconds = server.ask(connection, body, kind)
                 if i >= 5:  # the first ones open connections and fill caches
                     server.seconds.setdefault(1, []).append(seconds)
             self.t_in.append(timed(lambda: self.inside.predict(self.one)))
@@ -259,8 +328,8 @@ class Comparison:
         """Measure throughput once: of each server under 8 and 32 clients, and in this process."""
         seconds = [timed(lambda: self.inside.predict(self.batch)) for _ in range(2)]
         for clients in (8, 32):
-            for server in self.servers:
-                server.load(clients, self.body, self.kind, max(n, 2 * clients), 60)
+            for server, body, kind in self.asked:
+                server.load(clients, body, kind, max(n, 2 * clients), 60)
         seconds += [timed(lambda: self.inside.predict(self.batch)) for _ in range(2)]
         self.r_in.append(self.size / float(np.mean(seconds)))
         self.ideal.append(1 / (1 / self.null.rates[8][-1] + 1 / self.r_in[-1]))
@@ -280,11 +349,30 @@ class Comparison:
             f"{np.quantile(self.apart.seconds[32], 0.99) * 1e3:.0f}",
         ]  # fmt: skip
 
+    def anomalib_cells(self) -> list[str]:
+        """Give what follows in the row where anomalib takes part."""
+        if self.anomalib is None:
+            return []
+        return [f"{self.anomalib.median(1) * 1e3:.1f}",
+                *(f"{self.anomalib.rate(c):.1f}" for c in (8, 32))]  # fmt: skip
+
+    def anomalib_ratios(self) -> list[str]:
+        """Give a line each; above 1 is in our favour."""
+        if self.anomalib is None:
+            return []
+        ours, theirs = self.ours, self.anomalib
+        lines = [f"anomalib p50 / ours: {theirs.median(1) / ours.median(1):.2f}x"]
+        for c in (8, 32):
+            ratio = np.median(np.divide(ours.rates[c], theirs.rates[c]))
+            lines.append(f"ours / anomalib throughput at {c}: {ratio:.2f}x")
+        return lines
+
 
 HEAD = ["picture", "form", "T_null, ms", "T_in, ms", "p50 at 1, ms", "**ratio, <= 1**",
         "R_null, 1/s", "R_in, 1/s", "at 8, 1/s", "at 32, 1/s", "**ratio at 8, >= 0.8**",
         "**at 32, >= 0.8**", "p99 at 32, ms", "**ratio, <= 4**", "off: p50 at 1, ms",
         "off: at 8, 1/s", "off: at 32, 1/s", "off: p99 at 32, ms"]  # fmt: skip
+ANOMALIB_HEAD = ["anomalib: p50 at 1, ms", "anomalib: at 8, 1/s", "anomalib: at 32, 1/s"]
 
 
 def soak(folder: Path, n: int) -> None:
@@ -304,29 +392,60 @@ def soak(folder: Path, n: int) -> None:
 @click.command()
 @click.option("--weights", default="random", show_default=True, help="Of ResNet-18: file, random.")
 @click.option("--image-size", default="auto", show_default=True, help="Input of the network.")
+@click.option("--preset", default="default", show_default=True, help="Of the detector.")
 @click.option("--requests", default=40, show_default=True, help="For each load and round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--form", "forms", multiple=True, default=("parquet", "json"), show_default=True)
 @click.option("--soak", "n_soak", default=0, help="Send so many requests and watch memory.")
+@click.option("--anomalib", is_flag=True, help="Compare with anomalib's inferencer, too.")
+@click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path, file_okay=False),
+              default=ANOMALIB.parent.parent / ".anomalib-venv", show_default=".anomalib-venv",
+              help="Its environment; made where there is none.")  # fmt: skip
 def main(
-    weights: str, image_size: str, requests: int, rounds: int, forms: tuple[str, ...], n_soak: int
+    weights: str,
+    image_size: str,
+    preset: str,
+    requests: int,
+    rounds: int,
+    forms: tuple[str, ...],
+    n_soak: int,
+    anomalib: bool,
+    venv: Path,
 ) -> None:
     """Print a Markdown table."""
+    if anomalib and image_size not in ("auto", "256"):
+        raise click.UsageError("anomalib is measured at 256x256: leave --image-size out.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_models(folder, weights, image_size)
+        save_models(folder, weights, image_size, preset)
         if n_soak:
             soak(folder, n_soak)
             return
-        click.echo(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-        for title, image in pictures().items():
-            for form in forms:
-                with ExitStack() as stack:
-                    comparison = Comparison(stack, folder, image, form)
-                    for _ in range(rounds):
-                        comparison.alone(requests)
-                        comparison.together(requests)
-                    click.echo(f"| {' | '.join([title, form, *comparison.cells()])} |")
+        python = None
+        if anomalib:
+            python = anomalib_python(venv)
+            save_for_anomalib(folder, weights)
+        compare(folder, forms, requests, rounds, python)
+
+
+def compare(
+    folder: Path, forms: tuple[str, ...], requests: int, rounds: int, python: Path | None
+) -> None:
+    head, ratios = HEAD + ANOMALIB_HEAD * bool(python), []
+    click.echo(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for title, image in pictures().items():
+        for form in forms:
+            with ExitStack() as stack:
+                comparison = Comparison(stack, folder, image, form, python)
+                for _ in range(rounds):
+                    comparison.alone(requests)
+                    comparison.together(requests)
+                cells = [title, form, *comparison.cells(), *comparison.anomalib_cells()]
+                click.echo(f"| {' | '.join(cells)} |")
+                ratios += [f"- {title}, {form}: {r}" for r in comparison.anomalib_ratios()]
+    if python:
+        click.echo(f"\nanomalib {anomalib_version(python)}, its TorchInferencer in FastAPI:\n")
+        click.echo("\n".join(ratios))
 
 
 if __name__ == "__main__":

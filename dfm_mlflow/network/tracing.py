@@ -1,6 +1,6 @@
 """Keep torch.fx's tracing and forward passes of other threads apart.
 
-While torch.fx traces, it replaces ``torch.nn.Module.__call__`` for the whole process: a second trace
+While torch.fx traces, it replaces ``torch.nn.Module.__call__`` for the whole process: another trace
 beside it leaves the replacement behind for ever, and a forward pass beside it is taken for part of
 the traced network. Loading a model traces; a server that scores with one may load another.
 """
