@@ -4,9 +4,11 @@ A caller decodes its pictures in its own thread, hands the pixels in, and gets t
 exactly these pixels back. What is joined is only the network.
 """
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,6 +20,17 @@ from torch import Tensor
 from dfm_mlflow.network.extractor import Runner
 
 _logger = logging.getLogger(__name__)
+
+
+_alive: "weakref.WeakSet[Batcher]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End the workers before the interpreter does: one that it stops inside torch aborts it."""
+    for batcher in list(_alive):
+        batcher.close()
+        batcher.join(10)
 
 
 class OverloadedError(Exception):
@@ -75,6 +88,7 @@ class Batcher:
         self._worker = threading.Thread(
             target=self._work, args=(prepare, ready), name="dfm-batcher", daemon=True
         )
+        _alive.add(self)
         self._worker.start()
         ready.result()
 
@@ -116,6 +130,10 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the worker has ended."""
+        self._worker.join(seconds)
 
     def _hand_in(self, pixels: Tensor) -> list[Tensor]:
         job = _Job(pixels)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -339,3 +341,22 @@ def test_processors_are_shared_by_workers(monkeypatch, tmp_path):
     assert serving.network_threads(ServingSettings(queue_size=0), cpu) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch has read it
     assert serving.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
+
+
+def test_a_process_may_end_while_the_worker_is_at_work():
+    """A daemon thread that the interpreter stops inside torch aborts the process."""
+    code = """
+import threading, torch
+from dfm_mlflow.mlflow_plugin.batcher import Batcher
+
+def forward(pixels):
+    for _ in range(200):
+        torch.randn(300, 300) @ torch.randn(300, 300)
+    return [pixels]
+
+batcher = Batcher(forward, batch_size=4, max_wait=0.0, queue_size=4)
+threading.Thread(target=batcher.run, args=(torch.zeros(1, 3, 8, 8),), daemon=True).start()
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
