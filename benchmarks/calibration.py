@@ -6,7 +6,8 @@ Good pictures of ELPV (extra [sample]) and of MVTec-layout categories are split 
 to fit and calibrate on and the rest, unseen, whose measured rate is held against the promise. The
 band is the beta-binomial that exact exchangeability gives: of m unseen pictures, with n held-out
 ones, the number flagged is BetaBinomial(m, a, n + 1 - a) with a = floor(fpr (n + 1)). Exits with
-status 1 where a split leaves the band of all splits, or the mean is above the promise.
+status 1 where a split leaves the band of all splits, the mean is above the promise by more than two
+standard errors, or, for n of at least 300, below half of a promised 0.05 or 0.1.
 """
 
 import sys
@@ -86,7 +87,10 @@ def _band(m: int, n: int, a: float, splits: int) -> float:
 def row(name: str, n: int, tail: str, measured: Measured) -> tuple[str, bool]:
     """One line of the table, and whether every promise was kept."""
     mean, worst = measured.rates.mean(axis=0), measured.rates.max(axis=0)
-    kept = bool((worst <= measured.band).all())
+    error = 2 * measured.rates.std(axis=0) / np.sqrt(len(measured.rates))
+    kept = bool((worst <= measured.band).all() and (mean <= measured.promised + error).all())
+    if n >= 300:  # and not wasted
+        kept &= bool((mean[1:] >= measured.promised[1:] / 2).all())
     cells = [
         f"{p:.4f}: {a:.4f} (at most {b:.3f}, band {c:.3f})"
         for p, a, b, c in zip(measured.promised, mean, worst, measured.band, strict=True)

@@ -16,6 +16,7 @@ from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.maps import combine_layers, usual_of
 
+MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
 _CALM = 0.999  # share of held-out good positions that stay below grey level 128
 
 
@@ -139,7 +140,7 @@ def n_leading(subspace: Subspace) -> int:
     Pictures that were fitted spread further than new ones along directions that hardly more
     pictures than directions have chosen.
     """
-    return min(10, max(1, subspace.n_samples // 20), subspace.n_components)
+    return min(MOST_LEADING, max(1, subspace.n_samples // 20), subspace.n_components)
 
 
 def score_class(
@@ -191,6 +192,11 @@ def fit_class(
         x = grid.rows(feature).cpu().numpy()
         held_out = crossfit(x, folds, level)
         subspace = fit_subspace(x, level)
+        if options.score == "fre" and subspace.n_components == subspace.n_features:
+            raise FitError(
+                f"All {subspace.n_features} directions of a layer are kept and nothing is left to "
+                "reconstruct: give a smaller pca_level, or score=nll."
+            )
         subspace = subspace.with_noise(held_out.noise_variance(subspace))
         # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
         subspace = replace(subspace, basis=subspace.basis.astype(np.float16))

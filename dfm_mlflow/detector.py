@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dfm_mlflow.class_model import (
+    MOST_LEADING,
     ClassModel,
     ClassScores,
     Grid,
@@ -46,7 +47,7 @@ class Observation:
         Height and width of the picture in pixels.
     places : ndarray of shape (l,)
         Place of each leading coordinate, of all layers, among those of the calibration's good
-        pictures, in (0, 1]: uniform where nothing changed.
+        pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
     """
 
     map: torch.Tensor
@@ -124,6 +125,8 @@ class AnomalyDetector:
             Grid((f.shape[1], f.shape[2], f.shape[3]), extractor.roi_cells(tuple(f.shape[2:])))
             for f in extraction.features
         ]
+        if not all(g.cells.any() for g in grids):
+            raise FitError("The roi touches no cell of a layer: paint a larger region.")
         known = np.asarray(labels)
         models = []
         for name in dict.fromkeys(labels):
@@ -214,7 +217,8 @@ class AnomalyDetector:
             f"{f' held out in {smallest.n_folds} folds' if smallest.n_folds else ''}"
         )
         if effective > fpr:
-            sentence += f"; {images_needed(fpr)} would do for the {fpr:.3g} that was asked for"
+            enough = images_needed(fpr, smallest.tail)
+            sentence += f"; {enough} would do for the {fpr:.3g} that was asked for"
         if self.options.retest_rate is not None:
             sentence += (
                 f"; pictures with p-values up to {self.options.retest_rate:.3g} are to be looked "
@@ -387,5 +391,8 @@ def _places(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
         above = len(known) - np.array(
             [np.searchsorted(known[:, k], v) for k, v in enumerate(values.cpu().numpy())]
         )
-        places.append((1 + above) / (len(known) + 1))
+        # classes of few pictures have fewer coordinates; all give rows of one length
+        padded = np.full(MOST_LEADING, np.nan)
+        padded[: len(above)] = (1 + above) / (len(known) + 1)
+        places.append(padded)
     return np.concatenate(places)

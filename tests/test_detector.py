@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from dfm_mlflow.core.calibration import measure_drift
 from dfm_mlflow.detector import COLUMNS, AnomalyDetector
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.network.extractor import Extraction
@@ -228,6 +229,22 @@ def test_each_class_knows_its_own():
     assert set(detector.thresholds()) == {"dark", "light"}
     single = fit({"dark": dark}).score(new[:6])
     np.testing.assert_allclose(scores["fre"][:6], single["fre"], rtol=1e-4)
+
+
+def test_places_of_classes_of_unequal_size_have_one_length():
+    detector = fit({"dark": pictures(60, 1, shift=-60), "light": pictures(12, 2, shift=60)})
+    assert [c.layers[0].leading.shape[1] for c in detector.classes] == [3, 1]
+    seen = []
+    detector.score(pictures(2, 3, shift=-60) + pictures(2, 4, shift=60),
+                   on_image=lambda i, o: seen.append(o.places))  # fmt: skip
+    drift = measure_drift(np.array([0.5] * 4), np.zeros(4, bool), np.stack(seen), 12)
+    assert 0 < drift.appearance <= 1
+
+
+def test_nothing_left_to_reconstruct_is_refused():
+    with pytest.raises(FitError, match="nothing is left to reconstruct"):
+        fit({"stripes": pictures(80)}, layers="conv1", pca_level="1.0", image_size="32",
+            pooling="16")  # fmt: skip
 
 
 def test_unfit_classes_are_named():

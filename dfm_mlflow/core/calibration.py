@@ -147,8 +147,13 @@ class Calibration:
         return float(self.scores[n - 1 - most]) if most < n else -math.inf
 
 
-def images_needed(fpr: float) -> int:
-    """How many held-out images promise a false-positive rate: ``ceil(1 / fpr) - 1``."""
+def images_needed(fpr: float, tail: Tail | None = None) -> int:
+    """How many held-out images promise a false-positive rate: ``ceil(1 / fpr) - 1``.
+
+    With a tail a tenth of that, but no fewer than it takes to fit one.
+    """
+    if tail:
+        return max(2 * _TAIL_LEAST, math.ceil(1 / fpr / _REACH * (1 - 1e-12)) - 1)
     return math.ceil(1 / fpr * (1 - 1e-12)) - 1
 
 
@@ -212,7 +217,7 @@ def measure_drift(
     p_values : ndarray of shape (m,)
     flagged : ndarray of shape (m,), bool
     places : ndarray of shape (m, l)
-        Place of each image among those of the calibration in each leading coordinate.
+        Place of each image among those of the calibration in each leading coordinate, or NaN.
     n_calibration : int
         Good images of the calibration: the fewer, the larger a distance may be by chance.
 
@@ -221,13 +226,21 @@ def measure_drift(
     Drift
     """
     columns = [p_values, *places.T]
+    columns = [column[~np.isnan(column)] for column in columns]
+    columns = [column for column in columns if len(column)]
     distances = [float(kstest(column, "uniform").statistic) for column in columns]
-    # Ranks among n images are uniform up to a two-sample distance, which has this effective size.
-    size = max(1, round(len(p_values) * n_calibration / (len(p_values) + n_calibration)))
-    significance = float(kstwo.sf(max(distances), size))
+    significance = min(
+        float(kstwo.sf(distance, _effective_size(len(column), n_calibration)))
+        for distance, column in zip(distances, columns, strict=True)
+    )
     return Drift(
         float(np.mean(flagged)),
         distances[0],
         max(distances[1:], default=0.0),
         min(1.0, significance * len(columns)),  # Bonferroni
     )
+
+
+def _effective_size(m: int, n: int) -> int:
+    """Size of the sample whose distance from uniform is that of m ranks among n images."""
+    return max(1, round(m * n / (m + n)))

@@ -45,8 +45,8 @@ class DFM(OutlierMixin, BaseEstimator):
         way, are several times too small where rows are fewer than features. "gcv" corrects them for
         the directions that were fitted, ``FRE / (1 - (k + 1) / n)^2`` on average (generalised
         cross-validation: Golub, Heath & Wahba, Technometrics 21, 1979), needs no rows and comes
-        within a third of what new rows show; "held-out" measures them by cross-fitting and is for
-        :meth:`fit` only.
+        within about a third of what new rows show; "held-out" measures them by cross-fitting and
+        is for :meth:`fit` only.
     contamination : float, default=0.01
         Share of the training rows that :meth:`predict` calls outliers, in (0, 0.5].
     n_folds : int, default=5
@@ -129,12 +129,12 @@ class DFM(OutlierMixin, BaseEstimator):
         """
         self._check_parameters()
         X = self._checked(X, reset=True)
-        self.classes_, rows = self._classes(X, y)
-        self.__dict__.pop("moments_", None)
-        self._subspaces = [
-            self._named(label, lambda mine=mine: self._fit_class(X[mine]))
-            for label, mine in zip(self.classes_, rows, strict=True)
+        labels, rows = self._classes(X, y)
+        subspaces = [
+            _named(label, len(labels), lambda mine=mine: self._fit_class(X[mine]))
+            for label, mine in zip(labels, rows, strict=True)
         ]
+        self._set_subspaces(labels, subspaces)
         scores = np.concatenate([self.score_samples(block) for block in row_blocks(X)])
         self._offset = float(np.quantile(scores, self.contamination))
         return self
@@ -188,6 +188,12 @@ class DFM(OutlierMixin, BaseEstimator):
         dfm._check_no_rows_needed()
         if isinstance(moments, Moments):
             moments = {0: moments}
+        widths = {m.n_features for m in moments.values()}
+        if len(widths) != 1:
+            raise FitError(
+                f"The moments of {len(moments)} classes have {sorted(widths)} features: give those "
+                "of at least one class, all of the same features."
+            )
         dfm._set_moments(dict(moments))
         dfm.n_features_in_ = dfm.moments_[0].n_features
         return dfm
@@ -212,15 +218,15 @@ class DFM(OutlierMixin, BaseEstimator):
             return lambda: (X[mine] for X, y in source() if (mine := _labels(X, y) == label).any())
 
         seed, level = self.random_state, self.n_components
-        self.classes_ = labels
-        self.__dict__.pop("moments_", None)
-        self._subspaces = [
-            self._named(
+        subspaces = [
+            _named(
                 label,
+                len(labels),
                 lambda label=label: self._with_noise(fit_stream(rows_of(label), level, seed=seed)),
             )
             for label in labels
         ]
+        self._set_subspaces(labels, subspaces)
         self.n_features_in_ = self._subspaces[0].n_features
         self._offset = self._model_offset()
         return self
@@ -308,7 +314,13 @@ class DFM(OutlierMixin, BaseEstimator):
             return subspace
         n, k = subspace.n_samples, subspace.n_components
         inflation = (n - 1) / n * (n / max(1, n - k - 1)) ** 2
-        return subspace.with_noise(subspace.noise_variance * inflation)
+        noise = subspace.noise_variance * inflation
+        rest = subspace.n_features - k
+        if n - k - 1 < 2 and rest:
+            # All directions of the rows are kept and no residual is left to correct. The smallest
+            # of them holds little but noise: that of D / (n - 1) directions of the space.
+            noise = max(noise, float(subspace.variances[-1]) * (n - 1) / rest)
+        return subspace.with_noise(noise)
 
     def _comparable(self, fre: Any, nll: Any) -> Any:
         if self.score_type == "nll":
@@ -322,6 +334,11 @@ class DFM(OutlierMixin, BaseEstimator):
     def _winner(self, fre: Any, nll: Any) -> Any:
         return array_namespace(fre).argmin(self._comparable(fre, nll), axis=1)
 
+    def _set_subspaces(self, labels: np.ndarray, subspaces: list[Subspace]) -> None:
+        """Take over what was fitted, all at once: a fit that failed leaves the last one whole."""
+        self.classes_, self._subspaces = labels, subspaces
+        self.__dict__.pop("moments_", None)
+
     def _set_moments(self, moments: dict[Any, Moments]) -> None:
         labels = sorted(moments)
         self.classes_ = np.array(labels)
@@ -333,7 +350,11 @@ class DFM(OutlierMixin, BaseEstimator):
         if "_subspaces" in self.__dict__:
             return
         subspaces = [
-            self._named(label, lambda m=m: self._with_noise(fit_moments(m, self.n_components)))
+            _named(
+                label,
+                len(self.moments_),
+                lambda m=m: self._with_noise(fit_moments(m, self.n_components)),
+            )
             for label, m in zip(self.classes_, self.moments_, strict=True)
         ]
         self._subspaces = subspaces
@@ -387,12 +408,19 @@ class DFM(OutlierMixin, BaseEstimator):
             )
 
     def _checked(self, X: Any, *, reset: bool) -> Any:
-        if is_torch_array(X):  # stays on its device; scoring only
+        if is_torch_array(X) and reset:
+            X = X.cpu().numpy()
+        if is_torch_array(X):  # stays on its device
             if X.ndim != 2 or X.shape[1] != self.n_features_in_:
                 raise FitError(
                     f"X has shape {tuple(X.shape)}, but DFM is expecting {self.n_features_in_} "
                     "features as input."
                 )
+            xp = array_namespace(X)
+            if not xp.isdtype(X.dtype, "real floating"):
+                X = xp.astype(X, xp.float64)
+            if not xp.all(xp.isfinite(X)):
+                raise FitError(_NOT_FINITE)
             return X
         try:
             X = validate_data(
@@ -402,29 +430,37 @@ class DFM(OutlierMixin, BaseEstimator):
             lines = str(error).splitlines()
             raise FitError(" ".join(dict.fromkeys((lines[0], lines[-1])))) from None
         if not np.isfinite(X).all():
-            raise FitError("X holds NaN or infinite values: leave those rows out.")
+            raise FitError(_NOT_FINITE)
         return X
 
     def _classes(self, X: np.ndarray, y: Any) -> tuple[np.ndarray, list[np.ndarray]]:
         labels = _labels(X, y)
-        if labels.shape != (len(X),):
-            raise FitError(
-                f"y has shape {labels.shape} and X has {len(X)} rows: give one label for each row."
-            )
         classes, codes = np.unique(labels, return_inverse=True)
         return classes, [np.flatnonzero(codes == code) for code in range(len(classes))]
 
-    def _named(self, label: Any, fit: Callable[[], Subspace]) -> Subspace:
-        try:
-            return fit()
-        except FitError as error:
-            if len(self.classes_) == 1:
-                raise
-            raise FitError(f"The class {label} cannot be fitted. {error}") from None
+
+_NOT_FINITE = "X holds NaN or infinite values: leave those rows out."
+
+
+def _named(label: Any, n_classes: int, fit: Callable[[], Subspace]) -> Subspace:
+    """Fit one class; where there are several, an error names it."""
+    try:
+        return fit()
+    except FitError as error:
+        if n_classes == 1:
+            raise
+        raise FitError(f"The class {label} cannot be fitted. {error}") from None
 
 
 def _labels(X: Sequence[Any] | np.ndarray, y: Any) -> np.ndarray:
-    return np.zeros(len(X), dtype=int) if y is None else np.asarray(y)
+    if y is None:
+        return np.zeros(len(X), dtype=int)
+    labels = np.asarray(y)
+    if labels.shape != (len(X),):
+        raise FitError(
+            f"y has shape {labels.shape} and X has {len(X)} rows: give one label for each row."
+        )
+    return labels
 
 
 def _take(table: Any, columns: Any) -> Any:

@@ -84,6 +84,11 @@ class SubspaceIteration:
         if not summary.total > 0:
             raise FitError("All rows of features are equal: give pictures that differ.")
         self._limit = min(summary.n - 1, dimension)
+        if isinstance(n_components, int | np.integer) and n_components > self._limit:
+            raise FitError(
+                f"n_components={n_components} is asked for and the rows vary in at most "
+                f"{self._limit} directions: give at most that, or a share of the variance."
+            )
         self._rng = np.random.default_rng(seed)
         first = _FIRST_BLOCK
         if isinstance(n_components, int | np.integer):

@@ -88,7 +88,7 @@ def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -
         items = read_manifest(data, categories)
     else:
         root = mvtec_ad() if data == "mvtec_ad" else storage.folder(data)
-        items = _from_folder(root, categories)
+        items = _from_folder(root, categories, flat_for_all=not to_fit)
         data = str(root)
     _check(items, categories, to_fit)
     return Catalog(name=",".join(categories), source=data, items=tuple(items))
@@ -105,13 +105,15 @@ def _source_of(categories: tuple[str, ...]) -> str:
     )
 
 
-def _from_folder(root: Path | S3Folder, categories: tuple[str, ...]) -> list[Item]:
+def _from_folder(
+    root: Path | S3Folder, categories: tuple[str, ...], *, flat_for_all: bool = False
+) -> list[Item]:
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist: give data=<folder> that does.")
     nested = [c for c in categories if any((root / c / s).is_dir() for s in ("train", "test"))]
     if len(nested) == len(categories):
         return [item for c in categories for item in _mvtec_layout(root / c, c)]
-    if nested or len(categories) > 1:
+    if nested or (len(categories) > 1 and not (flat_for_all and _images(root))):
         missing = ", ".join(c for c in categories if c not in nested)
         raise DataError(
             f"{root} holds no MVTec-layout folder (train/good, test/<defect>) for {missing}: "
@@ -180,7 +182,7 @@ def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None
         n_train = sum(i.category == category and i.split == "train" for i in items)
         n_test = sum(i.category == category and i.split == "test" for i in items)
         if not to_fit:
-            if n_train + n_test == 0:
+            if not items:
                 raise DataError(f"The category {category} has no pictures at all: add some.")
             continue
         if n_train == 0 and n_test > 0:

@@ -66,6 +66,11 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     catalog = load_catalog(data, categories, to_fit=False)
     labelled = bool(catalog.test)
     items = catalog.test if labelled else catalog.train
+    if not labelled and options.data == "auto":
+        raise DataError(
+            f"The model's own data, {data}, holds only pictures that it was fitted to: give "
+            "data=<folder> of new ones."
+        )
     with run_of(f"evaluate-{catalog.name}", {"dfm.category": catalog.name}) as run:
         log_parameters(run.info.run_id, {"resolved_model": options.model, "resolved_data": data})
         log_dataset(catalog, "evaluation")

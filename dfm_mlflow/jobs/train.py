@@ -214,14 +214,21 @@ def kept_items(items: list[Item], extraction: Extraction, purpose: str = "traini
 def _groups(pattern: str, items: list[Item]) -> list[str] | None:
     if pattern == "none" and not any(item.group for item in items):
         return None
-    groups = []
+    groups, n_found = [], 0
     for item in items:
         if item.group or pattern == "none":  # a manifest knows better than the path
             groups.append(item.group or str(item.path))
             continue
         match = re.search(pattern, str(item.path))
         # the first group of the expression if it has one, else the whole match
-        groups.append(match.group(match.re.groups and 1) if match else str(item.path))
+        found = match.group(match.re.groups and 1) if match else None
+        n_found += found is not None
+        groups.append(found or str(item.path))
+    if pattern != "none" and not n_found and not any(item.group for item in items):
+        raise DataError(
+            f"group_by={pattern!r} matches no training picture, such as {items[0].path}: correct "
+            "the expression or give none."
+        )
     return groups
 
 

@@ -10,9 +10,9 @@ from jinja2 import Environment
 from PIL import Image
 
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import Evaluation
+from dfm_mlflow.evaluation import Evaluation, metric_name
 from dfm_mlflow.images import storage
-from dfm_mlflow.images.catalog import Catalog
+from dfm_mlflow.images.catalog import GOOD, Catalog
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.network.maps import overlay, to_level, to_png
 from dfm_mlflow.report.figures import draw_curves, draw_histogram, draw_p_values
@@ -51,7 +51,7 @@ def write_report(
     if "image_auroc" in metrics:
         figures.append("curves.png")
         draw_curves(folder / "curves.png", read)
-    if len(read):
+    if read["label"].isin([GOOD, "unlabelled"]).any():
         figures.append("p_values.png")
         draw_p_values(folder / "p_values.png", read, detector.effective_fpr())
     page = (
@@ -128,7 +128,7 @@ def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int, folder: 
     scale = detector.classes[classes.index(row["predicted_class"])].map_scale
     marked = overlay(pixels, to_level(detector.full_map(seen.map, seen.size), scale))
     folder.mkdir(exist_ok=True)
-    name = f"{row['label']}_{Path(row['path']).stem}.png"
+    name = f"{i:05d}_{metric_name(row['label'])}_{Path(row['path']).stem}.png"
     (folder / name).write_bytes(to_png(marked))
     return {
         "image": _data_url(_thumbnail(pixels)),

@@ -203,6 +203,31 @@ def test_batches_give_the_exact_fit_however_they_are_cut():
         np.testing.assert_allclose(other.nll(new), exact.nll(new), rtol=1e-4)
 
 
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_a_small_class_beside_a_large_one_keeps_its_rows(n):
+    """All directions of few rows are kept; the noise that is left must not vanish with them."""
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(size=(300, 500)), 3 + rng.normal(size=(n + 40, 500))
+    dfm = DFM().fit(np.concatenate([large, small[:n]]), np.repeat([0, 1], [300, n]))
+    assert (dfm.predict_class(small[n:]) == 1).all()
+    assert dfm.subspaces_[1].noise_variance == pytest.approx(1, abs=0.6)
+
+
+def test_a_fit_that_fails_leaves_the_last_one_whole():
+    x, y = three_classes()
+    dfm = DFM().fit(x, y)
+    before = dfm.nll(x)
+    with pytest.raises(FitError, match="1 sample"):
+        dfm.fit(x[:61], y[:61])
+    assert len(dfm.classes_) == len(dfm.subspaces_) == 3
+    np.testing.assert_array_equal(dfm.nll(x), before)
+    fresh = DFM()
+    with pytest.raises(FitError, match="1 sample"):
+        fresh.fit(x[:61], y[:61])
+    with pytest.raises(NotFittedError):
+        fresh.predict(x)
+
+
 @pytest.mark.parametrize(("n", "d"), [(60, 900), (300, 40)])
 def test_corrected_noise_is_what_new_rows_show(n, d):
     x, new = np.split(low_rank(n + 500, d, rank=20), [n])
@@ -280,5 +305,16 @@ def test_rows_that_cannot_be_used():
             dfm.fre(rows)
     with pytest.raises(FitError, match="NaN or infinite"):
         dfm.nll(nan)
+    with pytest.raises(FitError, match="NaN or infinite"):
+        dfm.nll(torch.tensor(nan))
+    whole = torch.tensor(x.round()).to(torch.int64)
+    np.testing.assert_allclose(dfm.fre(whole).numpy(), dfm.fre(x.round()), rtol=1e-9)
+    np.testing.assert_allclose(DFM().fit(torch.tensor(x)).fre(x), dfm.fre(x))
+    with pytest.raises(FitError, match="at most 10 directions"):
+        DFM(50).fit_batches(lambda: [(x, None)])
+    with pytest.raises(FitError, match="one label for each row"):
+        DFM().fit_batches(lambda: [(x, np.zeros(3))])
+    with pytest.raises(FitError, match=r"features: give those of at least one class"):
+        DFM.from_moments({})
     with pytest.raises(NotFittedError):
         DFM().predict(x)

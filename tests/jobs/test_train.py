@@ -160,6 +160,8 @@ def test_group_by_is_used(store, mvtec_like):
     grouped = train(options(mvtec_like, "stripes", group_by=pattern))
     plain = train(options(mvtec_like, "stripes"))
     assert grouped.metrics["threshold"] != plain.metrics["threshold"]
+    with pytest.raises(DataError, match="matches no training picture"):
+        train(options(mvtec_like, "stripes", group_by="tray"))
 
 
 def test_metrics_without_one_of_the_kinds():
