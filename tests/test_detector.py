@@ -241,12 +241,6 @@ def test_places_of_classes_of_unequal_size_have_one_length():
     assert 0 < drift.appearance <= 1
 
 
-def test_nothing_left_to_reconstruct_is_refused():
-    with pytest.raises(FitError, match="nothing is left to reconstruct"):
-        fit({"stripes": pictures(80)}, layers="conv1", pca_level="1.0", image_size="32",
-            pooling="16")  # fmt: skip
-
-
 def test_unfit_classes_are_named():
     with pytest.raises(FitError, match="class flat cannot be fitted. All rows"):
         fit({"stripes": pictures(3), "flat": [GOOD[0]] * 5})

@@ -8,6 +8,7 @@ from scipy.stats import betabinom
 from dfm_mlflow.class_model import Grid, fit_class, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, is_anomaly
+from dfm_mlflow.errors import FitError
 from dfm_mlflow.images.catalog import GOOD, load_catalog
 from dfm_mlflow.jobs.train import build_extractor
 
@@ -116,3 +117,13 @@ def test_bursts_break_the_promise_unless_they_are_declared():
             rates[name].append(is_anomaly(p_values([model], new)[0], 0.1).mean())
     assert np.mean(rates["undeclared"]) > 0.3
     assert np.mean(rates["declared"]) <= 0.13
+
+
+def test_nothing_left_to_reconstruct_is_refused():
+    grids = [Grid((2, 2, 2), np.ones((2, 2), dtype=bool))]
+    features = [torch.randn(80, 2, 2, 2, generator=torch.Generator().manual_seed(0))]
+    options = OPTIONS.model_copy(update={"pca_level": "1.0"})
+    with pytest.raises(FitError, match="All 8 directions .* give a smaller pca_level"):
+        fit_class("good", features, None, grids, options)
+    likelihood = options.model_copy(update={"score": "nll", "aggregate": "sum"})
+    assert fit_class("good", features, None, grids, likelihood).layers[0].subspace.n_components == 8
