@@ -107,14 +107,18 @@ def row(name: str, n: int, tail: str, measured: Measured) -> tuple[str, bool]:
 @click.option("--splits", default=200, show_default=True)
 @click.option("--n", "sizes", multiple=True, type=int, default=(50, 300), show_default=True)
 @click.option("--tail", "tails", multiple=True, default=("empirical",), show_default=True)
-def main(data, categories: Sequence[str], backbone, weights, preset, splits, sizes, tails) -> None:
+@click.option("--elpv/--no-elpv", default=True, help="The ELPV solar cells too.")
+def main(
+    data, categories: Sequence[str], elpv, backbone, weights, preset, splits, sizes, tails
+) -> None:
     """Print for each rate what is promised and measured: mean, largest split, and its band."""
     click.echo(
         "| good pictures of | n | tail | fpr 0.01, promised: measured | fpr 0.05 | fpr 0.1 |"
     )
     click.echo("|---|---|---|---|---|---|")
     all_kept = True
-    for category, place in [(c, "elpv") for c in ELPV] + [(c, data) for c in categories]:
+    places = [(c, data) for c in categories]
+    for category, place in [(c, "elpv") for c in ELPV if elpv] + places:
         features, grids, options = features_of(category, place, backbone, weights, preset)
         for n in sizes:
             for tail in tails:
