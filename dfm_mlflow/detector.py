@@ -300,7 +300,7 @@ class AnomalyDetector:
         """Columns of :meth:`score` with their dtypes."""
         return COLUMNS | (DECISION if self.options.retest_rate is not None else {})
 
-    def score_features(
+    def _score_features(
         self, features: Sequence[torch.Tensor], fpr: float
     ) -> tuple[list[dict[str, Any]], list[torch.Tensor], list[list[torch.Tensor]], np.ndarray]:
         """Score extracted features, one tensor of shape (n, C, h, w) a layer.
@@ -354,7 +354,7 @@ class AnomalyDetector:
         rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
         if not extraction.kept:
             return rows
-        scored, maps, leading, best = self.score_features(extraction.features, fpr)
+        scored, maps, leading, best = self._score_features(extraction.features, fpr)
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
             rows[i] = scored[row]
             if with_map:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ import pytest
 import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.jobs.train import train
+
+from .servers import free_port, post
 
 ROOT = Path(__file__).parent.parent
 MLFLOW = [sys.executable, "-m", "mlflow"]
@@ -57,9 +58,7 @@ def client(story, monkeypatch):
 @pytest.fixture(scope="module")
 def server(story):
     environment, folder = story
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(
             [*MLFLOW, "models", "serve", "-m", "models:/dfm-stripes/1", "--env-manager", "local",
@@ -74,7 +73,7 @@ def server(story):
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/invocations"
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
@@ -84,16 +83,6 @@ def server(story):
 def images(mvtec_like):
     folders = (mvtec_like / "stripes/test/good", mvtec_like / "stripes/test/hole")
     return [p.read_bytes() for f in folders for p in sorted(f.iterdir())[:2]]
-
-
-def post(url, body, kind="application/json"):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": kind})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer, parse_constant=pytest.fail)  # no NaN
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 def test_mlflow_run_makes_one_finished_run_with_raw_and_resolved_parameters(client):

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,16 +29,11 @@ from dfm_mlflow.errors import ImageError, ServerError
 
 from .conftest import texture
 from .detectors import fit, pictures
+from .servers import free_port, post
 
 PARQUET = "application/vnd.apache.parquet"
 IMAGES = pictures(3, 7) + pictures(3, 8, defect=True)
 CODED = [base64.b64encode(i).decode() for i in IMAGES]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -91,16 +85,6 @@ def log(saved):
 def server(saved, log):
     with serving(saved, log, batch_size=4, max_wait_ms=2000) as url:
         yield url
-
-
-def post(url, body, kind="application/json"):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}/invocations", data, {"Content-Type": kind})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer, parse_constant=pytest.fail)  # no NaN
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
 
 
 def parquet(images):

@@ -10,9 +10,10 @@ from scipy.stats import chi2
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from dfm_mlflow.core.checks import check_n_components
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.moments import Moments
-from dfm_mlflow.core.solvers import check_n_components, fit_moments, fit_subspace, row_blocks
+from dfm_mlflow.core.solvers import fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import fit_stream
 from dfm_mlflow.core.subspace import Subspace, squared_norm
 from dfm_mlflow.errors import FitError

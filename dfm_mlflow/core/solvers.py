@@ -19,9 +19,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
-from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.core.subspace import Subspace, fixed_signs
 from dfm_mlflow.errors import FitError
 
 SOLVERS = ("auto", "gram", "covariance", "randomized")
@@ -87,9 +88,9 @@ def fit_moments(moments: Moments, n_components: float = 0.97, *, strict: bool = 
     have.
     """
     if moments.n < 2:
-        raise FitError(_too_few(moments.n))
+        raise FitError(too_few(moments.n))
     if not np.isfinite(moments.scatter).all():
-        raise FitError(_NOT_FINITE)
+        raise FitError(NOT_FINITE)
     spectrum, vectors = symmetric_spectrum(moments.scatter)
     k = choose_k(spectrum, n_components, min(moments.n - 1, moments.n_features), strict=strict)
     return _subspace(moments.mean, vectors[:, :k], spectrum, moments.n)
@@ -115,7 +116,7 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
         If all variances are 0, or the number is out of range.
     """
     if not spectrum[0] > 0:
-        raise FitError("All rows of features are equal: give pictures that differ.")
+        raise FitError(EQUAL_ROWS)
     check_n_components(n_components)
     most = max(1, min(most, np.count_nonzero(spectrum > spectrum[0] * 1e-12)))
     if isinstance(n_components, int | np.integer):
@@ -130,26 +131,13 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
     return int(min(reached, most))
 
 
-def check_n_components(n_components: float) -> None:
-    """Refuse what is neither a share of the variance nor a positive whole number."""
-    if isinstance(n_components, int | np.integer) and not isinstance(n_components, bool):
-        valid = n_components >= 1
-    else:
-        valid = isinstance(n_components, float | np.floating) and 0 < n_components <= 1
-    if not valid:
-        raise FitError(
-            f"n_components={n_components!r} is out of range: give a share of the variance in "
-            "(0, 1] as a float, or a whole number of at least 1."
-        )
-
-
 def check_features(x: np.ndarray) -> None:
     """Refuse features that no subspace can be fitted to."""
     if x.shape[0] < 2:
-        raise FitError(_too_few(x.shape[0]))
+        raise FitError(too_few(x.shape[0]))
     # A sum is finite only if its terms are, and needs no array of n x D flags.
     if not np.isfinite(x.sum(dtype=np.float64)) and not np.isfinite(x).all():
-        raise FitError(_NOT_FINITE)
+        raise FitError(NOT_FINITE)
 
 
 def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -165,20 +153,6 @@ def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # NumPy's LAPACK throughout: threads of SciPy's own copy would compete with NumPy's.
     values, vectors = np.linalg.eigh(matrix)
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
-
-
-def fixed_signs(basis: np.ndarray) -> np.ndarray:
-    """Make the largest entry of each column positive, so that equal data give equal bases."""
-    largest = basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])]
-    basis *= np.where(largest < 0, -1.0, 1.0)
-    return basis
-
-
-_NOT_FINITE = "The features hold NaN or infinite values: check the weights, or use precision=fp32."
-
-
-def _too_few(n: int) -> str:
-    return f"There is {n} sample of features and at least 2 samples are needed."
 
 
 def _subspace(mean: np.ndarray, basis: np.ndarray, spectrum: np.ndarray, n: int) -> Subspace:

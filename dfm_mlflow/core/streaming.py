@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
+from dfm_mlflow.core.subspace import Subspace, fixed_signs
 from dfm_mlflow.errors import FitError
 
 Source = Callable[[], Iterable[np.ndarray]]
@@ -75,14 +76,15 @@ class SubspaceIteration:
     """
 
     def __init__(self, summary: Summary, n_components: float, seed: int = 42):
+        check_n_components(n_components)
         self.summary, self.n_components = summary, n_components
         dimension = len(summary.mean)
         if summary.n < 2:
-            raise FitError(f"There is {summary.n} sample and at least 2 samples are needed.")
+            raise FitError(too_few(summary.n))
         if not np.isfinite(summary.total):
-            raise FitError("The features hold NaN or infinite values: check the weights.")
+            raise FitError(NOT_FINITE)
         if not summary.total > 0:
-            raise FitError("All rows of features are equal: give pictures that differ.")
+            raise FitError(EQUAL_ROWS)
         self._limit = min(summary.n - 1, dimension)
         if isinstance(n_components, int | np.integer) and n_components > self._limit:
             raise FitError(
@@ -130,8 +132,6 @@ class SubspaceIteration:
 
     def subspace(self) -> Subspace:
         """Give the subspace of the last pass, with the noise variance of the rows themselves."""
-        from dfm_mlflow.core.solvers import fixed_signs
-
         k, n, dimension = self._k, self.summary.n, len(self.summary.mean)
         variances = self._values[:k] / (n - 1)
         rest = (self.summary.total - float(self._values[:k].sum())) / (n - 1)

@@ -132,3 +132,10 @@ class Subspace:
 def squared_norm(rows: Any) -> Any:
     """Sum of squares of each row, of shape (n,)."""
     return array_namespace(rows).sum(rows**2, axis=1)
+
+
+def fixed_signs(basis: np.ndarray) -> np.ndarray:
+    """Make the largest entry of each column positive, so that equal data give equal bases."""
+    largest = basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])]
+    basis *= np.where(largest < 0, -1.0, 1.0)
+    return basis
