@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 ARGS ?=
 
-.PHONY: help venv demo test lint
+.PHONY: help venv demo stack test lint
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,6 +19,9 @@ venv: $(BIN)/.installed  ## Make a virtual environment with everything
 
 demo: $(BIN)/.installed  ## Train on real solar cells, register, serve and score
 	PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py
+
+stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
 
 test: $(BIN)/.installed  ## Run the test suite
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)

@@ -79,6 +79,12 @@ class LayerModel:
     usual: np.ndarray | Tensor
     leading: np.ndarray
 
+    def on(self, device: torch.device) -> "LayerModel":
+        """Return a copy to score with: float32 tensors on a device."""
+        like = torch.zeros((), dtype=torch.float32, device=device)
+        usual = torch.as_tensor(np.asarray(self.usual), dtype=torch.float32, device=device)
+        return LayerModel(self.subspace.like(like), usual, self.leading)
+
 
 @dataclass(frozen=True, eq=False)
 class ClassModel:
@@ -101,16 +107,7 @@ class ClassModel:
 
     def on(self, device: torch.device) -> "ClassModel":
         """Return a copy to score with: float32 tensors on a device."""
-        like = torch.zeros((), dtype=torch.float32, device=device)
-        layers = tuple(
-            LayerModel(
-                layer.subspace.like(like),
-                torch.as_tensor(np.asarray(layer.usual), dtype=torch.float32, device=device),
-                layer.leading,
-            )
-            for layer in self.layers
-        )
-        return replace(self, layers=layers)
+        return replace(self, layers=tuple(layer.on(device) for layer in self.layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,21 +140,54 @@ def n_leading(subspace: Subspace) -> int:
     return min(MOST_LEADING, max(1, subspace.n_samples // 20), subspace.n_components)
 
 
+@dataclass(frozen=True, eq=False)
+class RawScores:
+    """What scoring n pictures under a class costs; the rest is a matter of options.
+
+    Attributes
+    ----------
+    maps : list of Tensor of shape (n, h, w)
+        FRE map of each layer.
+    fre, nll : Tensor of shape (n,)
+        Summed over layers.
+    leading : list of Tensor of shape (n, l)
+        First coordinates of each layer.
+    """
+
+    maps: list[Tensor]
+    fre: Tensor
+    nll: Tensor
+    leading: list[Tensor]
+
+
 def score_class(
     model: ClassModel, features: Sequence[Tensor], grids: Sequence[Grid], options: Options
 ) -> ClassScores:
     """Score features, one tensor of shape (n, C, h, w) a layer, under a class on their device."""
+    return finish_scores(model, raw_scores(model.layers, features, grids), grids, options)
+
+
+def raw_scores(
+    layers: Sequence[LayerModel], features: Sequence[Tensor], grids: Sequence[Grid]
+) -> RawScores:
+    """Project features of n pictures on the subspaces of a class."""
     maps, fre, nll, leading = [], [], [], []
-    for layer, feature, grid in zip(model.layers, features, grids, strict=True):
+    for layer, feature, grid in zip(layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
         leading.append(coordinates[:, : n_leading(layer.subspace)])
         maps.append(grid.fre_map(residual))
         fre.append(maps[-1].sum(dim=(1, 2)))
         nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
+    return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading)
+
+
+def finish_scores(
+    model: ClassModel, raw: RawScores, grids: Sequence[Grid], options: Options
+) -> ClassScores:
+    """Divide, combine and aggregate the maps of pictures."""
     usual = [torch.as_tensor(layer.usual) for layer in model.layers]
-    both = torch.stack(fre).sum(0), torch.stack(nll).sum(0)
-    score, combined = _score_maps(maps, usual, both[1], grids, options)
-    return ClassScores(score, *both, combined, leading)
+    score, combined = score_maps(raw.maps, usual, raw.nll, grids, options)
+    return ClassScores(score, raw.fre, raw.nll, combined, raw.leading)
 
 
 def fit_class(
@@ -185,6 +215,37 @@ def fit_class(
     FitError
         If there is one group only, or features that no model fits.
     """
+    return finish_class(name, fit_layers(features, groups, grids, options), grids, options)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLayers:
+    """What fitting a class costs: ``normalize``, ``aggregate`` and the like change nothing of it.
+
+    Attributes
+    ----------
+    layers : list of LayerModel
+        With maps that are divided by nothing.
+    maps : list of Tensor of shape (n, h, w)
+        Held-out FRE maps of the n pictures in each layer.
+    nll : Tensor of shape (n,)
+        Held-out, summed over layers.
+    folds : ndarray of shape (n,), int
+    """
+
+    layers: list[LayerModel]
+    maps: list[Tensor]
+    nll: Tensor
+    folds: np.ndarray
+
+
+def fit_layers(
+    features: Sequence[Tensor],
+    groups: Sequence[str] | None,
+    grids: Sequence[Grid],
+    options: Options,
+) -> FittedLayers:
+    """Fit the subspaces of a class; of the options only ``pca_level`` and ``seed`` matter."""
     level = float(options.pca_level)
     folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
     layers, maps, nll = [], [], []
@@ -192,23 +253,36 @@ def fit_class(
         x = grid.rows(feature).cpu().numpy()
         held_out = crossfit(x, folds, level)
         subspace = fit_subspace(x, level)
-        if options.score == "fre" and subspace.n_components == subspace.n_features:
-            raise FitError(
-                f"All {subspace.n_features} directions of a layer are kept and nothing is left to "
-                "reconstruct: give a smaller pca_level, or score=nll."
-            )
         subspace = subspace.with_noise(held_out.noise_variance(subspace))
         # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
         subspace = replace(subspace, basis=subspace.basis.astype(np.float16))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
-        usual_map = usual_of(maps[-1], options.normalize).numpy()
-        layers.append(LayerModel(subspace, usual_map, _leading(subspace, x)))
+        undivided = np.ones(grid.shape[1:], dtype=np.float32)
+        layers.append(LayerModel(subspace, undivided, _leading(subspace, x)))
+    return FittedLayers(layers, maps, torch.stack(nll).sum(0), folds)
+
+
+def finish_class(
+    name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
+) -> ClassModel:
+    """Divide the maps of a fitted class, and calibrate its scores."""
+    subspaces = [layer.subspace for layer in fitted.layers]
+    if options.score == "fre":
+        for whole in (s for s in subspaces if s.n_components == s.n_features):
+            raise FitError(
+                f"All {whole.n_features} directions of a layer are kept and nothing is left to "
+                "reconstruct: give a smaller pca_level, or score=nll."
+            )
+    layers = tuple(
+        replace(layer, usual=usual_of(maps, options.normalize).numpy())
+        for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
+    )
     # What a held-out map is divided by must not know it either.
-    usual = [_usual_without_fold(m, folds, options.normalize) for m in maps]
-    score, combined = _score_maps(maps, usual, torch.stack(nll).sum(0), grids, options)
-    calibration = Calibration.of(score.numpy(), len(np.unique(folds)), options.tail)
-    return ClassModel(name, tuple(layers), calibration, _map_scale(combined))
+    usual = [usual_without_fold(m, fitted.folds, options.normalize) for m in fitted.maps]
+    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
+    calibration = Calibration.of(score.numpy(), len(np.unique(fitted.folds)), options.tail)
+    return ClassModel(name, layers, calibration, _map_scale(combined))
 
 
 def recalibrate_class(
@@ -265,7 +339,7 @@ def _map_scale(maps: Tensor) -> float:
     return float(np.quantile(inside, _CALM)) if inside.size else 0.0
 
 
-def _usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
+def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
     """What the maps of all other folds show, for each picture: shape (n, h, w)."""
     usual = torch.empty_like(maps)
     for fold in np.unique(folds):
@@ -273,7 +347,7 @@ def _usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
     return usual
 
 
-def _score_maps(
+def score_maps(
     maps: list[Tensor],
     usual: list[Tensor],
     nll: Tensor,

@@ -10,11 +10,13 @@ import click
 
 import dfm_mlflow
 from dfm_mlflow.config import (
+    CompareOptions,
     EvaluateOptions,
     Options,
     PromoteOptions,
     RecalibrateOptions,
     StrictOptions,
+    SweepOptions,
 )
 from dfm_mlflow.errors import DfmError
 
@@ -27,7 +29,8 @@ def options_of(
     def add(command: Callable) -> Callable:
         for name, field in reversed(model.model_fields.items()):
             if name == argument:
-                command = click.argument(name)(command)
+                many = field.annotation not in (str, int, float, bool)
+                command = click.argument(name, nargs=-1 if many else 1, required=True)(command)
                 continue
             default = str(field.default).lower() if field.annotation is bool else str(field.default)
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
@@ -63,6 +66,34 @@ def train(**values: Any) -> None:
     result = run(options)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
     click.echo(summary(result.metrics, result.sentences, where))
+
+
+@cli.command()
+@options_of(Options)
+def tune(**values: Any) -> None:
+    """Choose layers, pooling and the like on synthetic defects, then train as train does."""
+    options = Options.parse(values)
+    options.resolve()
+    from dfm_mlflow.jobs.run import summary
+    from dfm_mlflow.jobs.tune import tune as run
+
+    result = run(options).trained
+    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
+    click.echo(summary(result.metrics, result.sentences, where))
+
+
+@cli.command()
+@options_of(SweepOptions)
+def sweep(**values: Any) -> None:
+    """Evaluate every configuration of a grid on every category; no model is kept."""
+    options = SweepOptions.parse(values)
+    options.check()
+    from dfm_mlflow.jobs.sweep import sweep as run
+
+    result = run(options)
+    click.echo(result.summary())
+    if error := result.error():
+        raise error
 
 
 @cli.command()
@@ -133,6 +164,28 @@ def describe(uri: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folder")
+def log(folder: str) -> None:
+    """Log and register the results in FOLDER, which a failed tracking server left there."""
+    from dfm_mlflow.jobs.kept import log_kept as run
+    from dfm_mlflow.jobs.run import summary
+
+    result = run(folder)
+    where = {"run_id": result.run_id, "model_uri": result.model_uri}
+    click.echo(summary({}, [], where))
+
+
+@cli.command()
+@options_of(CompareOptions, argument="runs")
+def compare(**values: Any) -> None:
+    """Put RUNS side by side, and tell progress from noise on the test pictures that they share."""
+    options = CompareOptions.parse(values)
+    from dfm_mlflow.jobs.compare import compare as run
+
+    click.echo(run(options).summary())
+
+
+@cli.command()
 @options_of(RecalibrateOptions, argument="model")
 def recalibrate(**values: Any) -> None:
     """Give MODEL, any model URI, new thresholds from new good pictures, as a new version."""
@@ -165,8 +218,18 @@ def main() -> None:
     """Run the command line; errors are one sentence on stderr and exit status 1."""
     try:
         cli(standalone_mode=True)
-    except DfmError as error:
-        if "--debug" in sys.argv[1:]:
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or "--debug" in sys.argv[1:]:
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {sentence}", err=True)
         sys.exit(1)
+
+
+def _sentence(error: Exception) -> Exception | None:
+    """What to tell of an error; None where it needs a traceback."""
+    if isinstance(error, DfmError) or "mlflow" not in sys.modules:
+        return error if isinstance(error, DfmError) else None
+    from dfm_mlflow.jobs.tracking import refusal
+
+    return refusal(error)

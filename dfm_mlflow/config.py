@@ -4,11 +4,12 @@ The command line is generated from it, a test holds ``MLproject`` against it, ru
 ``detector.json`` stores it. Values are plain scalars, so that all four write them alike.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from dfm_mlflow.errors import ConfigError
 
@@ -80,6 +81,26 @@ class EvaluateOptions(StrictOptions):
         "auto, or names separated by commas, without / : % or quotes",
         rf"^{_NAME}(,{_NAME})*$",
     )
+
+
+class CompareOptions(StrictOptions):
+    """Every option of a comparison of runs."""
+
+    runs: tuple[str, ...] = _option(
+        ...,
+        "Run ids, run names or model URIs; the others are held against the first.",
+        "at least two runs",
+        min_length=2,
+    )
+    confidence: float = _option(
+        0.95, "That all intervals hold at once.", "a number from 0.5 to below 1", ge=0.5, lt=1
+    )
+    min_images: int = _option(
+        5, "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1", ge=1)  # fmt: skip
+    output: str = _option(
+        "none", "Write the table here, too, .csv or .md.", "none or a name with .csv or .md",
+        r"^(none|.+\.(csv|md))$")  # fmt: skip
 
 
 class PromoteOptions(StrictOptions):
@@ -422,6 +443,95 @@ class Options(StrictOptions):
             value = getattr(self, option)
             if here(value):
                 raise ConfigError(f"{option}={value} is not supported by this version: {remedy}")
+
+
+class _Sweep(StrictOptions):
+    """What :class:`SweepOptions` knows beside its fields."""
+
+    @field_validator("fpr", "seed", mode="before", check_fields=False)
+    @classmethod
+    def _finite_text(cls, value: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Categories that get runs of their own."""
+        given = self.category if self.categories == "auto" else self.categories
+        return tuple(dict.fromkeys(given.split(",")))
+
+    def configurations(self) -> list[dict[str, str]]:
+        """Every combination of the grid's values, as options that differ.
+
+        Raises
+        ------
+        ConfigError
+            For a grid that names options that no sweep can have, or one twice.
+        """
+        axes: dict[str, list[str]] = {}
+        for part in [] if self.grid == "none" else self.grid.strip(";").split(";"):
+            name, _, values = part.strip().partition("=")
+            if name not in Options.model_fields or name in _NOT_SWEPT or name in axes:
+                known = ", ".join(f for f in Options.model_fields if f not in _NOT_SWEPT)
+                raise ConfigError(
+                    f"grid has {name!r}, which is no option to sweep or stands there twice: "
+                    f"give each of {known} at most once."
+                )
+            # values that hold commas themselves, such as layers, are separated by |
+            axes[name] = [v.strip() for v in values.split("|" if "|" in values else ",")]
+        return [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
+
+    def options(self, category: str, configuration: Mapping[str, str]) -> Options:
+        """Give the options of one child, as for a training run.
+
+        Raises
+        ------
+        ConfigError
+            For values that no training run could have.
+        """
+        given = {name: getattr(self, name) for name in Options.model_fields}
+        return Options.parse(given | {"category": category} | dict(configuration))
+
+    def check(self) -> None:
+        """Refuse what cannot work for any category.
+
+        Raises
+        ------
+        ConfigError
+            For a grid, or one of its configurations, that has no meaning.
+        """
+        if self.registered_model not in ("auto", "none"):
+            raise ConfigError(
+                f"registered_model={self.registered_model} has no meaning in a sweep, which "
+                "registers nothing: leave it out, and train the best configuration."
+            )
+        for configuration in self.configurations():
+            try:
+                self.options(self.category_names[0], configuration).resolve()
+            except ConfigError as error:
+                named = ", ".join(f"{k}={v}" for k, v in configuration.items()) or "the sweep"
+                raise ConfigError(f"With {named}: {error}") from None
+
+
+_NOT_SWEPT = ("category", "data", "registered_model", "engine", "cache")
+SweepOptions = create_model(
+    "SweepOptions",
+    __base__=_Sweep,
+    __doc__="Every option of a sweep: those of a training run, the categories and the grid.",
+    categories=(str, _option(
+        "auto",
+        "Categories, each of which gets models of its own; auto is category.",
+        "auto, or names separated by commas, without / : % or quotes",
+        rf"^{_NAME}(,{_NAME})*$",
+    )),
+    grid=(str, _option(
+        "none",
+        "Options with their values, as pca_level=0.9,0.97;score=fre,nll; values that hold commas "
+        "themselves are separated by |.",
+        "none, or option=value,value;option=value",
+        r"^(none|\w+=[^;=]+(;\w+=[^;=]+)*;?)$",
+    )),
+    **{name: (field.annotation, field) for name, field in Options.model_fields.items()},
+)  # fmt: skip
 
 
 # What later versions bring is refused, never accepted and ignored.

@@ -32,7 +32,7 @@ COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool
            "anomaly_map": "object", "error": "object"}  # fmt: skip
 # Only in models with a retest band: reject, retest or pass.
 DECISION = {"decision": "object"}
-_CHUNK = 256  # images whose features are in memory at once while scoring
+CHUNK = 256  # images whose features are in memory at once while scoring
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class AnomalyDetector:
             )
         j = self.class_names.index(name)
         n = len(features[0]) if features else 0
-        parts = [[f[i : i + _CHUNK] for f in features] for i in range(0, n, _CHUNK)]
+        parts = [[f[i : i + CHUNK] for f in features] for i in range(0, n, CHUNK)]
         with torch.inference_mode():
             scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
         classes = list(self.classes)
@@ -276,8 +276,8 @@ class AnomalyDetector:
         if on_error not in ("raise", "report"):
             raise ConfigError(f"on_error={on_error!r} is not known: give raise or report.")
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(images), _CHUNK):
-            chunk = images[start : start + _CHUNK]
+        for start in range(0, len(images), CHUNK):
+            chunk = images[start : start + CHUNK]
             extraction = self.extractor.extract(chunk, progress=progress)
             if extraction.errors and on_error == "raise":
                 i, why = min(extraction.errors.items())
@@ -316,7 +316,24 @@ class AnomalyDetector:
         classes : ndarray of shape (n,), int
             Index of the class that each image fits best.
         """
-        score, fre, nll, scored = self._class_scores(features)
+        scored = self._class_scores(features)
+        rows, best = self.decide(scored, fpr)
+        return rows, [s.maps for s in scored], [s.leading for s in scored], best
+
+    def decide(
+        self, scored: Sequence[ClassScores], fpr: float
+    ) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Turn the scores of n pictures under each class into rows, without map.
+
+        Returns
+        -------
+        rows : list of dict
+            One for each picture.
+        classes : ndarray of shape (n,), int
+            Index of the class that each fits best.
+        """
+        columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
+        score, fre, nll = torch.stack(columns, dim=2).double().cpu().numpy()
         p_values = np.stack(
             [c.calibration.p_value(score[:, j]) for j, c in enumerate(self.classes)], axis=1
         )
@@ -339,7 +356,7 @@ class AnomalyDetector:
                     "decision": self._decision(p, flagged),
                 }
             )
-        return rows, [s.maps for s in scored], [s.leading for s in scored], best
+        return rows, best
 
     def _rows(
         self,
@@ -374,14 +391,9 @@ class AnomalyDetector:
         return "retest" if retest is not None and p_value <= retest else "pass"
 
     @torch.inference_mode()
-    def _class_scores(
-        self, features: Sequence[torch.Tensor]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[ClassScores]]:
-        """Give anomaly scores, FRE and NLL of shape (n, n_classes), and all scores by class."""
-        scored = [score_class(c, features, self.grids, self.options) for c in self._ready]
-        columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
-        table = torch.stack(columns, dim=2).double().cpu().numpy()
-        return table[0], table[1], table[2], scored
+    def _class_scores(self, features: Sequence[torch.Tensor]) -> list[ClassScores]:
+        """Score features under each class."""
+        return [score_class(c, features, self.grids, self.options) for c in self._ready]
 
 
 def _places(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:

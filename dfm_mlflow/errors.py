@@ -48,6 +48,14 @@ class PromotionError(DfmError, RuntimeError):
     """A version that a gate refuses, or an alias that cannot be moved."""
 
 
+class TrackingError(DfmError, RuntimeError):
+    """The tracking server or its artifact store fails, or refuses."""
+
+
+class SweepError(DfmError, RuntimeError):
+    """Categories of a sweep that failed, while the others went on."""
+
+
 class ServerError(DfmError, RuntimeError):
     """A scoring server refused a request, or cannot be reached.
 

@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.detector import AnomalyDetector, Observation
 from dfm_mlflow.images.catalog import GOOD, Item
 from dfm_mlflow.images.decode import decode_mask
+
+# Where curves are logged, in per mille: closest where a line works. 84 steps.
+STEPS = np.unique(np.r_[0:20, 20:100:5, 100:1001:20, 1000])
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,69 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
             of_defect = rows[rows["label"].isin([GOOD, label])]
             named[f"{prefix}/{metric_name(label)}"] = _auroc(of_defect)
     return metrics | {name: value for name, value in named.items() if value is not None}
+
+
+def defect_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Count what is found of each kind of defect, and flagged of the good pictures.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
+    Returns
+    -------
+    DataFrame
+        ``category``, ``label``, ``n``, ``flagged``, and ``auroc`` against the good pictures of the
+        category (None for those themselves, or without them); the good ones of a category first,
+        then its defects by name.
+    """
+    rows = []
+    table = table[table["error"].isna()]
+    for category, of_category in table.groupby("category", sort=False):
+        for label in [GOOD, *sorted(set(of_category["label"]) - {GOOD})]:
+            mine = of_category[of_category["label"] == label]
+            against = of_category[of_category["label"].isin([GOOD, label])]
+            if len(mine):
+                rows.append(
+                    {
+                        "category": category,
+                        "label": label,
+                        "n": len(mine),
+                        "flagged": int(mine["is_anomaly"].astype(bool).sum()),
+                        "auroc": None if label == GOOD else _auroc(against),
+                    }
+                )
+    return pd.DataFrame(rows, columns=["category", "label", "n", "flagged", "auroc"])
+
+
+def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Take curves at :data:`STEPS`, for metrics whose step is the horizontal axis in per mille.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (84,)
+        ``curve/roc_true_positive_rate`` (largest at no more than that false-positive rate),
+        ``curve/precision_at_recall`` (largest at no less than that recall) and
+        ``curve/measured_false_positive_rate`` (of good pictures, at that promised rate); those
+        without the pictures that they need are left out.
+    """
+    table = table[table["error"].isna()]
+    at, curves = STEPS / 1000, {}
+    truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
+    if truth.any() and not truth.all():
+        false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+        reached = np.searchsorted(false_rate, at + 1e-12, side="right") - 1
+        curves["curve/roc_true_positive_rate"] = true_rate[reached]
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        best = np.maximum.accumulate(precision[:-1])  # recall falls; without its end at 0
+        least = np.searchsorted(-recall[:-1], -(at - 1e-12), side="right") - 1
+        curves["curve/precision_at_recall"] = best[least]
+    if not truth.all():
+        p_values = np.sort(table.loc[~truth, "p_value"].to_numpy(float))
+        measured = np.searchsorted(p_values, at + 1e-12, side="right") / len(p_values)
+        curves["curve/measured_false_positive_rate"] = measured
+    return curves
 
 
 def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:

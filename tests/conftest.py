@@ -1,6 +1,9 @@
 """Small pictures made here, and further real ones where DFM_TEST_DATA names them."""
 
 import os
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -61,9 +64,21 @@ def _own_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """The tables of an empty store, which take MLflow seconds to make, in one file."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(tmp_path, monkeypatch, empty_store):
     """A real sqlite tracking store and registry of its own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?",
+                         [str(tmp_path / "mlruns/0")])  # fmt: skip
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -1,10 +1,11 @@
-"""A real S3 server (moto's) behind a proxy that can be told to misbehave."""
+"""A proxy that can be told to misbehave, and a real S3 server (moto's) behind it."""
 
 import http.client
 import http.server
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,19 +16,34 @@ _buckets = (f"bucket-{i}" for i in itertools.count())
 
 
 @dataclass
-class Store:
-    """A bucket of its own, and the requests that were made.
+class Traffic:
+    """The requests that were made, and what is to become of coming ones.
 
     ``faults`` holds (method, part of the path, what to do), each used once: ``"503"``, ``("cut",
-    n)``: break the connection after n bytes of the body, ``"whole"``: ignore the range, or a
-    function to call before the request goes on.
+    n)``: break the connection after n bytes of the body, ``"whole"``: ignore the range,
+    ``"lost"``: carry the request out and never answer, or a function to call before the request
+    goes on.
     """
+
+    faults: list[tuple[str, str, object]] = field(default_factory=list, kw_only=True)
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list, kw_only=True)
+
+    def take(self, method: str, path: str) -> object:
+        self.requests.append((method, path, {}))
+        for fault in self.faults:
+            if fault[0] == method and fault[1] in path:
+                self.faults.remove(fault)
+                return fault[2]
+        return None
+
+
+@dataclass
+class Store(Traffic):
+    """A bucket of its own."""
 
     url: str
     bucket: str
     client: object
-    faults: list[tuple[str, str, object]] = field(default_factory=list)
-    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def put(self, key: str, data: bytes) -> str:
         self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
@@ -43,14 +59,6 @@ class Store:
         """Headers of the requests for objects whose path holds a part."""
         return [h for m, p, h in self.requests if m == "GET" and "list-type" not in p and part in p]
 
-    def take(self, method: str, path: str) -> object:
-        self.requests.append((method, path, {}))
-        for fault in self.faults:
-            if fault[0] == method and fault[1] in path:
-                self.faults.remove(fault)
-                return fault[2]
-        return None
-
 
 class _Proxy(http.server.ThreadingHTTPServer):
     daemon_threads = True
@@ -59,7 +67,7 @@ class _Proxy(http.server.ThreadingHTTPServer):
         """Say nothing of a client that went away: the tests provoke it."""
 
 
-def _handler(port: int, current: list[Store]) -> type:
+def _handler(port: int, current: list[Traffic]) -> type:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -81,6 +89,9 @@ def _handler(port: int, current: list[Store]) -> type:
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             data = answer.read()
+            if fault == "lost":
+                self.close_connection = True
+                return
             cut = fault[1] if isinstance(fault, tuple) else None
             self._send(answer.status, dict(answer.headers), data, cut)
             upstream.close()
@@ -97,9 +108,18 @@ def _handler(port: int, current: list[Store]) -> type:
                 self.wfile.write(data[:cut])
             self.close_connection = cut is not None
 
-        do_GET = do_HEAD = do_PUT = do_POST = _forward  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _forward  # noqa: N815
 
     return Handler
+
+
+@contextmanager
+def proxy(port: int, current: list[Traffic]) -> Iterator[str]:
+    """Stand before a server on this machine; the last of `current` says what happens."""
+    with _Proxy(("127.0.0.1", 0), _handler(port, current)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +130,8 @@ def s3_server() -> Iterator[tuple[str, str, list[Store]]]:
     moto.start()
     _, port = moto.get_host_and_port()
     current: list[Store] = []
-    with _Proxy(("127.0.0.1", 0), _handler(port, current)) as proxy:
-        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{proxy.server_port}", current
-        proxy.shutdown()
+    with proxy(port, current) as url:
+        yield f"http://127.0.0.1:{port}", url, current
     moto.stop()
 
 

@@ -6,7 +6,7 @@ residuals together are ``X - W X``, one matrix product for any number of folds. 
 scatter matrix of the other folds is the whole one less that of the fold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from dfm_mlflow.errors import FitError
 # high and the false-positive rate stays below its promise. Measured at a promise of 0.1 and 300
 # rows: 5 folds gave 0.054, 20 gave 0.091. Above 1,500 rows 20 decompositions take minutes.
 N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
+ONE_GROUP = "All images are in one group: group_by must tell captures apart."
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     """
     check_features(x)
     if len(np.unique(folds)) < 2:
-        raise FitError("All images are in one group: group_by must tell captures apart.")
+        raise FitError(ONE_GROUP)
     if min(x.shape) > LARGE:
         try:
             return _fold_by_fold(x, folds, _streamed(x, n_components))
@@ -141,29 +142,144 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
     for fold in np.unique(folds):
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        inner = gram[np.ix_(rest, rest)]
-        row_means = inner.mean(axis=1)
-        inner = inner - row_means[:, None] - row_means[None, :] + row_means.mean()
-        spectrum, vectors = symmetric_spectrum(inner)
-        weights[np.ix_(out, rest)] = 1 / len(rest)
-        if not spectrum[0] > 0:  # a single row, or equal ones: the subspace is a point
-            continue
-        k = choose_k(spectrum, n_components, min(len(rest) - 1, dimension), strict=False)
-        kept, spectrum_kept = vectors[:, :k], spectrum[:k]
-        cross = gram[np.ix_(out, rest)]
-        cross = cross - cross.mean(axis=1, keepdims=True) - row_means + row_means.mean()
-        projected = cross @ kept
-        weights[np.ix_(out, rest)] += (projected / spectrum_kept) @ kept.T
-        # mean coordinates vanish: columns of `kept` are orthogonal to the constant vector
-        noise = spectrum[k:].sum() / max(1, dimension - k)
-        variances = np.maximum(spectrum_kept, noise) / max(1, len(rest) - 1)
-        mahalanobis[out] = ((projected**2 / spectrum_kept) / variances).sum(axis=1)
+        rows = _RowsByGram(gram[np.ix_(rest, rest)], dimension)
+        found = rows.project(gram[np.ix_(out, rest)], n_components)
+        weights[np.ix_(out, rest)], mahalanobis[out] = found
     # |x_i - sum_j W_ij x_j|^2 from the Gram matrix alone
     reached = weights @ gram
     fre = np.diag(gram) - 2 * np.einsum("ij,ij->i", weights, gram)
     fre = np.maximum(fre + np.einsum("ij,ij->i", reached, weights), 0)
     weights = weights.astype(x.dtype)
     return HeldOut(fre, mahalanobis, lambda: centred - weights @ centred)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutLevel:
+    """Rows left out of a fold, and others that go with it, under one share of the variance.
+
+    Attributes
+    ----------
+    rows : HeldOut
+        Of the n rows that were fitted.
+    others : HeldOut
+        Of the m further rows.
+    n_components : float
+        Mean dimension of the subspaces.
+    """
+
+    rows: HeldOut
+    others: HeldOut
+    n_components: float
+
+
+def crossfit_with(
+    x: np.ndarray,
+    folds: np.ndarray,
+    others: np.ndarray,
+    their_folds: np.ndarray,
+    levels: Sequence[float],
+) -> Iterator[tuple[float, HeldOutLevel]]:
+    """Hold every row out once, and score further rows by the subspace of one fold, at many levels.
+
+    One Gram matrix and one decomposition a fold serve all levels.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n, D), float32 or float64
+        Rows to fit; not changed.
+    folds : ndarray of shape (n,), int
+    others : ndarray of shape (m, D)
+        Rows that nothing is fitted to, such as changed copies of rows of `x`.
+    their_folds : ndarray of shape (m,), int
+        Fold whose rows the subspace of each of the others may not know.
+    levels : sequence of float
+        Shares of the variance.
+
+    Yields
+    ------
+    level : float
+    HeldOutLevel
+
+    Raises
+    ------
+    FitError
+        As :func:`crossfit`.
+    """
+    check_features(x)
+    if len(np.unique(folds)) < 2:
+        raise FitError(ONE_GROUP)
+    mean = x.mean(axis=0, dtype=np.float64)
+    x, others = ((part - mean).astype(part.dtype, copy=False) for part in (x, others))
+    gram = (x @ x.T).astype(np.float64, copy=False)
+    across = (others @ x.T).astype(np.float64, copy=False)
+    parts = []
+    for fold in np.unique(folds):
+        out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        rows = _RowsByGram(gram[np.ix_(rest, rest)], x.shape[1])
+        parts.append((out, np.flatnonzero(their_folds == fold), rest, rows))
+    for level in levels:
+        both = [_Weights(len(x), len(x)), _Weights(len(others), len(x))]
+        kept = []
+        for out, theirs, rest, rows in parts:
+            both[0].set(out, rest, rows.project(gram[np.ix_(out, rest)], level))
+            both[1].set(theirs, rest, rows.project(across[np.ix_(theirs, rest)], level))
+            kept.append(rows.n_components(level))
+        yield level, HeldOutLevel(both[0].of(x, x), both[1].of(others, x), float(np.mean(kept)))
+
+
+class _RowsByGram:
+    """Subspaces of rows that are known by their Gram matrix alone."""
+
+    def __init__(self, gram: np.ndarray, dimension: int):
+        self._n, self._dimension = len(gram), dimension
+        self._row_means = gram.mean(axis=1)
+        self._mean = self._row_means.mean()
+        inner = gram - self._row_means[:, None] - self._row_means[None, :] + self._mean
+        self._spectrum, self._vectors = symmetric_spectrum(inner)
+
+    def n_components(self, level: float) -> int:
+        """Dimension of the subspace; 0 for a single row, or equal ones: a point."""
+        if not self._spectrum[0] > 0:
+            return 0
+        most = min(self._n - 1, self._dimension)
+        return choose_k(self._spectrum, level, most, strict=False)
+
+    def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the rows in the projections of others, and their Mahalanobis distances.
+
+        `cross` holds the inner products of the others with the rows, of shape (m, n).
+        """
+        k = self.n_components(level)
+        if not k:
+            return np.full(cross.shape, 1 / self._n), np.zeros(len(cross))
+        kept, spectrum = self._vectors[:, :k], self._spectrum[:k]
+        cross = cross - cross.mean(axis=1, keepdims=True) - self._row_means + self._mean
+        projected = cross @ kept
+        # mean coordinates vanish: columns of `kept` are orthogonal to the constant vector
+        noise = self._spectrum[k:].sum() / max(1, self._dimension - k)
+        variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
+        weights = 1 / self._n + (projected / spectrum) @ kept.T
+        return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
+
+
+class _Weights:
+    """What each row is compared with: a weighted sum of the rows of other folds."""
+
+    def __init__(self, n: int, n_rows: int):
+        self._weights, self._mahalanobis = np.zeros((n, n_rows)), np.zeros(n)
+
+    def set(
+        self, out: np.ndarray, rest: np.ndarray, found: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        self._weights[np.ix_(out, rest)], self._mahalanobis[out] = found
+
+    def of(self, rows: np.ndarray, x: np.ndarray) -> HeldOut:
+        residual = rows - self._weights.astype(x.dtype) @ x
+        fre = np.concatenate(
+            [squared_norm(block.astype(np.float64)) for block in row_blocks(residual)]
+            or [np.zeros(0)]
+        )
+        return HeldOut(fre, self._mahalanobis, lambda: residual)
 
 
 def _fold_by_fold(

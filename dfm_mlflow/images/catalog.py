@@ -41,16 +41,23 @@ class Catalog:
         return [item for item in self.items if item.split == "test"]
 
     @cached_property
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of every picture's content, by its path or address.
+
+        Pictures in S3 are fetched for it, in parallel; what follows reads them from the cache.
+        """
+        paths = [item.path for item in self.items]
+        return dict(zip(map(str, paths), storage.digests(paths), strict=True))
+
+    @cached_property
     def digest(self) -> str:
         """First 16 hexadecimal digits of a SHA-256 over roles, labels and contents.
 
-        The same for the same pictures on disk and in S3. Those in S3 are fetched for it, in
-        parallel; what follows reads them from the cache.
+        The same for the same pictures on disk and in S3.
         """
-        contents = storage.digests([i.path for i in self.items])
         rows = sorted(
-            f"{i.category}\0{i.split}\0{i.label}\0{content}"
-            for i, content in zip(self.items, contents, strict=True)
+            f"{i.category}\0{i.split}\0{i.label}\0{self.contents[str(i.path)]}"
+            for i in self.items
         )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 

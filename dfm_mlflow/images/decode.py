@@ -3,11 +3,16 @@
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
+
+if TYPE_CHECKING:
+    from dfm_mlflow.images.storage import S3Object
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -57,6 +62,25 @@ def decode_mask(data: bytes) -> np.ndarray:
         As :func:`decode_image`.
     """
     return _guarded(data, MAX_PIXELS, MAX_BYTES, _to_mask)
+
+
+def read_size(source: "Path | S3Object") -> tuple[int, int] | None:
+    """Width and height that the head of a picture names; None where it is no picture.
+
+    Of a file only the head is read.
+    """
+    try:
+        file = source if isinstance(source, Path) else io.BytesIO(source.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                turned = image.getexif().get(0x0112, 1) >= 5
+                return (height, width) if turned else (width, height)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's decoders raise nearly anything on damaged input
+        return None
 
 
 def _guarded(

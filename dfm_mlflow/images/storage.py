@@ -7,17 +7,19 @@ it was listed: other content under the same address is an error, never a silent 
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import TypeVar
 
 from dfm_mlflow.cache_folder import CacheFolder, cache_home
 from dfm_mlflow.errors import DataError, ImageError
 from dfm_mlflow.images.decode import MAX_BYTES
 
+T = TypeVar("T")
 SCHEME = "s3://"
 CONTENT_LIMIT = 10 * 1024**3
 
@@ -234,8 +236,15 @@ def digests(sources: Sequence[Path | S3Object]) -> list[str]:
             data = b""
         return hashlib.sha256(data).hexdigest()
 
+    return map_in_threads(digest, sources)
+
+
+def map_in_threads(
+    work: Callable[[Path | S3Object], T], sources: Sequence[Path | S3Object]
+) -> list[T]:
+    """Do something with every file or object, as many at a time as read well."""
     with ThreadPoolExecutor(threads_for(sources)) as pool:
-        return list(pool.map(digest, sources))
+        return list(pool.map(work, sources))
 
 
 def threads_for(sources: Sequence[object]) -> int:

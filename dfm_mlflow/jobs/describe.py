@@ -39,7 +39,7 @@ def describe(uri: str) -> dict[str, Any]:
         If there is no model of this flavor.
     """
     client = MlflowClient()
-    version, where = _found(client, uri)
+    version, where = find_model(client, uri)
     model, weights = _files(where)
     run_id = (version and version.run_id) or model.run_id
     promotion = _by_alias(version, "promotion")
@@ -64,8 +64,14 @@ def describe(uri: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _found(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str]:
-    """Give the registered version that is meant, if any, and where the model's files are."""
+def find_model(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str]:
+    """Give the registered version that is meant, if any, and where the model's files are.
+
+    Raises
+    ------
+    ArtifactError
+        If nothing is registered or logged under that address.
+    """
     if not uri.startswith("models:/"):
         return None, uri
     try:

@@ -1,10 +1,12 @@
 """From a model and new pictures to a run: metrics where they are labelled, drift in any case."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlflow
 import numpy as np
+from mlflow.entities import LoggedModelInput
 from mlflow.models import Model
 
 from dfm_mlflow.config import EvaluateOptions
@@ -18,7 +20,7 @@ from dfm_mlflow.evaluation import (
     pixel_metrics_of,
     score_items,
 )
-from dfm_mlflow.images.catalog import GOOD, load_catalog
+from dfm_mlflow.images.catalog import GOOD, Item, load_catalog
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 
@@ -71,34 +73,60 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
             f"The model's own data, {data}, holds only pictures that it was fitted to: give "
             "data=<folder> of new ones."
         )
-    with run_of(f"evaluate-{catalog.name}", {"dfm.category": catalog.name}) as run:
+    tags = {"dfm.job": "evaluate", "dfm.category": catalog.name}
+    with run_of(f"evaluate-{catalog.name}", tags) as run:
         log_parameters(run.info.run_id, {"resolved_model": options.model, "resolved_data": data})
-        log_dataset(catalog, "evaluation")
-        evaluation, seconds = timed(lambda: score_items(detector, items))
-        metrics = {"images_per_second": len(items) / max(seconds, 1e-9)}
-        metrics |= _counts(evaluation, labelled)
-        sentences = [detector.calibration_sentence()]
-        if labelled:
-            metrics |= image_metrics(evaluation.table)
-            metrics |= pixel_metrics_of(detector, items, evaluation)
-            sentences += measured_sentence(detector, evaluation.table)
-        drift = _drift(detector, evaluation, labelled)
-        if drift is not None:
-            metrics |= {
-                "drift_flagged": drift.flagged,
-                "drift_ks": drift.statistic,
-                "drift_appearance": drift.appearance,
-                "drift_significance": drift.significance,
-            }
-            sentences.append(drift_sentence(drift, detector))
-        thresholds = detector.thresholds().values()
-        metrics |= {"threshold": max(thresholds), "effective_fpr": detector.effective_fpr()}
+        dataset = log_dataset(catalog, "evaluation")
+        evaluation, metrics, sentences = measure(detector, items, labelled)
         for sentence in sentences:
             _logger.info(sentence)
         mlflow.set_tag("calibration", " ".join(sentences))
-        mlflow.log_metrics(metrics, model_id=Model.load(options.model).model_id)
-        log_results(detector, catalog, evaluation, metrics, sentences, labelled=labelled)
+        model_id = Model.load(options.model).model_id
+        if model_id:  # the run's page names the model
+            mlflow.MlflowClient().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
+        mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
+        log_results(detector, catalog, evaluation, metrics, sentences, labelled=labelled,
+                    model_uri=options.model)  # fmt: skip
     return EvaluateResult(run.info.run_id, metrics, sentences)
+
+
+def measure(
+    detector: AnomalyDetector, items: Sequence[Item], labelled: bool
+) -> tuple[Evaluation, dict[str, float], list[str]]:
+    """Score pictures, and say what that shows: in metrics, and in words.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+    labelled : bool
+        Whether their labels are known; without them there is drift alone.
+
+    Raises
+    ------
+    DataError
+        If no picture can be read.
+    """
+    evaluation, seconds = timed(lambda: score_items(detector, items))
+    metrics = {"images_per_second": len(items) / max(seconds, 1e-9)}
+    metrics |= _counts(evaluation, labelled)
+    sentences = [detector.calibration_sentence()]
+    if labelled:
+        metrics |= image_metrics(evaluation.table)
+        metrics |= pixel_metrics_of(detector, items, evaluation)
+        sentences += measured_sentence(detector, evaluation.table)
+    drift = _drift(detector, evaluation, labelled)
+    if drift is not None:
+        metrics |= {
+            "drift_flagged": drift.flagged,
+            "drift_ks": drift.statistic,
+            "drift_appearance": drift.appearance,
+            "drift_significance": drift.significance,
+        }
+        sentences.append(drift_sentence(drift, detector))
+    thresholds = detector.thresholds().values()
+    metrics |= {"threshold": max(thresholds), "effective_fpr": detector.effective_fpr()}
+    return evaluation, metrics, sentences
 
 
 def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import tempfile
 import time
@@ -11,27 +12,59 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+import pandas as pd
+import torch
+import torchvision
+from mlflow.entities import Metric
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
+import dfm_mlflow
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import Evaluation
+from dfm_mlflow.errors import TrackingError
+from dfm_mlflow.evaluation import STEPS, Evaluation, curve_points
 from dfm_mlflow.images.catalog import Catalog
+from dfm_mlflow.jobs.tracking import end_failed, outages_in_words
+from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
+from dfm_mlflow.report.gallery import build_gallery, worst_cases
 from dfm_mlflow.report.html import write_report
+from dfm_mlflow.report.words import verdict
 
 
 @contextmanager
 def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
-    """Take over the active run or the one that ``mlflow run`` opened, else start one."""
+    """Take over the active run or the one that ``mlflow run`` opened, else start one.
+
+    A run taken over keeps the name and the tags that somebody gave it.
+
+    Raises
+    ------
+    TrackingError
+        If the tracking server or the artifact store fails meanwhile.
+    """
     active = mlflow.active_run()
     if active:
-        yield active
+        with outages_in_words():
+            _introduce(active.info.run_id, name, tags)
+            yield active
         return
     given = os.environ.get("MLFLOW_RUN_ID")
-    with mlflow.start_run(run_name=None if given else name) as run:
-        mlflow.set_tags(dict(tags))
-        yield run
+    with outages_in_words(), mlflow.start_run(run_name=None if given else name) as run:
+        try:
+            with outages_in_words():
+                _introduce(run.info.run_id, name, tags)
+                yield run
+        except TrackingError:
+            end_failed(run)
+            raise
+
+
+def _introduce(run_id: str, name: str, tags: Mapping[str, str]) -> None:
+    known = mlflow.get_run(run_id)
+    new = {key: value for key, value in tags.items() if key not in known.data.tags}
+    if _compat.is_random_name(known.info.run_name or ""):
+        new[MLFLOW_RUN_NAME] = name
+    mlflow.set_tags(new)
 
 
 def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
@@ -46,15 +79,11 @@ def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
         mlflow.set_tag("dfm.git_commit", commit.stdout.strip())
 
 
-def log_dataset(catalog: Catalog, context: str) -> None:
-    """Log where the pictures came from, with a digest of their contents."""
-    source = (
-        resolve_dataset_source(catalog.source)
-        if catalog.source.startswith("s3://")
-        else LocalArtifactDatasetSource(catalog.source)
-    )
-    dataset = MetaDataset(source, name=catalog.name[:500], digest=catalog.digest)
+def log_dataset(catalog: Catalog, context: str) -> ImageFolderDataset:
+    """Log where the pictures came from, with a digest of their contents; metrics may name it."""
+    dataset = ImageFolderDataset(catalog)
     mlflow.log_input(dataset, context=context)
+    return dataset
 
 
 def log_results(
@@ -65,18 +94,80 @@ def log_results(
     sentences: list[str],
     *,
     labelled: bool = True,
+    model_uri: str | None = None,
 ) -> None:
-    """Log the report with its pictures, and the scored pictures as a table."""
+    """Log the report with its pictures, curves as metrics, scored pictures and the worst of them.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    catalog : Catalog
+    evaluation : Evaluation
+        Empty where there are no pictures to score.
+    metrics : dict of str to float
+    sentences : list of str
+        What calibration and measurement say in words.
+    labelled : bool
+        Whether the pictures' labels are known.
+    model_uri : str, optional
+        Named in the report.
+    """
     if not labelled:
         table = evaluation.table.assign(label="unlabelled", defective=None)
         evaluation = Evaluation(table, evaluation.seen)
+    run = mlflow.get_run(mlflow.active_run().info.run_id)
+    gallery = build_gallery(detector, catalog, evaluation)
+    origin = _provenance(run, detector, catalog, model_uri)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_report(folder / "report", detector, catalog, evaluation, metrics, sentences)
+        write_report(folder / "report", detector, evaluation, metrics, sentences, gallery, origin)
         mlflow.log_artifacts(str(folder / "report"), "report")
         if len(evaluation.table):
-            evaluation.table.to_parquet(folder / "scores.parquet", index=False)
+            contents = [catalog.contents[path] for path in evaluation.table["path"]]
+            table = evaluation.table.assign(sha256=contents)  # `compare` matches by it
+            table.to_parquet(folder / "scores.parquet", index=False)
             mlflow.log_artifact(str(folder / "scores.parquet"))
+    worst = worst_cases(gallery)
+    if len(worst):
+        mlflow.log_table(worst, "worst_cases.json")
+    read = evaluation.table[evaluation.table["error"].isna()]
+    if labelled:
+        _log_curves(run.info.run_id, read)
+    if MLFLOW_RUN_NOTE not in run.data.tags:  # the description at the top of the run's page
+        mlflow.set_tag(MLFLOW_RUN_NOTE, verdict(detector, read, metrics))
+
+
+def _log_curves(run_id: str, table: pd.DataFrame) -> None:
+    # Not linked to the model: its page lists every value, and a curve has many.
+    now = int(time.time() * 1000)
+    points = [
+        Metric(name, float(value), now, int(step))
+        for name, curve in curve_points(table).items()
+        for step, value in zip(STEPS, curve, strict=True)
+    ]
+    if points:
+        mlflow.MlflowClient().log_batch(run_id, metrics=points)
+
+
+def _provenance(
+    run: mlflow.entities.Run, detector: AnomalyDetector, catalog: Catalog, model_uri: str | None
+) -> dict[str, str]:
+    tags = run.data.tags
+    known = {
+        "run": run.info.run_name,
+        "run id": run.info.run_id,
+        "model": model_uri,
+        "git commit": tags.get("dfm.git_commit") or tags.get(MLFLOW_GIT_COMMIT),
+        "data": catalog.source,
+        "data digest": catalog.digest,
+        "weights": detector.weights["id"],
+        "weights' SHA-256": detector.weights["sha256"],
+        "dfm-mlflow": dfm_mlflow.__version__,
+        "MLflow": mlflow.__version__,
+        "PyTorch, torchvision": f"{torch.__version__}, {torchvision.__version__}",
+        "Python": platform.python_version(),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

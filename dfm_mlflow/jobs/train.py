@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torchvision
+from mlflow.data.dataset import Dataset
 from mlflow.models import Model
 from PIL import Image
 
@@ -20,6 +21,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import DataError, ImageError
 from dfm_mlflow.evaluation import (
+    Evaluation,
     image_metrics,
     measured_sentence,
     metric_name,
@@ -29,6 +31,7 @@ from dfm_mlflow.evaluation import (
 from dfm_mlflow.images.catalog import Catalog, Item, load_catalog
 from dfm_mlflow.images.decode import decode_image, decode_mask
 from dfm_mlflow.jobs.golden import log_golden
+from dfm_mlflow.jobs.kept import kept_on_outage
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.backbones import build_backbone
@@ -37,6 +40,9 @@ from dfm_mlflow.network.device import choose_device, choose_precision
 from dfm_mlflow.network.extractor import Extraction, Extractor
 from dfm_mlflow.network.weights import load_weights
 
+# Options that tell runs of one preset apart.
+_NAMED = ("layers", "pooling", "image_size", "resize", "pca_level", "score", "aggregate",
+          "normalize")  # fmt: skip
 MAX_BAD_SHARE = 0.05  # of the training pictures; above it something is wrong with the folder
 
 _logger = logging.getLogger(__name__)
@@ -60,6 +66,15 @@ class TrainResult:
         return f"models:/{name}/{self.registered_version}" if name else self.model_uri
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    detector: AnomalyDetector
+    items: list[Item]  # that it was fitted on
+    evaluation: Evaluation
+    metrics: dict[str, float]
+    sentences: list[str]
+
+
 def train(options: Options) -> TrainResult:
     """Run the main job in the active or a new MLflow run.
 
@@ -76,15 +91,39 @@ def train(options: Options) -> TrainResult:
     resolved = options.resolve()
     catalog = load_catalog(resolved.data, resolved.categories)
     extractor, weights, resolved = build_extractor(resolved)
-    name = f"{resolved.category}-{resolved.backbone}"
-    tags = {"dfm.category": resolved.category, "dfm.preset": resolved.preset}
+    name = _run_name(options, resolved)
+    tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
-        log_parameters(run.info.run_id, _parameters(resolved, weights))
-        log_dataset(catalog, "training")
-        result = _fit_and_log(resolved, catalog, extractor, weights, run.info.run_id)
+        result = fit_and_register(run.info.run_id, name, tags, resolved, catalog, extractor,
+                                  weights)  # fmt: skip
     if extractor.cache:
         extractor.cache.trim()
     return result
+
+
+def fit_and_register(
+    run_id: str,
+    name: str,
+    tags: dict[str, str],
+    options: Options,
+    catalog: Catalog,
+    extractor: Extractor,
+    weights: dict[str, str],
+) -> TrainResult:
+    """Fit, evaluate, log to the active run of this id, and register."""
+    dataset = _log_origin(run_id, options, weights, catalog)
+    fitted = _fit(options, catalog, extractor, weights)
+
+    def log_elsewhere(run_id: str) -> None:
+        _log(fitted, catalog, _log_origin(run_id, options, weights, catalog))
+
+    with kept_on_outage(run_id, name, tags, log_elsewhere):
+        uri = _log(fitted, catalog, dataset)
+        # Last: a run that failed before this point leaves the registry as it was.
+        version = None
+        if options.model_name:
+            version = mlflow.register_model(uri, options.model_name).version
+    return TrainResult(run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences)
 
 
 def build_extractor(options: Options) -> tuple[Extractor, dict[str, str], Options]:
@@ -131,13 +170,16 @@ def _load_roi(path: str) -> np.ndarray | None:
     return mask
 
 
-def _fit_and_log(
-    options: Options,
-    catalog: Catalog,
-    extractor: Extractor,
-    weights: dict[str, str],
-    run_id: str,
-) -> TrainResult:
+def _log_origin(
+    run_id: str, options: Options, weights: dict[str, str], catalog: Catalog
+) -> Dataset:
+    log_parameters(run_id, _parameters(options, weights))
+    return log_dataset(catalog, "training")
+
+
+def _fit(
+    options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
+) -> _Fitted:
     extraction, extract_seconds = timed(
         lambda: extractor.extract([i.path for i in catalog.train], progress="extracting")
     )
@@ -149,36 +191,46 @@ def _fit_and_log(
             extraction,
             [i.category for i in fitted_on],
             weights,
-            _groups(options.group_by, fitted_on),
+            groups_of(options.group_by, fitted_on),
         )
     )
     _logger.info(detector.calibration_sentence())
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
-    metrics |= _facts(detector, table, len(fitted_on), len(extraction.errors))
+    metrics |= facts_of(detector, table, len(fitted_on), len(extraction.errors))
     metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
     _logger.info(" ".join(sentences[1:]))
+    return _Fitted(detector, fitted_on, evaluation, metrics, sentences)
+
+
+def _log(fitted: _Fitted, catalog: Catalog, dataset: Dataset) -> str:
+    """Log everything to the active run; gives the URI of the model, which is not registered."""
+    detector, metrics, sentences = fitted.detector, fitted.metrics, fitted.sentences
     info = log_model(
         detector,
         name="model",
-        input_example=example_of(fitted_on[0], options.size),
+        input_example=example_of(fitted.items[0], detector.options.size),
         metadata={"calibration": sentences[0]},
     )
     metrics["model_megabytes"] = Model.load(info.model_uri).model_size_bytes / 1e6
     metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
-    mlflow.log_metrics(metrics, model_id=info.model_id)
+    mlflow.log_metrics(metrics, model_id=info.model_id, dataset=dataset)
     mlflow.set_tag("calibration", " ".join(sentences))
-    log_results(detector, catalog, evaluation, metrics, sentences)
-    log_golden(detector, fitted_on, catalog.test)
-    # Last: a run that failed before this point leaves the registry as it was.
-    version = None
-    if options.model_name:
-        version = mlflow.register_model(info.model_uri, options.model_name).version
-    return TrainResult(run_id, info.model_uri, version, detector, metrics, sentences)
+    log_results(
+        detector, catalog, fitted.evaluation, metrics, sentences, model_uri=info.model_uri
+    )
+    log_golden(detector, fitted.items, catalog.test)
+    return info.model_uri
+
+
+def _run_name(given: Options, resolved: Options) -> str:
+    """Say what tells a run from others: category, backbone, preset, what was given beside them."""
+    beside = [f"{key}={value}" for key in _NAMED if (value := getattr(given, key)) != "auto"]
+    return "-".join([resolved.category, resolved.backbone, resolved.preset, *beside])[:250]
 
 
 def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
@@ -211,7 +263,14 @@ def kept_items(items: list[Item], extraction: Extraction, purpose: str = "traini
     return [items[i] for i in extraction.kept]
 
 
-def _groups(pattern: str, items: list[Item]) -> list[str] | None:
+def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
+    """Give the group of each picture, from a manifest or by a regular expression on its path.
+
+    Raises
+    ------
+    DataError
+        If the expression matches no picture.
+    """
     if pattern == "none" and not any(item.group for item in items):
         return None
     groups, n_found = [], 0
@@ -232,9 +291,10 @@ def _groups(pattern: str, items: list[Item]) -> list[str] | None:
     return groups
 
 
-def _facts(
+def facts_of(
     detector: AnomalyDetector, table: pd.DataFrame, n_train: int, n_bad: int
 ) -> dict[str, float]:
+    """Give what is known without labels: thresholds and counts."""
     thresholds = detector.thresholds()
     facts = {
         "threshold": max(thresholds.values()),

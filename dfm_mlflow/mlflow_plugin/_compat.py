@@ -2,10 +2,17 @@
 
 import asyncio
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
 
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.models.utils import _save_example
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
+from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.environment import (
@@ -24,7 +31,9 @@ from mlflow.utils.model_utils import (
     _get_flavor_configuration,
     _validate_and_prepare_target_save_path,
 )
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.requirements_utils import _get_pinned_requirement
+from tqdm.auto import tqdm
 
 CONDA_FILE, PYTHON_FILE = _CONDA_ENV_FILE_NAME, _PYTHON_ENV_FILE_NAME
 REQUIREMENTS_FILE, CONSTRAINTS_FILE = _REQUIREMENTS_FILE_NAME, _CONSTRAINTS_FILE_NAME
@@ -43,6 +52,14 @@ prepare_target = _validate_and_prepare_target_save_path
 pinned = _get_pinned_requirement
 
 
+def is_random_name(name: str) -> bool:
+    """Whether MLflow made up a run's name, because nobody gave one."""
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.partition("-")
+    known = predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS
+    return known and number.isdecimal()
+
+
 def in_scoring_server() -> bool:
     """Whether this process is one of MLflow's scoring server."""
     return _SERVER_MODEL_PATH in os.environ
@@ -59,3 +76,46 @@ def widen_thread_pool(threads: int) -> None:
     except RuntimeError:
         return
     loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="scoring"))
+
+
+_PARTS_FROM = 8 * 2**20  # bytes; boto3 sends larger files in parts
+_bars: ContextVar[bool] = ContextVar("bars", default=False)
+
+
+@contextmanager
+def upload_bars() -> Iterator[None]:
+    """Show a bar for every large file that this thread uploads to S3.
+
+    MLflow shows bars for downloads, and for parts that go through its own server, but none here.
+    """
+    _watch_s3()
+    token = _bars.set(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get())
+    try:
+        yield
+    finally:
+        _bars.reset(token)
+
+
+@cache
+def _watch_s3() -> None:
+    upload = S3ArtifactRepository._upload_file
+
+    def with_bar(self: Any, s3_client: Any, local_file: str, bucket: str, key: str) -> None:
+        size = os.path.getsize(local_file)
+        if not _bars.get() or size < _PARTS_FROM:
+            return upload(self, s3_client, local_file, bucket, key)
+        name = f"Uploading {os.path.basename(local_file)}"
+        with tqdm(total=size, desc=name, unit="B", unit_scale=True) as bar:
+            upload(self, _Watched(s3_client, bar), local_file, bucket, key)
+
+    S3ArtifactRepository._upload_file = with_bar
+
+
+class _Watched:
+    """A client of S3 that tells a bar how far its uploads are."""
+
+    def __init__(self, client: Any, bar: tqdm):
+        self._client, self._bar = client, bar
+
+    def upload_file(self, **arguments: Any) -> None:
+        self._client.upload_file(**arguments, Callback=self._bar.update)

@@ -201,16 +201,17 @@ def log_model(
     -------
     mlflow.models.model.ModelInfo
     """
-    return Model.log(
-        artifact_path=artifact_path,
-        name=name,
-        flavor=sys.modules[__name__],
-        registered_model_name=registered_model_name,
-        dfm_model=dfm_model,
-        tags=tags,
-        params=params,
-        **kwargs,
-    )
+    with _compat.upload_bars():
+        return Model.log(
+            artifact_path=artifact_path,
+            name=name,
+            flavor=sys.modules[__name__],
+            registered_model_name=registered_model_name,
+            dfm_model=dfm_model,
+            tags=tags,
+            params=params,
+            **kwargs,
+        )
 
 
 def load_model(

@@ -151,7 +151,7 @@ class PyfuncModel:
         given = {k: v for k, v in (params or {}).items() if v is not None}
         try:
             with self._batcher.admit() if self._batcher else nullcontext():
-                images = [_to_bytes(value) for value in _column(model_input)]
+                images = [to_bytes(value) for value in _column(model_input)]
                 scores = self._serving.score(
                     images,
                     fpr=given.get("fpr"),
@@ -226,7 +226,7 @@ def _column(model_input: Any) -> list[Any]:
     raise ConfigError("The input has no column 'image': send the pictures under that name.")
 
 
-def _to_bytes(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
     """Give the bytes of a picture from raw bytes or base64; empty where it is neither."""
     if isinstance(value, str):
         value = value.encode("ascii", "replace")

@@ -130,6 +130,18 @@ def _build(
     return names, module
 
 
+def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
+    """Give layers their names in a backbone: ``stride:16`` becomes ``layer3``.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`build_backbone`.
+    """
+    with tracing(), _explained(name, size):
+        return _without_data(lambda: _layer_names(name, layers, size))
+
+
 def backbone_requirements(name: str) -> list[str]:
     """Distributions beside torchvision that define the architecture."""
     if name.startswith(timm_backbones.PREFIX):

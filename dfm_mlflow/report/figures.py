@@ -1,62 +1,216 @@
-"""Curves of a scored test set, as PNG files."""
+"""Charts of a scored test set: as PNG files, and as SVG that takes the colour of its page."""
 
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.images.catalog import GOOD
 
+# Of text and axes: near black on a white PNG, the page's own colour in SVG.
+_INK = "#1f2933"
+_RIGHT, _WRONG, _PLAIN = "#3b82c4", "#e8710a", "#8a94a3"  # told apart on white and on black
+_STYLE = {
+    "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
+    "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "axes.titlesize": 10, "font.size": 9, "legend.frameon": False,
+    "legend.fontsize": 8, "text.parse_math": False,  # a defect may be called $x$
+    "svg.fonttype": "none", "svg.hashsalt": "dfm",
+}  # fmt: skip
+_MOST_ROWS, _MOST_LINES, _BINS = 14, 6, 60
 
-def draw_histogram(
-    path: Path, held_out: np.ndarray, table: pd.DataFrame, thresholds: dict[str, float]
-) -> None:
-    """Draw the scores of held-out good, test good and defective images with the threshold."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+
+class Charts:
+    """Draws figures into a folder, and keeps each as SVG for the page.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the PNG files go.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def draw(self, name: str, size: tuple[float, float], paint: Callable[[Figure], Any]) -> str:
+        """Draw one figure: ``<name>.png`` is written, SVG for inside a page comes back."""
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasAgg(figure)
+            paint(figure)
+            figure.savefig(self._folder / f"{name}.png", dpi=120)
+            buffer = io.StringIO()
+            plain = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(buffer, format="svg", transparent=True, metadata=plain)
+        svg = buffer.getvalue()
+        svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+        # it takes the width of its place; a name of the font would be the drawing machine's
+        svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
+        svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
+        svg = re.sub(r"(font: [^'\";]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+        # identifiers of one drawing must not meet those of another on the same page
+        return re.sub(r'(id="|url\(#|href="#)', rf"\1{name}-", svg)
+
+
+def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float | None) -> None:
+    """Draw one histogram a row of pictures: right decisions in blue, wrong ones in orange.
+
+    Parameters
+    ----------
+    figure : Figure
+    rows : dict of str to DataFrame
+        ``anomaly_score``, ``flagged`` and ``wrong`` (None where unknown) of each row.
+    threshold : float, optional
+        Of the decision.
+    """
+    values = np.concatenate([r["anomaly_score"] for r in rows.values()])
+    # the far end of the worst defects must not press all that matters against the left edge
+    top = max(float(np.quantile(r["anomaly_score"], 0.99)) for r in rows.values())
+    top, low = max(top, threshold or top), float(values.min())
+    log = low > 0 and top / low > 8
+    space = np.geomspace if log else np.linspace
+    bins = space(low, top if top > low else low + 1, _BINS)
+    axes = np.atleast_1d(figure.subplots(len(rows), 1, sharex=True))
+    for axis, (name, row) in zip(axes, rows.items(), strict=True):
+        scores = np.minimum(row["anomaly_score"].to_numpy(float), bins[-1])
+        wrong = row["wrong"]
+        kinds = [(wrong.isna(), _PLAIN), (wrong == False, _RIGHT), (wrong == True, _WRONG)]  # noqa: E712
+        axis.hist([scores[k.to_numpy(bool)] for k, _ in kinds], bins, stacked=True,
+                  color=[colour for _, colour in kinds])  # fmt: skip
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
+        if threshold is not None:
+            axis.axvline(threshold, color=_INK, linestyle=(0, (3, 2)), lw=1)
+    if log:
+        axes[-1].set_xscale("log")
+        axes[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes[-1].xaxis.set_minor_formatter(NullFormatter())
+    if threshold is not None:
+        axes[0].text(threshold, 1.02, f"threshold {threshold:.4g}", ha="center", va="bottom",
+                     transform=axes[0].get_xaxis_transform(), fontsize=8)  # fmt: skip
+    beyond = "; the last bar holds all beyond it" if values.max() > bins[-1] else ""
+    axes[-1].set_xlabel(f"anomaly score{beyond}")
+
+
+def score_rows(
+    detector: AnomalyDetector, table: pd.DataFrame, name: str
+) -> dict[str, pd.DataFrame]:
+    """Take the rows of one class: held-out good, test good, each defect (rarest ones together)."""
+    mine = detector.classes[detector.class_names.index(name)].calibration
+    limit = mine.threshold(detector.options.fpr)
+    rows = {f"held-out good ({len(mine.scores)})": pd.DataFrame(
+        {"anomaly_score": mine.scores, "wrong": mine.scores > limit})}  # fmt: skip
+    table = table[(table["category"] == name) | (len(detector.classes) == 1)]
+    good = table["label"].isin([GOOD, "unlabelled"])
+    labels = list(table.loc[~good, "label"].value_counts().index)
+    shown = labels if len(labels) <= _MOST_ROWS else labels[: _MOST_ROWS - 1]
+    for label in [GOOD, "unlabelled", *sorted(shown)]:
+        _add(rows, "test good" if label == GOOD else label, table[table["label"] == label])
+    rest = table[table["label"].isin(set(labels) - set(shown))]
+    _add(rows, f"{len(labels) - len(shown)} other defects", rest)
+    return rows
+
+
+def _add(rows: dict[str, pd.DataFrame], name: str, of_kind: pd.DataFrame) -> None:
+    if of_kind.empty:
+        return
+    flagged, bad = of_kind["is_anomaly"].astype(bool), of_kind["defective"]
+    wrong = (flagged != bad).astype(object).where(bad.notna(), None)
+    shown = name if len(name) <= 28 else name[:27] + "…"
+    while f"{shown} ({len(of_kind)})" in rows:  # long names may begin alike
+        shown += "'"
+    rows[f"{shown} ({len(of_kind)})"] = pd.DataFrame(
+        {"anomaly_score": of_kind["anomaly_score"], "wrong": wrong}
+    )
+
+
+def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
+    """Draw the ROC curve with the point where the threshold works."""
     axes = figure.add_subplot()
-    shown = {"held-out good": held_out}
-    if len(table):
-        for label in [GOOD, *sorted(set(table["label"]) - {GOOD})]:
-            values = table.loc[table["label"] == label, "anomaly_score"].to_numpy()
-            if len(values):
-                shown["test good" if label == GOOD else label] = values
-    top = max(float(np.quantile(v, 0.98)) for v in shown.values())
-    bins = np.linspace(min(v.min() for v in shown.values()), top, 40)
-    for name, values in shown.items():
-        axes.hist(np.minimum(values, top), bins, density=True, histtype="step", label=name, lw=1.5)
-    for name, value in thresholds.items():
-        label = "threshold" if len(thresholds) == 1 else f"threshold {name}"
-        axes.axvline(min(value, top), color="black", linestyle="--", lw=1, label=label)
-    axes.set(xlabel="anomaly score", ylabel="density")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    axes.plot([0, 1], [0, 1], color=_PLAIN, lw=0.8, linestyle=":")
+    for label, style, truth, scores in _lines(table):
+        false_rate, true_rate, _ = roc_curve(truth, scores)
+        axes.plot(false_rate, true_rate, label=label, **style)
+    if "recall" in metrics and "false_positive_rate" in metrics:
+        axes.plot(metrics["false_positive_rate"], metrics["recall"], "o", color=_WRONG,
+                  clip_on=False, zorder=5, label="at the threshold")  # fmt: skip
+    axes.set(xlabel="false-positive rate", ylabel="recall",
+             title=f"ROC, AUROC {metrics['image_auroc']:.3f}")  # fmt: skip
+    _frame(axes, "lower right")
 
 
-def draw_p_values(path: Path, table: pd.DataFrame, promised: float) -> None:
-    """Draw the p-values of good or unlabelled images, which are uniform where nothing changed."""
-    good = table[table["label"].isin([GOOD, "unlabelled"])]
-    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
+    """Draw the precision-recall curve with the point where the threshold works."""
     axes = figure.add_subplot()
-    axes.hist(good["p_value"].astype(float), np.linspace(0, 1, 21), density=True, alpha=0.7)
-    axes.axhline(1, color="black", lw=1, label="good images of the calibration")
-    axes.axvline(promised, color="red", linestyle="--", lw=1, label="flagged up to here")
-    kind = "unlabelled" if (good["label"] == "unlabelled").any() else "good test"
-    axes.set(xlabel=f"p-value of {len(good)} {kind} images", ylabel="density", xlim=(0, 1))
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    for label, style, truth, scores in _lines(table):
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        axes.plot(recall, precision, label=label, **style)
+    if "recall" in metrics and "precision" in metrics:
+        axes.plot(metrics["recall"], metrics["precision"], "o", color=_WRONG, clip_on=False,
+                  zorder=5, label="at the threshold")  # fmt: skip
+    area = metrics["image_average_precision"]
+    axes.set(xlabel="recall", ylabel="precision", title=f"precision-recall, AP {area:.3f}")
+    _frame(axes, "lower left")
 
 
-def draw_curves(path: Path, table: pd.DataFrame) -> None:
-    """Draw the ROC and the precision-recall curve."""
-    truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    false_rate, true_rate, _ = roc_curve(truth, scores)
-    left.plot(false_rate, true_rate)
-    left.set(xlabel="false-positive rate", ylabel="recall", title="ROC")
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    right.plot(recall, precision)
-    right.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
-    figure.savefig(path, dpi=110)
+def _lines(table: pd.DataFrame) -> list[tuple[str, dict[str, Any], np.ndarray, np.ndarray]]:
+    """All pictures, and beneath them each of a few categories."""
+    lines = []
+    several = table["category"].nunique()
+    if 1 < several <= _MOST_LINES:
+        colours = mpl.colormaps["Dark2"].colors
+        for colour, (name, rows) in zip(colours, table.groupby("category"), strict=False):
+            if rows["defective"].nunique() == 2:
+                style = {"color": colour, "lw": 1, "alpha": 0.8}
+                lines.append(("category " + str(name)[:24], style, rows))
+    lines.append(("all" if several > 1 else "model", {"color": _RIGHT, "lw": 2}, table))
+    return [
+        (label, style, rows["defective"].to_numpy(bool), rows["anomaly_score"].to_numpy())
+        for label, style, rows in lines
+    ]
+
+
+def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame) -> None:
+    """Draw the measured over the promised false-positive rate, with what chance allows."""
+    p_values = np.sort(table["p_value"].to_numpy(float))
+    n, held_out = len(p_values), min(len(c.calibration.scores) for c in detector.classes) + 1
+    promised = np.linspace(0, 1, 201)
+    # The count is beta-binomial; a beta distribution of its mean and variance is as good here, and
+    # fast for any number of pictures.
+    weight = max(n * (held_out + 1) / (held_out + n) - 1, 0.5)
+    inner = np.clip(promised, 1e-6, 1 - 1e-6)
+    chance = beta(inner * weight, (1 - inner) * weight)
+    axes = figure.add_subplot()
+    axes.fill_between(promised, chance.ppf(0.025), chance.ppf(0.975), color=_PLAIN, alpha=0.3,
+                      lw=0, label="95 % of chance")  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=_PLAIN, lw=0.8, linestyle=":")
+    measured = np.searchsorted(p_values, promised + 1e-12, side="right") / n
+    axes.step(promised, measured, where="post", color=_RIGHT, lw=2, label=f"{n} pictures")
+    works = detector.effective_fpr()
+    axes.plot(works, np.mean(p_values <= works + 1e-12), "o", color=_WRONG, clip_on=False,
+              zorder=5, label="at the threshold")  # fmt: skip
+    unlabelled = (table["label"] != GOOD).any()
+    axes.set(xlabel="promised false-positive rate", title="promised and measured",
+             ylabel="flagged" if unlabelled else "measured on good pictures")  # fmt: skip
+    _frame(axes, "lower right")
+
+
+def _frame(axes: Axes, where: str) -> None:
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.legend(loc=where)

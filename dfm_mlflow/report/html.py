@@ -1,156 +1,171 @@
-"""One self-contained HTML page about a run."""
+"""One self-contained HTML page about a run: no script, no request, light and dark."""
 
 import base64
 import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
+from markupsafe import Markup
 from PIL import Image
 
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import Evaluation, metric_name
-from dfm_mlflow.images import storage
-from dfm_mlflow.images.catalog import GOOD, Catalog
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.network.maps import overlay, to_level, to_png
-from dfm_mlflow.report.figures import draw_curves, draw_histogram, draw_p_values
+from dfm_mlflow.evaluation import Evaluation, defect_table
+from dfm_mlflow.images.catalog import GOOD
+from dfm_mlflow.report import figures, words
+from dfm_mlflow.report.gallery import Shown, shrunk
 
-_THUMBNAIL = 200
+_THUMBNAIL = 240  # pixels a side: 42 pictures of pure noise stay under 3 MB
+_MOST_HISTOGRAMS = 8  # of categories
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TIMES = {
+    "extract_seconds": "features of the training pictures, s",
+    "fit_seconds": "fit and calibration, s",
+    "images_per_second": "pictures a second, decoding included",
+    "model_megabytes": "model, MB",
+    "peak_memory_megabytes": "memory at its peak, MB",
+}
 
 
 def write_report(
     folder: Path,
     detector: AnomalyDetector,
-    catalog: Catalog,
     evaluation: Evaluation,
     metrics: dict[str, float],
     sentences: list[str],
+    gallery: Mapping[str, list[Shown]],
+    provenance: Mapping[str, str],
 ) -> None:
-    """Write ``report.html`` and its pictures.
+    """Write ``report.html`` and its pictures as files beside it.
 
     Parameters
     ----------
     folder : Path
         Created.
     detector : AnomalyDetector
-    catalog : Catalog
     evaluation : Evaluation
         Scored pictures, empty where there are none.
     metrics : dict of str to float
     sentences : list of str
         What calibration and measurement say in words.
+    gallery : dict of str to list of Shown
+        Of :func:`~dfm_mlflow.report.gallery.build_gallery`.
+    provenance : dict of str to str
+        Where the model and the pictures come from.
     """
     folder.mkdir(parents=True)
-    read = evaluation.table[evaluation.table["error"].isna()]
-    held_out = np.concatenate([c.calibration.scores for c in detector.classes])
-    figures = ["scores.png"]
-    draw_histogram(folder / "scores.png", held_out, read, detector.thresholds())
-    if "image_auroc" in metrics:
-        figures.append("curves.png")
-        draw_curves(folder / "curves.png", read)
-    if read["label"].isin([GOOD, "unlabelled"]).any():
-        figures.append("p_values.png")
-        draw_p_values(folder / "p_values.png", read, detector.effective_fpr())
+    table = evaluation.table[evaluation.table["error"].isna()]
+    for case in (case for cases in gallery.values() for case in cases):
+        (folder / "overlays").mkdir(exist_ok=True)
+        Image.fromarray(case.marked).save(folder / "overlays" / case.file)
+    kinds = defect_table(table) if table["defective"].notna().any() else pd.DataFrame()
     page = (
-        Environment(autoescape=True)
-        .from_string(_TEMPLATE.read_text())
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(_TEMPLATE.read_text(encoding="utf-8"))
         .render(
-            title=f"{catalog.name}: {detector.options.backbone}",
-            verdict=_verdict(metrics),
+            title=", ".join(detector.class_names),
+            subtitle=_subtitle(detector),
+            verdict=words.verdict(detector, table, metrics),
+            tiles=_tiles(metrics),
             sentences=sentences,
+            histograms=_histograms(folder, detector, table),
+            curves=_curves(folder, detector, table, metrics),
+            rates=words.rates(detector, table),
+            kinds=kinds.to_dict("records"),
+            several=len(kinds) > 0 and kinds["category"].nunique() > 1,
+            good=GOOD,
+            gallery=[
+                {"title": title, "cases": [_case(case) for case in cases]}
+                for title, cases in gallery.items()
+            ],
+            times={name: metrics[key] for key, name in _TIMES.items() if key in metrics},
             metrics=sorted(metrics.items()),
             options=sorted(detector.options.model_dump().items()),
-            provenance={"data": catalog.source, "data digest": catalog.digest, **detector.weights},
-            figures=[_data_url((folder / name).read_bytes()) for name in figures],
-            gallery=_gallery(detector, evaluation, folder / "overlays"),
+            provenance=provenance,
+            percent=words.percent,
         )
     )
-    (folder / "report.html").write_text(page)
+    # a file's name may hold bytes that are no text
+    text = page.encode("utf-8", errors="xmlcharrefreplace")
+    (folder / "report.html").write_bytes(text)
 
 
-def _verdict(metrics: dict[str, float]) -> str:
-    if "image_auroc" not in metrics:
-        if "n_train" in metrics:
-            return f"Fitted to {metrics['n_train']:.0f} good images; no defects to test on."
-        return f"{metrics.get('drift_flagged', 0):.1%} of the images are flagged."
-    sentence = f"Image AUROC {metrics['image_auroc']:.3f} on {metrics['n_test']:.0f} test images"
-    if "recall" in metrics and "false_positive_rate" in metrics:
-        sentence += (
-            f"; at the threshold {metrics['recall']:.1%} of the defects are found and "
-            f"{metrics['false_positive_rate']:.1%} of the good images are flagged"
-        )
-    return sentence + "."
+def _subtitle(detector: AnomalyDetector) -> str:
+    options = detector.options
+    return (
+        f"{options.backbone}, {options.layers}, {options.score}, {options.aggregate}, "
+        f"preset {options.preset}, {options.image_size} pixels"
+    )
 
 
-def _gallery(
-    detector: AnomalyDetector, evaluation: Evaluation, folder: Path, most: int = 4
-) -> list[dict]:
-    """Choose the worst misses, worst false alarms and clearest hits, with their maps.
-
-    The overlays are written to a folder too, as PNG at the size of their pictures.
-    """
-    table = evaluation.table[evaluation.table["error"].isna()]
-    if table.empty:
-        return []
-    flagged, falling = table["is_anomaly"].astype(bool), {"by": "anomaly_score", "ascending": False}
-    if table["defective"].isna().all():
-        chosen = {"Most unusual pictures": table.sort_values(**falling)}
-    else:
-        bad = table["defective"].astype(bool)
-        chosen = {
-            "Worst misses": table[bad & ~flagged].sort_values("anomaly_score"),
-            "Worst false alarms": table[~bad & flagged].sort_values(**falling),
-            "Clearest hits": table[bad & flagged].sort_values(**falling),
-            "Typical good pictures": _middle(table[~bad & ~flagged].sort_values(**falling), most),
-        }
-    return [
-        {
-            "title": title,
-            "pictures": [_picture(detector, evaluation, i, folder) for i in rows.index[:most]],
-        }
-        for title, rows in chosen.items()
-        if len(rows)
+def _tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+    """Figures to see first: value, name, explanation."""
+    shown = [
+        ("image_auroc", "image AUROC", "", "{:.3f}".format),
+        ("recall", "of the defects found", "recall", words.percent),
+        ("false_positive_rate", "overkill", "good pictures flagged", words.percent),
+        ("false_negative_rate", "escapes", "defects that pass", words.percent),
+        ("drift_flagged", "flagged", "of good or unlabelled pictures", words.percent),
+        ("pixel_aupro", "AUPRO", "of the maps", "{:.3f}".format),
+        ("effective_fpr", "overkill promised", "at most", words.percent),
+        ("threshold", "threshold", "of the score", "{:.4g}".format),
+        ("n_train", "good pictures", "fitted", "{:.0f}".format),
     ]
+    tiles = [(fmt(metrics[key]), name, note) for key, name, note, fmt in shown if key in metrics]
+    return tiles[:6]
 
 
-def _middle(table: pd.DataFrame, most: int) -> pd.DataFrame:
-    start = max(0, (len(table) - most) // 2)
-    return table.iloc[start : start + most]
+def _histograms(
+    folder: Path, detector: AnomalyDetector, table: pd.DataFrame
+) -> list[dict[str, object]]:
+    """One for each category, whose scores are on one scale."""
+    draw, drawn = figures.Charts(folder).draw, []
+    names = detector.class_names
+    thresholds = detector.thresholds()
+    for i, name in enumerate(names[:_MOST_HISTOGRAMS]):
+        rows = figures.score_rows(detector, table, name)
+        file = "scores" if len(names) == 1 else f"scores_{i + 1}"
+
+        def paint(figure, rows=rows, limit=thresholds[name]):
+            figures.paint_scores(figure, rows, limit)
+
+        drawn.append(
+            {"name": name, "svg": Markup(draw(file, (9.6, 1.0 + 0.45 * len(rows)), paint))}
+        )
+    return drawn
 
 
-def _picture(detector: AnomalyDetector, evaluation: Evaluation, i: int, folder: Path) -> dict:
-    row, seen = evaluation.table.loc[i], evaluation.seen[i]
-    pixels = decode_image(storage.read(row["path"]))
-    classes = [c.name for c in detector.classes]
-    scale = detector.classes[classes.index(row["predicted_class"])].map_scale
-    marked = overlay(pixels, to_level(detector.full_map(seen.map, seen.size), scale))
-    folder.mkdir(exist_ok=True)
-    name = f"{i:05d}_{metric_name(row['label'])}_{Path(row['path']).stem}.png"
-    (folder / name).write_bytes(to_png(marked))
+def _curves(
+    folder: Path, detector: AnomalyDetector, table: pd.DataFrame, metrics: dict[str, float]
+) -> list[Markup]:
+    wanted: dict[str, Callable] = {}
+    if "image_auroc" in metrics:
+        wanted["roc"] = lambda f: figures.paint_roc(f, table, metrics)
+        wanted["precision_recall"] = lambda f: figures.paint_precision_recall(f, table, metrics)
+    good = table[table["label"].isin([GOOD, "unlabelled"])]
+    if len(good):
+        wanted["false_positive_rate"] = lambda f: figures.paint_promise(f, detector, good)
+    draw = figures.Charts(folder).draw
+    return [Markup(draw(name, (3.7, 3.2), paint)) for name, paint in wanted.items()]
+
+
+def _case(case: Shown) -> dict[str, object]:
+    row = case.row
     return {
-        "image": _data_url(_thumbnail(pixels)),
-        "overlay": _data_url(_thumbnail(marked)),
-        "name": f"{Path(row['path']).parent.name}/{Path(row['path']).name}",
+        "picture": _data_url(case.picture),
+        "marked": _data_url(case.marked),
+        "outlined": case.outlined,
+        "name": case.name,
+        "path": row["path"],
+        "label": row["label"],
+        "predicted": row["predicted_class"] if row["predicted_class"] != row["category"] else "",
         "score": row["anomaly_score"],
         "p_value": row["p_value"],
     }
 
 
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return _jpeg(image)
-
-
-def _jpeg(image: Image.Image) -> bytes:
+def _data_url(pixels) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def _data_url(data: bytes) -> str:
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    Image.fromarray(shrunk(pixels, _THUMBNAIL)).save(buffer, format="JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

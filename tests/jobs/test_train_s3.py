@@ -10,7 +10,7 @@ import pytest
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.train import _groups, train
+from dfm_mlflow.jobs.train import groups_of, train
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes",
          "registered_model": "none"}  # fmt: skip
@@ -67,6 +67,6 @@ def test_groups_of_a_manifest_go_before_the_expression_on_the_path():
     def items(*groups):
         return [Item(Path(f"{i}.png"), "a", "train", "good", None, g) for i, g in enumerate(groups)]
 
-    assert _groups("none", items(None, None)) is None
-    assert _groups("none", items("x", None, "x")) == ["x", "1.png", "x"]
-    assert _groups(r"\.(png)", items("x", None, None)) == ["x", "png", "png"]
+    assert groups_of("none", items(None, None)) is None
+    assert groups_of("none", items("x", None, "x")) == ["x", "1.png", "x"]
+    assert groups_of(r"\.(png)", items("x", None, None)) == ["x", "png", "png"]

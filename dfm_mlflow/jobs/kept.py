@@ -1,0 +1,164 @@
+"""Results that could not be logged: kept in a local MLflow store, and logged from there later."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.models import Model
+
+from dfm_mlflow.errors import DataError
+from dfm_mlflow.jobs.run import run_of
+from dfm_mlflow.jobs.tracking import outage
+from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
+
+KEPT = "dfm-kept"  # folder in the working directory, with one folder a run
+_DATABASE, _ARTIFACTS, _EXPERIMENT = "mlflow.db", "artifacts", "kept"
+_PARAMETER, _NONE = "resolved_registered_model", "none"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LogResult:
+    """What became of kept results.
+
+    Attributes
+    ----------
+    run_id : str
+    model_uri : str
+        The registered version, or the logged model where none was to be registered.
+    """
+
+    run_id: str
+    model_uri: str
+
+
+@contextmanager
+def kept_on_outage(
+    run_id: str, name: str, tags: Mapping[str, str], log: Callable[[str], Any]
+) -> Iterator[None]:
+    """Keep results on this machine if the server or the store fails while they are logged.
+
+    Parameters
+    ----------
+    run_id : str
+        Of the run that they were meant for; names the folder.
+    name, tags : str and mapping
+        Of the run that keeps them.
+    log : callable
+        Given a run's id, logs everything to this active run, and registers nothing.
+
+    Raises
+    ------
+    TrackingError
+        In place of the failure; says where the results are.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = outage(error)
+        if failure is None:
+            raise
+        folder = Path.cwd() / KEPT / run_id
+        try:
+            _keep(folder, name, tags, log)
+        except Exception as second:
+            shutil.rmtree(folder, ignore_errors=True)
+            _logger.warning("The results cannot be kept in %s: %s", folder, second)
+            raise failure from error
+        then = f"`dfm-mlflow log {folder}` logs and registers the results, which are kept there"
+        raise outage(error, then) from error
+
+
+def _keep(folder: Path, name: str, tags: Mapping[str, str], log: Callable[[str], Any]) -> None:
+    folder.mkdir(parents=True)
+    with _store(folder):
+        artifacts = (folder / _ARTIFACTS).as_uri()
+        experiment = MlflowClient().create_experiment(_EXPERIMENT, artifacts)
+        # beside the run that failed, which may be active still
+        with mlflow.start_run(
+            experiment_id=experiment, run_name=name, tags=dict(tags), nested=True
+        ) as run:
+            log(run.info.run_id)
+
+
+@contextmanager
+def _store(folder: Path) -> Iterator[None]:
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    here = f"sqlite:///{folder / _DATABASE}"
+    mlflow.set_tracking_uri(here)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        if registry not in (tracking, here):
+            mlflow.set_registry_uri(registry)
+
+
+def log_kept(folder: str) -> LogResult:
+    """Log and register what :func:`kept_on_outage` kept, in a new run.
+
+    Parameters
+    ----------
+    folder : str
+        That the failure named. It stays.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no kept results.
+    TrackingError
+        If the server fails again; the folder is what it was.
+    """
+    root = Path(folder).expanduser().absolute()
+    kept, artifacts, metrics = _read(root)
+    (output,) = kept.outputs.model_outputs
+    with _store(root):
+        model_folder = _compat.download(artifact_uri=f"models:/{output.model_id}")
+    detector, model = load_model(model_folder), Model.load(model_folder)
+    tags = {key: text for key, text in kept.data.tags.items() if not key.startswith("mlflow.")}
+    origin = {"dfm.kept_run": root.name}
+    with run_of(kept.info.run_name, tags | origin) as run:
+        run_id, client = run.info.run_id, MlflowClient()
+        mlflow.log_params(kept.data.params)
+        mlflow.set_tags({k: v for k, v in kept.data.tags.items() if k == "mlflow.note.content"})
+        client.log_inputs(run_id, kept.inputs.dataset_inputs)
+        mlflow.log_artifacts(str(artifacts))
+        info = log_model(
+            detector, name="model", metadata=model.metadata,
+            input_example=model.load_input_example(model_folder),
+        )  # fmt: skip
+        client.log_batch(run_id, metrics=[m for m in metrics if m.model_id is None])
+        linked = {m.key: m.value for m in metrics if m.model_id}
+        mlflow.log_metrics(linked, model_id=info.model_id)
+        uri, registered = info.model_uri, kept.data.params.get(_PARAMETER, _NONE)
+        if registered != _NONE:
+            version = mlflow.register_model(uri, registered).version
+            uri = f"models:/{registered}/{version}"
+    return LogResult(run_id, uri)
+
+
+def _read(root: Path) -> tuple[Run, Path, list]:
+    """Give the kept run, the folder of its artifacts, and every value of its metrics."""
+    if not (root / _DATABASE).is_file():
+        raise DataError(
+            f"{root} holds no results that were kept: give the folder that the failure named, "
+            f"such as {KEPT}/<run id>."
+        )
+    with _store(root):
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(_EXPERIMENT)
+        (found,) = client.search_runs([experiment.experiment_id])
+        run = client.get_run(found.info.run_id)
+        metrics = [m for key in run.data.metrics
+                   for m in client.get_metric_history(run.info.run_id, key)]  # fmt: skip
+        artifacts = _compat.download(artifact_uri=run.info.artifact_uri)
+    return run, Path(artifacts), metrics

@@ -1,0 +1,381 @@
+"""Every configuration of a grid on every category: one parent, one child each, shared work.
+
+Pictures go through the network once for all configurations that share it; a subspace is fitted
+once for all that share its layers, pooling and PCA level. Children hold metrics and parameters and
+no model.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+import dfm_mlflow
+from dfm_mlflow.class_model import (
+    Grid,
+    RawScores,
+    finish_class,
+    finish_scores,
+    fit_layers,
+    raw_scores,
+)
+from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.detector import CHUNK, AnomalyDetector
+from dfm_mlflow.errors import DfmError, SweepError
+from dfm_mlflow.evaluation import image_metrics, metric_name
+from dfm_mlflow.images.catalog import GOOD, Catalog, load_catalog
+from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of
+from dfm_mlflow.jobs.tracking import outage
+from dfm_mlflow.jobs.train import build_extractor, facts_of, groups_of, kept_items
+from dfm_mlflow.network.backbones import layer_names
+from dfm_mlflow.network.extractor import Extraction
+from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
+from dfm_mlflow.report.sweep import as_markdown, write_page
+
+TABLES = ("image_auroc", "image_f1_max")
+# Configurations that differ in nothing else share the network's work, and the fit.
+_NETWORK = ("backbone", "image_size", "resize", "weights", "roi", "tile", "device", "precision")
+_FIT = ("layers", "pooling", "pca_level", "seed", "group_by")
+_PARENT, _CHILD = "dfm.sweep", "dfm.sweep.child"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes
+    ----------
+    run_id : str
+        Of the parent.
+    tables : dict of str to DataFrame
+        By metric: a row a configuration, the average first and then a column a category.
+    failures : dict of str to str
+        Why categories are not there.
+    n_resumed : int
+        Children that an interrupted sweep had finished.
+    """
+
+    run_id: str
+    tables: dict[str, pd.DataFrame]
+    failures: dict[str, str]
+    n_resumed: int
+
+    def summary(self) -> str:
+        """Say in Markdown what was found; the last line is JSON for scripts."""
+        parts = [f"{name}\n\n{as_markdown(table)}" for name, table in self.tables.items()]
+        parts += [f"{category} failed: {why}" for category, why in self.failures.items()]
+        return "\n\n".join([*parts, json.dumps({"run_id": self.run_id})])
+
+    def error(self) -> SweepError | None:
+        """Name the categories that failed; None where there are none."""
+        if not self.failures:
+            return None
+        named = "; ".join(f"{category}: {why}" for category, why in self.failures.items())
+        return SweepError(
+            f"{len(self.failures)} of the sweep's categories failed ({named}): put them right and "
+            f"run the sweep again, which keeps what run {self.run_id} has finished."
+        )
+
+
+def sweep(options: SweepOptions) -> SweepResult:
+    """Evaluate every configuration on every category, in one run with a child for each.
+
+    An unfinished sweep of the same options is gone on with: its finished children become children
+    of this run, if their pictures are the same.
+
+    Parameters
+    ----------
+    options : SweepOptions
+
+    Returns
+    -------
+    SweepResult
+        With `failures` where categories failed; the run is marked as failed then.
+
+    Raises
+    ------
+    ConfigError
+        For a grid that has no meaning. No run is started then.
+    """
+    options.check()
+    categories, configurations = options.category_names, options.configurations()
+    tags = {"dfm.job": "sweep", _PARENT: _digest(options.model_dump(exclude={"cache"}))}
+    with run_of(f"sweep-{','.join(categories)}"[:250], tags) as run:
+        mlflow.set_tags(tags)  # in a run that was taken over, too
+        parameters = {f"resolved_{k}": v for k, v in options.model_dump().items()}
+        log_parameters(run.info.run_id, {k: v for k, v in parameters.items() if v != "auto"})
+        book = _Book(run, tags[_PARENT])
+        found, failures = {}, {}
+        for category in categories:
+            own = [options.options(category, c) for c in configurations]
+            try:
+                for i, metrics in _sweep_category(own, configurations, book):
+                    found[category, i] = metrics
+            except Exception as error:
+                if outage(error):
+                    raise
+                failures[category] = _words(error)
+                book.fail(own, configurations, failures[category], {i for c, i in found
+                                                                    if c == category})  # fmt: skip
+        tables = {name: _table(found, categories, configurations, name) for name in TABLES}
+        result = SweepResult(run.info.run_id, tables, failures, book.n_resumed)
+        _log_tables(result)
+        if failures and mlflow.active_run().info.run_id == run.info.run_id:
+            mlflow.set_tag("dfm.failed", "; ".join(f"{c}: {w}" for c, w in failures.items())[:5000])
+            mlflow.end_run("FAILED")
+    return result
+
+
+def _sweep_category(
+    given: Sequence[Options], configurations: Sequence[Mapping[str, str]], book: "_Book"
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Give the metrics of each configuration of one category, and log its child."""
+    resolved = [o.resolve() for o in given]
+    catalog = load_catalog(resolved[0].data, resolved[0].categories)
+    dataset_logged = False
+    waiting = []
+    for i, options in enumerate(resolved):
+        known = book.finished(_child_key(options, catalog))
+        if known is None:
+            waiting.append(i)
+        else:
+            yield i, known
+    for _, same in itertools.groupby(
+        sorted(waiting, key=lambda i: _part(resolved[i], _NETWORK)),
+        key=lambda i: _part(resolved[i], _NETWORK),
+    ):
+        numbers = list(same)
+        if not dataset_logged:
+            log_dataset(catalog, "sweep")
+            dataset_logged = True
+        shared = _Shared([resolved[i] for i in numbers], catalog)
+        for i, options, metrics in shared.evaluate(numbers):
+            book.log(options, configurations[i], _child_key(resolved[i], catalog), metrics)
+            yield i, metrics
+
+
+class _Shared:
+    """Pictures of one category that went through one network, for several configurations."""
+
+    def __init__(self, options: Sequence[Options], catalog: Catalog):
+        self._catalog, first = catalog, options[0]
+        names = {n: layer_names(first.backbone, (n,), first.size)[0]
+                 for n in dict.fromkeys(n for o in options for n in o.layer_names)}  # fmt: skip
+        self._options = [
+            o.model_copy(update={"layers": ",".join(names[n] for n in o.layer_names)})
+            for o in options
+        ]
+        self._base = base_rule({o.pooling_rule for o in options})
+        widest = {"layers": ",".join(dict.fromkeys(names.values())), "pooling": str(self._base)}
+        self._extractor, self._weights, about = build_extractor(first.model_copy(update=widest))
+        self._about = {"device": about.device, "precision": about.precision}
+        train = self._extractor.extract([i.path for i in catalog.train], progress=catalog.name)
+        self._items = kept_items(catalog.train, train)
+        self._n_bad = len(train.errors)
+        test = self._extractor.extract([i.path for i in catalog.test], progress=catalog.name)
+        self._train, self._test = train, test
+        if self._extractor.cache:
+            self._extractor.cache.trim()
+
+    def evaluate(
+        self, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Options, dict[str, float]]]:
+        """Give the number of each configuration, its options, and its metrics."""
+        pairs = sorted(zip(numbers, self._options, strict=True), key=lambda p: _part(p[1], _FIT))
+        for _, same in itertools.groupby(pairs, key=lambda p: _part(p[1], _FIT)):
+            yield from self._with_one_fit(list(same))
+
+    def _with_one_fit(
+        self, pairs: list[tuple[int, Options]]
+    ) -> Iterator[tuple[int, Options, dict[str, float]]]:
+        first = pairs[0][1]
+        features = self._features(self._train, first)
+        grids = [Grid(shape, self._extractor.roi_cells(shape[1:]))
+                 for shape in (tuple(f.shape[1:]) for f in features)]  # fmt: skip
+        groups = groups_of(first.group_by, self._items)
+        fitted = fit_layers(features, groups, grids, first)
+        raw = None
+        for number, options in pairs:
+            options = options.model_copy(update=self._about)
+            model = finish_class(options.category, fitted, grids, options)
+            detector = AnomalyDetector(options, self._extractor, grids, [model], self._weights)
+            if raw is None and self._test.kept:
+                layers = [layer.on(self._extractor.device) for layer in fitted.layers]
+                raw = self._raw(layers, self._features(self._test, first), grids)
+            table = self._score(detector, raw)
+            metrics = image_metrics(table)
+            metrics |= facts_of(detector, table, len(self._items), self._n_bad)
+            yield number, options, metrics
+
+    def _features(self, extraction: Extraction, options: Options) -> list[torch.Tensor]:
+        have = dict(zip(self._extractor.backbone.layers, extraction.features, strict=False))
+        rule, size = options.pooling_rule, options.size
+        return [pool(have[n], kernel_of(rule, self._base, have[n], size))
+                for n in options.layer_names if n in have]  # fmt: skip
+
+    @staticmethod
+    @torch.inference_mode()
+    def _raw(layers, features: Sequence[torch.Tensor], grids: Sequence[Grid]) -> RawScores:
+        parts = [raw_scores(layers, [f[i : i + CHUNK] for f in features], grids)
+                 for i in range(0, len(features[0]), CHUNK)]  # fmt: skip
+        return RawScores(
+            [torch.cat([p.maps[j] for p in parts]) for j in range(len(layers))],
+            torch.cat([p.fre for p in parts]),
+            torch.cat([p.nll for p in parts]),
+            [torch.cat([p.leading[j] for p in parts]) for j in range(len(layers))],
+        )
+
+    def _score(self, detector: AnomalyDetector, raw: RawScores | None) -> pd.DataFrame:
+        """Make the table of :func:`~dfm_mlflow.evaluation.score_items`, without paths."""
+        items, kept = self._catalog.test, self._test.kept
+        rows: list[dict] = [{"error": self._test.errors.get(i)} for i in range(len(items))]
+        if raw is not None:
+            model = detector.classes[0].on(self._extractor.device)
+            scored = finish_scores(model, raw, detector.grids, detector.options)
+            for i, row in zip(kept, detector.decide([scored], detector.options.fpr)[0],
+                              strict=True):  # fmt: skip
+                rows[i] = row
+        about = {
+            "category": [i.category for i in items],
+            "label": [i.label for i in items],
+            "defective": [i.label != GOOD for i in items],
+        }
+        columns = ("anomaly_score", "is_anomaly", "fre", "nll", "error")
+        return pd.DataFrame(about | {c: [r.get(c) for r in rows] for c in columns})
+
+
+class _Book:
+    """The children of a sweep, and those that an interrupted one of the same options left."""
+
+    def __init__(self, parent: Run, key: str):
+        self._client, self._parent = MlflowClient(), parent.info
+        self.n_resumed = 0
+        self._known: dict[str, Run] = {}
+        for earlier in self._search(f"tags.`{_PARENT}` = '{key}'"):
+            if earlier.info.run_id == self._parent.run_id or earlier.info.status == "FINISHED":
+                continue
+            for child in self._search(
+                f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{earlier.info.run_id}' "
+                "and attributes.status = 'FINISHED'"
+            ):
+                self._known[child.data.tags.get(_CHILD, "")] = child
+
+    def finished(self, key: str) -> dict[str, float] | None:
+        """Take over the finished child of this key, and give its metrics; None if there is none."""
+        child = self._known.get(key)
+        if child is None:
+            return None
+        self._client.set_tag(child.info.run_id, MLFLOW_PARENT_RUN_ID, self._parent.run_id)
+        self.n_resumed += 1
+        return child.data.metrics
+
+    def log(
+        self, options: Options, configuration: Mapping[str, str], key: str,
+        metrics: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """Log one child in few requests."""
+        child, now = self._create(options, configuration), int(time.time() * 1000)
+        self._client.log_batch(
+            child,
+            metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()],
+            params=[Param(f"resolved_{k}", str(v)) for k, v in options.model_dump().items()],
+        )
+        self._client.set_tag(child, _CHILD, key)
+        self._client.set_terminated(child)
+
+    def fail(
+        self, given: Sequence[Options], configurations: Sequence[Mapping[str, str]], why: str,
+        done: set[int],
+    ) -> None:  # fmt: skip
+        """Log the children of a category that are not there, with the reason."""
+        for i, (options, configuration) in enumerate(zip(given, configurations, strict=True)):
+            if i in done:
+                continue
+            child = self._create(options, configuration)
+            self._client.set_tag(child, "dfm.failed", why[:5000])
+            self._client.set_terminated(child, "FAILED")
+
+    def _create(self, options: Options, configuration: Mapping[str, str]) -> str:
+        tags = {
+            MLFLOW_PARENT_RUN_ID: self._parent.run_id,
+            MLFLOW_RUN_NAME: f"{options.category}, {_label(configuration, options)}"[:250],
+            "dfm.job": "sweep-child",
+            "dfm.category": options.category,
+            "dfm.preset": options.preset,
+        }
+        return self._client.create_run(self._parent.experiment_id, tags=tags).info.run_id
+
+    def _search(self, query: str) -> list[Run]:
+        return self._client.search_runs([self._parent.experiment_id], query, max_results=5000)
+
+
+def _part(options: Options, names: Sequence[str]) -> str:
+    values = [str(getattr(options, name)) for name in names]
+    if names is _NETWORK and options.weights == "random":
+        values.append(str(options.seed))
+    return "\0".join(values)
+
+
+def _child_key(options: Options, catalog: Catalog) -> str:
+    return _digest([options.model_dump(exclude={"cache", "data"}), catalog.digest,
+                    dfm_mlflow.__version__])  # fmt: skip
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, DfmError):
+        return str(error)
+    _logger.error("Unexpected", exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _label(configuration: Mapping[str, str], options: Options | SweepOptions | None = None) -> str:
+    if not configuration:
+        return f"preset={options.preset}" if options else "preset"
+    return ", ".join(f"{name}={value}" for name, value in configuration.items())
+
+
+def _table(
+    found: Mapping[tuple[str, int], Mapping[str, float]],
+    categories: Sequence[str],
+    configurations: Sequence[Mapping[str, str]],
+    metric: str,
+) -> pd.DataFrame:
+    rows = {}
+    for i, configuration in enumerate(configurations):
+        values = [found.get((c, i), {}).get(metric, np.nan) for c in categories]
+        rows[_label(configuration)] = [float(np.nanmean(values)) if not np.isnan(values).all()
+                                       else np.nan, *values]  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["Avg", *categories])
+    table.index.name = "configuration"
+    return table
+
+
+def _log_tables(result: SweepResult) -> None:
+    for name, table in result.tables.items():
+        mlflow.log_text(table.to_csv(), f"{name}.csv")
+        averages = table["Avg"].dropna()
+        metrics = {f"mean_{name}/{metric_name(str(k))}"[:250]: v for k, v in averages.items()}
+        if len(averages):
+            metrics[f"best_mean_{name}"] = float(averages.max())
+        mlflow.log_metrics(metrics)
+    mlflow.log_table(result.tables[TABLES[0]].reset_index(), f"{TABLES[0]}.json")
+    mlflow.log_text(result.summary(), "sweep.md")
+    mlflow.log_text(write_page(result.tables, result.failures), "report/report.html")
+    mlflow.log_metrics({"n_resumed": result.n_resumed, "n_failed": len(result.failures)})

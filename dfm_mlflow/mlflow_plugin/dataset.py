@@ -1,0 +1,217 @@
+"""Pictures as an MLflow dataset, made by ``mlflow.data.from_image_folder``.
+
+MLflow imports this module while it is half imported itself (entry point
+``mlflow.dataset_constructor``): what reads pictures is imported on use.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow.data.dataset import Dataset
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.evaluation_dataset import EvaluationDataset
+from mlflow.data.pyfunc_dataset_mixin import PyFuncConvertibleDatasetMixin
+from mlflow.types import ColSpec, DataType, Schema
+
+from dfm_mlflow.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dfm_mlflow.images.catalog import Catalog
+    from dfm_mlflow.images.item import Item
+
+_MOST_SIZES = 10  # listed one by one; of more only the smallest and the largest
+
+
+class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
+    """The labelled pictures of one or several categories.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    name : str, optional
+        The categories by default.
+    digest : str, optional
+        That of roles, labels and contents by default; a run that trains on the same pictures has
+        the same.
+    """
+
+    def __init__(self, catalog: "Catalog", name: str | None = None, digest: str | None = None):
+        self.catalog = catalog
+        super().__init__(_source_of(catalog), name or catalog.name[:500], digest)
+
+    def _compute_digest(self) -> str:
+        return self.catalog.digest
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are test pictures; those of a flat folder have no labels."""
+        return bool(self.catalog.test)
+
+    @property
+    def to_score(self) -> "list[Item]":
+        """Pictures that an evaluation scores: those to test on, or all of a flat folder."""
+        return self.catalog.test if self.labelled else self.catalog.train
+
+    @property
+    def schema(self) -> Schema:
+        """Columns that a table of these pictures has."""
+        return Schema(
+            [
+                ColSpec(DataType.binary, "image"),
+                ColSpec(DataType.string, "category"),
+                ColSpec(DataType.string, "split"),
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.binary, "mask", required=False),
+            ]
+        )
+
+    @cached_property
+    def profile(self) -> dict[str, Any]:
+        """Number of pictures, of each category, split and label, with masks, and of each size.
+
+        ``images`` counts them under ``category/split/label``, and ``sizes`` under
+        ``<width>x<height>`` in pixels; of many sizes it has the smallest and the largest area.
+        """
+        from dfm_mlflow.images.decode import read_size
+        from dfm_mlflow.images.storage import map_in_threads
+
+        items = self.catalog.items
+        found = map_in_threads(read_size, [item.path for item in items])
+        sizes = Counter(size for size in found if size)
+        if len(sizes) > _MOST_SIZES:
+            ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+            shown: dict[str, Any] = {"different": len(sizes), "smallest": _text(ordered[0]),
+                                     "largest": _text(ordered[-1])}  # fmt: skip
+        else:
+            shown = {_text(size): n for size, n in sizes.most_common()}
+        counts = Counter(f"{i.category}/{i.split}/{i.label}" for i in items)
+        return {
+            "num_rows": len(items),
+            "images": dict(sorted(counts.items())),
+            "masks": sum(item.mask is not None for item in items),
+            "sizes": shown,
+            "unreadable": len(items) - sizes.total(),
+        }
+
+    def to_dict(self) -> dict[str, str]:
+        """Give what a run stores."""
+        return super().to_dict() | {
+            "schema": json.dumps({"mlflow_colspec": self.schema.to_dict()}),
+            "profile": json.dumps(self.profile),
+        }
+
+    def to_evaluation_dataset(
+        self, path: str | None = None, feature_names: Sequence[str] | None = None
+    ) -> "ImageFolderEvaluationDataset":
+        """Give what ``mlflow.models.evaluate`` hands to its evaluators."""
+        if feature_names is not None:
+            raise DataError("feature_names has no meaning for pictures: leave it out.")
+        return ImageFolderEvaluationDataset(self, path)
+
+
+class ImageFolderEvaluationDataset(EvaluationDataset):
+    """Pictures to evaluate on; they are read when an evaluator asks for their bytes."""
+
+    def __init__(self, pictures: ImageFolderDataset, path: str | None = None):
+        import pandas as pd
+
+        self.pictures = pictures
+        items = pictures.to_score
+        table = pd.DataFrame({"image": [str(i.path) for i in items],
+                              "label": [i.label for i in items]})  # fmt: skip
+        super().__init__(table, targets="label" if pictures.labelled else None, path=path,
+                         name=pictures.name, digest=pictures.digest,
+                         feature_names=["image"])  # fmt: skip
+
+    @property
+    def features_data(self) -> "pd.DataFrame":
+        """Every picture's bytes, as a model of the flavor takes them."""
+        import pandas as pd
+
+        return pd.DataFrame({"image": [i.path.read_bytes() for i in self.pictures.to_score]})
+
+
+def from_image_folder(
+    folder: str | os.PathLike,
+    category: str | Sequence[str] | None = None,
+    name: str | None = None,
+    digest: str | None = None,
+) -> ImageFolderDataset:
+    """List pictures as an MLflow dataset; ``mlflow.data.from_image_folder`` is this function.
+
+    Parameters
+    ----------
+    folder : str or path
+        What ``data`` of a training run may be: a folder or ``s3://`` prefix that holds an
+        MVTec-layout folder a category, such a folder itself, a flat folder of pictures, a manifest
+        ``.csv``, ``elpv`` or ``mvtec_ad``.
+    category : str or sequence of str, optional
+        One or several categories, as names or separated by commas. By default the only one that
+        the folder holds; a flat folder is called by its own name.
+    name, digest : str, optional
+        Others than those of :class:`ImageFolderDataset`.
+
+    Returns
+    -------
+    ImageFolderDataset
+
+    Raises
+    ------
+    DataError
+        If there are no such pictures, or several categories to choose from.
+    """
+    from dfm_mlflow.images.catalog import load_catalog
+
+    if category is None:
+        address, categories = _only_category(os.fspath(folder))
+    else:
+        names = category.split(",") if isinstance(category, str) else category
+        address, categories = os.fspath(folder), tuple(dict.fromkeys(names))
+    return ImageFolderDataset(load_catalog(address, categories, to_fit=False), name, digest)
+
+
+def _only_category(address: str) -> tuple[str, tuple[str, ...]]:
+    from dfm_mlflow.images import storage
+
+    if address in ("auto", "elpv", "mvtec_ad") or address.lower().endswith(".csv"):
+        raise DataError(f"{address} may hold several categories: give category=<name>.")
+    root = storage.folder(address)
+    if isinstance(root, Path):
+        root = root.absolute()
+    if not root.is_dir():
+        raise DataError(f"The folder {root} does not exist: give one that does.")
+    if _is_category(root):
+        return os.path.dirname(str(root)), (root.name,)
+    found = sorted(d.name for d in root.iterdir() if d.is_dir() and _is_category(d))
+    if len(found) > 1:
+        raise DataError(
+            f"{root} holds the categories {', '.join(found)}: give category=<name>, or several "
+            "separated by commas."
+        )
+    return str(root), (found[0] if found else root.name,)
+
+
+def _is_category(root: Any) -> bool:
+    return (root / "train").is_dir() or (root / "test").is_dir()
+
+
+def _source_of(catalog: "Catalog") -> DatasetSource:
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.sources import LocalArtifactDatasetSource
+
+    if catalog.source.startswith("s3://"):
+        return resolve_dataset_source(catalog.source)
+    if catalog.source == "elpv":  # the folder that the package installed
+        return LocalArtifactDatasetSource(os.path.commonpath([i.path for i in catalog.items]))
+    return LocalArtifactDatasetSource(os.path.abspath(os.path.expanduser(catalog.source)))
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

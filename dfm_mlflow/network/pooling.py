@@ -1,0 +1,50 @@
+"""Features that were extracted once, pooled in several ways.
+
+The rules are those of :class:`~dfm_mlflow.network.extractor.Extractor`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Rule = int | str
+
+
+def base_rule(rules: set[Rule]) -> Rule:
+    """Pooling to extract with, from which all others follow."""
+    if len(rules) == 1:
+        return next(iter(rules))
+    if all(isinstance(rule, str) for rule in rules):
+        return min((str(rule) for rule in rules), key=_pixels)
+    return 1
+
+
+def kernel_of(rule: Rule, base: Rule, features: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """Kernel that pools features, extracted under one rule, to another.
+
+    Parameters
+    ----------
+    rule, base : int or str
+        Wanted, and of the features: a kernel, or ``stride:N``. Where they differ and `rule` is a
+        kernel, `base` must be 1.
+    features : Tensor of shape (n, C, h, w)
+    size : tuple of int
+        Height and width of the network's input.
+    """
+    if rule == base:
+        return 1, 1
+    high, wide = features.shape[2:]
+    if isinstance(rule, str):
+        kernel = [max(1, round(_pixels(rule) * cells / pixels))
+                  for cells, pixels in zip((high, wide), size, strict=True)]  # fmt: skip
+    else:
+        kernel = [rule, rule]
+    return min(kernel[0], high), min(kernel[1], wide)
+
+
+def pool(features: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Average over cells; a partial window at the border averages what it has."""
+    return features if kernel == (1, 1) else F.avg_pool2d(features, kernel, ceil_mode=True)
+
+
+def _pixels(rule: str) -> int:
+    return int(rule.removeprefix("stride:"))

@@ -1,0 +1,162 @@
+"""The pictures that a report shows: what is missed, flagged for nothing, and found."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import DfmError
+from dfm_mlflow.evaluation import Evaluation, metric_name
+from dfm_mlflow.images import storage
+from dfm_mlflow.images.catalog import Catalog
+from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.network.maps import overlay, to_level
+
+MOST, MOST_GOOD = 6, 3  # pictures of each kind
+_SIDE = 1024  # longest side of an overlay
+_OUTLINE = (0, 130, 255)  # of a mask; no colour of the map
+MISSES, FALSE_ALARMS, UNUSUAL = "Worst misses", "Worst false alarms", "Most unusual pictures"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One picture of the gallery.
+
+    Attributes
+    ----------
+    row : Series
+        Of the evaluation's table; its name is the picture's number.
+    picture, marked : ndarray of shape (H, W, 3), uint8
+        The picture, and its map (and the outline of its mask) laid over it; at most 1024 pixels a
+        side.
+    outlined : bool
+        Whether there is a mask.
+    """
+
+    row: pd.Series
+    picture: np.ndarray
+    marked: np.ndarray
+    outlined: bool
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the path."""
+        return "/".join(re.split(r"[/\\]", self.row["path"])[-2:])
+
+    @property
+    def file(self) -> str:
+        """Name of a file for it, of letters that any store takes."""
+        parts = (metric_name(self.row["label"]), metric_name(Path(self.row["path"]).stem))
+        return f"{self.row.name:05d}_" + "_".join(part[:60] for part in parts) + ".png"
+
+
+def build_gallery(
+    detector: AnomalyDetector, catalog: Catalog, evaluation: Evaluation
+) -> dict[str, list[Shown]]:
+    """Choose pictures and draw their maps.
+
+    Returns
+    -------
+    dict of str to list of Shown
+        By title; a kind that could have pictures and has none is an empty list.
+    """
+    masks = {str(item.path): item.mask for item in catalog.items}
+    gallery: dict[str, list[Shown]] = {}
+    for title, rows in _choose(evaluation.table[evaluation.table["error"].isna()]).items():
+        gallery[title] = []
+        for i, row in rows.iterrows():
+            try:
+                shown = _draw(detector, row, evaluation.seen[i], masks.get(row["path"]))
+            except (DfmError, OSError) as error:  # it was there a minute ago
+                _logger.warning("%s is not in the report: %s", row["path"], error)
+            else:
+                gallery[title].append(shown)
+    return gallery
+
+
+def _choose(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    if table.empty:
+        return {}
+    # By p-value first: scores of different classes are not on one scale.
+    unusual = table.sort_values(["p_value", "anomaly_score"], ascending=[True, False])
+    if table["defective"].isna().all():
+        return {UNUSUAL: unusual.head(MOST)}
+    flagged, bad = unusual["is_anomaly"].astype(bool), unusual["defective"].astype(bool)
+    chosen = {}
+    if bad.any():
+        chosen[MISSES] = unusual[bad & ~flagged][::-1].head(MOST)
+    if not bad.all():
+        chosen[FALSE_ALARMS] = unusual[~bad & flagged].head(MOST)
+    chosen["Typical hits"] = _typical(unusual[bad & flagged], MOST)
+    chosen["Typical good pictures"] = _typical(unusual[~bad & ~flagged], MOST_GOOD)
+    return {t: rows for t, rows in chosen.items() if len(rows) or t in (MISSES, FALSE_ALARMS)}
+
+
+def _typical(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Take the middle one of each label in turn, then its neighbours."""
+    kinds = [rows["category"], rows["label"]]
+    of_kind = rows.groupby(kinds)["path"]
+    off = (of_kind.cumcount() - (of_kind.transform("size") - 1) / 2).abs()
+    turn = off.groupby(kinds).rank(method="first").sort_values(kind="stable")
+    return rows.loc[turn.index[:most]]
+
+
+def _draw(detector: AnomalyDetector, row: pd.Series, seen, mask_file) -> Shown:
+    pixels = shrunk(decode_image(storage.read(row["path"])), _SIDE)
+    size = pixels.shape[:2]
+    scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
+    marked = overlay(pixels, to_level(detector.full_map(seen.map, size), scale))
+    if mask_file is not None:
+        marked = outline(marked, decode_mask(mask_file.read_bytes()))
+    return Shown(row, pixels, marked, mask_file is not None)
+
+
+def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Draw the border of a mask, of any size, just around what it marks."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    # averaged, so that the smallest spot is still there
+    small = np.asarray(grey.resize(pixels.shape[1::-1], Image.Resampling.BOX)) > 0
+    width = max(1, round(max(small.shape) / 160))
+    marked = pixels.copy()
+    marked[binary_dilation(small, iterations=width) & ~small] = _OUTLINE
+    return marked
+
+
+def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Shrink a picture to at most so many pixels a side."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return np.asarray(image)
+
+
+def worst_cases(gallery: dict[str, list[Shown]], side: int = 256) -> pd.DataFrame:
+    """Table for :func:`mlflow.log_table`: the misses and false alarms, or the most unusual ones.
+
+    Returns
+    -------
+    DataFrame
+        ``case``, ``picture`` and ``anomaly_map`` (:class:`mlflow.Image`), ``label``,
+        ``anomaly_score``, ``p_value``, ``category``, ``path``; no rows where nothing went wrong.
+    """
+    names = {MISSES: "miss", FALSE_ALARMS: "false alarm", UNUSUAL: "unusual"}
+    rows = [
+        {
+            "case": names[title],
+            "picture": mlflow.Image(shrunk(case.picture, side)),
+            "anomaly_map": mlflow.Image(shrunk(case.marked, side)),
+        }
+        | {k: case.row[k] for k in ("label", "anomaly_score", "p_value", "category", "path")}
+        for title, cases in gallery.items()
+        if title in names
+        for case in cases
+    ]
+    return pd.DataFrame(rows)
