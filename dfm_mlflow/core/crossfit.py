@@ -7,17 +7,21 @@ scatter matrix of the other folds is the whole one less that of the fold.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from joblib import cpu_count
 
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import (
     LARGE,
+    SMALL,
     check_features,
     choose_k,
     fit_moments,
     row_blocks,
+    single_threaded,
     symmetric_spectrum,
 )
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
@@ -139,7 +143,8 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     centred = (x - mean).astype(x.dtype, copy=False)
     gram = (centred @ centred.T).astype(np.float64, copy=False)
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
-    for fold in np.unique(folds):
+
+    def hold_out(fold: int) -> None:
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         inner = gram[np.ix_(rest, rest)]
         row_means = inner.mean(axis=1)
@@ -147,7 +152,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         spectrum, vectors = symmetric_spectrum(inner)
         weights[np.ix_(out, rest)] = 1 / len(rest)
         if not spectrum[0] > 0:  # a single row, or equal ones: the subspace is a point
-            continue
+            return
         k = choose_k(spectrum, n_components, min(len(rest) - 1, dimension), strict=False)
         kept, spectrum_kept = vectors[:, :k], spectrum[:k]
         cross = gram[np.ix_(out, rest)]
@@ -158,6 +163,15 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         noise = spectrum[k:].sum() / max(1, dimension - k)
         variances = np.maximum(spectrum_kept, noise) / max(1, len(rest) - 1)
         mahalanobis[out] = ((projected**2 / spectrum_kept) / variances).sum(axis=1)
+
+    # One thread a fold: the threads of one small eigendecomposition wait for each other, on a busy
+    # machine for seconds. Folds write to rows of their own.
+    if n <= SMALL:
+        with single_threaded(), ThreadPoolExecutor(cpu_count()) as pool:
+            list(pool.map(hold_out, np.unique(folds)))
+    else:
+        for fold in np.unique(folds):
+            hold_out(fold)
     # |x_i - sum_j W_ij x_j|^2 from the Gram matrix alone
     reached = weights @ gram
     fre = np.diag(gram) - 2 * np.einsum("ij,ij->i", weights, gram)
