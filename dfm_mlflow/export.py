@@ -22,6 +22,7 @@ from dfm_mlflow.class_model import score_class
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ExportError
+from dfm_mlflow.network.forward import Network
 from dfm_mlflow.network.onnx_pixels import PixelsForOnnx, picture_like
 
 if TYPE_CHECKING:
@@ -127,17 +128,20 @@ class _Graph(nn.Module):
 
     def __init__(self, detector: AnomalyDetector):
         super().__init__()
-        self.extractor, self.grids, self.options = (
-            detector.extractor, detector.grids, detector.options)  # fmt: skip
+        self.grids, self.options = detector.grids, detector.options
         self.resized = PixelsForOnnx(detector.extractor)
-        self.network = detector.extractor.backbone.module  # its weights keep their names
+        extractor = detector.extractor
+        # without fused operations, which ONNX does not have
+        self.network = Network(extractor.backbone, extractor.size, extractor.pooling,
+                               extractor.device, extractor.precision, fuse=False)  # fmt: skip
+        self.module = self.network.module  # its weights keep their names
         self.classes = [c.on(torch.device("cpu")) for c in detector.classes]
         self.held_out = [
             torch.as_tensor(c.calibration.scores, dtype=torch.float32) for c in detector.classes
         ]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        features = self.extractor.run_batch(self.resized(image))
+        features = self.network.maps(self.resized(image))
         scored = [score_class(c, features, self.grids, self.options) for c in self.classes]
         score, fre, nll, maps = (
             torch.stack([getattr(s, name) for s in scored], dim=1)

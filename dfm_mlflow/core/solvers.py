@@ -16,8 +16,11 @@ stored with that error.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
 from dfm_mlflow.core.moments import Moments
@@ -27,6 +30,7 @@ from dfm_mlflow.errors import FitError
 
 SOLVERS = ("auto", "gram", "covariance", "randomized")
 LARGE = 4096  # n and D above it: square matrices take longer than passes over the rows
+SMALL = 1000  # rows and columns of a square matrix that one thread decomposes best
 BLOCK = 1 << 21  # values in a block of rows: 16 MiB
 
 
@@ -148,10 +152,22 @@ def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.nda
         yield x[part] if rows is None else x[rows[part]]
 
 
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries, so once
+
+
+def single_threaded() -> AbstractContextManager:
+    """Give linear algebra one thread while the context is entered."""
+    return _controller().limit(limits=1, user_api="blas")
+
+
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, descending and not negative, and eigenvectors of a symmetric matrix."""
-    # NumPy's LAPACK throughout: threads of SciPy's own copy would compete with NumPy's.
-    values, vectors = np.linalg.eigh(matrix)
+    # NumPy's LAPACK throughout: threads of SciPy's own copy would compete with NumPy's. And one
+    # thread for a small matrix, whose threads would mostly wait for each other.
+    with single_threaded() if len(matrix) <= SMALL else nullcontext():
+        values, vectors = np.linalg.eigh(matrix)
     return np.maximum(values[::-1], 0), vectors[:, ::-1]
 
 

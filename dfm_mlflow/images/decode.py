@@ -10,6 +10,10 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
+from dfm_mlflow.images.fast import decode_fast
+
+if TYPE_CHECKING:
+    from dfm_mlflow.images.storage import S3Object
 
 if TYPE_CHECKING:
     from dfm_mlflow.images.storage import S3Object
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+# Chunks of a PNG that may hold an orientation, in the clear or compressed.
+_MAY_TURN_PNG = (b"eXIf", b"iTXt", b"zTXt", b"Raw profile type")
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -84,7 +91,10 @@ def read_size(source: "Path | S3Object") -> tuple[int, int] | None:
 
 
 def _guarded(
-    data: bytes, max_pixels: int, max_bytes: int, convert: Callable[[Image.Image], np.ndarray]
+    data: bytes,
+    max_pixels: int,
+    max_bytes: int,
+    convert: Callable[[Image.Image, bytes], np.ndarray],
 ) -> np.ndarray:
     if not data:
         raise ImageError("The image is empty (0 bytes): send the bytes of a picture.")
@@ -97,7 +107,7 @@ def _guarded(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, max_pixels)
-                return convert(image)
+                return convert(image, data)
     except (ImageError, MemoryError):  # a lack of memory is not the picture's fault
         raise
     except UnidentifiedImageError:
@@ -126,15 +136,19 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(f"The image has {width}x{height} pixels: replace it.")
 
 
-def _to_mask(image: Image.Image) -> np.ndarray:
+def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
     coloured = image.mode in ("P", "RGBA", "LA", "CMYK")
     pixels = np.asarray(image.convert("RGB") if coloured else image)
     return pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.getexif().get(0x0112, 1) != 1:
+def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
+    if _orientation(image, data) != 1:
         image = ImageOps.exif_transpose(image)
+    else:
+        pixels = decode_fast(data, image)
+        if pixels is not None:
+            return pixels
     if image.mode == "F":
         raise ImageError(
             "The image has floating-point pixels, whose range is unknown: save it as 8 or 16 bit."
@@ -148,3 +162,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
         return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
     return np.array(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    # For a PNG without EXIF Pillow looks behind the pixels too, and decodes them for that.
+    if image.format == "PNG" and not any(mark in data for mark in _MAY_TURN_PNG):
+        return 1
+    return image.getexif().get(0x0112, 1)

@@ -124,7 +124,7 @@ def deviation(detector: AnomalyDetector, golden: pd.DataFrame) -> tuple[float, f
 
 
 def _network_input(detector: AnomalyDetector, data: bytes) -> bytes:
-    pixels = detector.extractor.resized(decode_image(data)).permute(1, 2, 0).numpy()
+    pixels = detector.extractor.resized(decode_image(data)).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -4,31 +4,29 @@ import copy
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dfm_mlflow.errors import BackboneError, ImageError
+from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.storage import S3Object, threads_for
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
-from dfm_mlflow.network.device import DTYPES
-from dfm_mlflow.network.tiles import run_tiles, scaled_mask
-from dfm_mlflow.network.tracing import running
+from dfm_mlflow.network.forward import Network
+from dfm_mlflow.network.pixels import Pixels
 
 Source = bytes | Path | S3Object | np.ndarray
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
 Runner = Callable[[Tensor], list[Tensor]]
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,40 @@ class _Prepared:
     pixels: Tensor | None = None  # (3, H, W) uint8
     cached: list[np.ndarray] | None = None
     key: str | None = None
+
+
+class _Table:
+    """Feature maps of n pictures, one array a layer, filled in any order and held once."""
+
+    def __init__(self, n: int, device: torch.device):
+        self._n, self._device = n, device
+        self._layers: list[Tensor] = []
+
+    def put(self, index: list[int], maps: Sequence[Tensor]) -> None:
+        """Store one map of shape (m, C, h, w) a layer for m pictures."""
+        if not self._layers:
+            self._layers = [
+                torch.empty((self._n, *m.shape[1:]), dtype=torch.float32, device=self._device)
+                for m in maps
+            ]
+        for layer, values in zip(self._layers, maps, strict=True):
+            layer[index] = values.to(self._device)
+
+    def rows(self, kept: list[int]) -> list[Tensor]:
+        """Give the rows of some pictures in each layer."""
+        if len(kept) == self._n:
+            return self._layers
+        return [layer[kept] for layer in self._layers]
+
+
+@contextmanager
+def _pool_for(sources: Sequence[Source]) -> Iterator[Executor | None]:
+    """Threads that read and decode; none for a single picture, which they would only delay."""
+    if len(sources) == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(max_workers=threads_for(sources)) as pool:
+        yield pool
 
 
 class Extractor:
@@ -111,14 +143,9 @@ class Extractor:
         self.cache = cache
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
         self._decoding: AbstractContextManager = nullcontext()
-        self._dtype = DTYPES[precision]
-        self._network = backbone.module.to(
-            device=device, dtype=self._dtype, memory_format=torch.channels_last
-        )
-        mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
-        self._scale, self._shift = 1 / (255 * std), mean / std
         self.padding = tuple(round(255 * m) for m in backbone.mean)
+        self._pixels = Pixels(size, resize, self.padding, roi, device)
+        self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self._fingerprint = self._make_fingerprint() if cache else ""
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager) -> "Extractor":
@@ -145,58 +172,63 @@ class Extractor:
         progress : str, optional
             Title of a progress bar, shown on a terminal only.
         """
-        rows: dict[int, list[Tensor]] = {}
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
+        table = _Table(len(sources), self.device)
         waiting: list[tuple[int, _Prepared]] = []
-
-        def forward() -> None:
-            for (i, item), maps in zip(waiting, self._run(waiting), strict=True):
-                rows[i] = maps
-                if self.cache and item.key:
-                    arrays = [m.cpu().numpy() for m in maps]
-                    self.cache.put(item.key, [*arrays, np.array(item.size)])
-            waiting.clear()
-
         bar = tqdm(
             total=len(sources), desc=progress, unit="img", disable=None if progress else True
         )
-        with bar:
-            for i, outcome in self._prepare_all(sources):
+        with bar, _pool_for(sources) as pool:
+            for i, outcome in self._prepare_all(sources, pool):
                 bar.update()
                 if isinstance(outcome, ImageError):
                     errors[i] = str(outcome)
                     continue
                 sizes[i] = outcome.size
                 if outcome.cached is not None:
-                    rows[i] = [torch.from_numpy(a).to(self.device) for a in outcome.cached]
+                    table.put([i], [torch.from_numpy(a)[None] for a in outcome.cached])
                     continue
                 waiting.append((i, outcome))
                 if len(waiting) == self.batch_size:
-                    forward()
+                    self._forward_all(waiting, table, pool)
             if waiting:
-                forward()
-        kept = sorted(rows)
-        layers = range(len(self.backbone.layers))
-        features = [torch.stack([rows[i][j] for i in kept]) for j in layers] if kept else []
-        return Extraction(features, kept, errors, [sizes[i] for i in kept])
+                self._forward_all(waiting, table, pool)
+        kept = sorted(sizes)
+        return Extraction(table.rows(kept), kept, errors, [sizes[i] for i in kept])
 
     def _prepare_all(
-        self, sources: Sequence[Source]
+        self, sources: Sequence[Source], pool: Executor | None
     ) -> Iterator[tuple[int, _Prepared | ImageError]]:
         """Decode ahead of the network in threads, at most four batches of pixels in memory."""
-        if len(sources) == 1:
-            yield 0, self._prepare(sources[0])
+        if pool is None:
+            yield from ((i, self._prepare(source)) for i, source in enumerate(sources))
             return
         ahead: deque[tuple[int, Future]] = deque()
-        with ThreadPoolExecutor(max_workers=threads_for(sources)) as pool:
-            for i, source in enumerate(sources):
-                ahead.append((i, pool.submit(self._prepare, source)))
-                if len(ahead) >= 4 * self.batch_size:
-                    index, future = ahead.popleft()
-                    yield index, future.result()
-            for index, future in ahead:
+        for i, source in enumerate(sources):
+            ahead.append((i, pool.submit(self._prepare, source)))
+            if len(ahead) >= 4 * self.batch_size:
+                index, future = ahead.popleft()
                 yield index, future.result()
+        for index, future in ahead:
+            yield index, future.result()
+
+    def _forward_all(
+        self, waiting: list[tuple[int, _Prepared]], table: "_Table", pool: Executor | None
+    ) -> None:
+        pixels = torch.stack([item.pixels for _, item in waiting if item.pixels is not None])
+        maps = (self._runner or self.run_batch)(pixels)
+        table.put([i for i, _ in waiting], maps)
+        if self.cache:
+            arrays = [m.cpu().numpy() for m in maps]
+            for row, (_, item) in enumerate(waiting):
+                if item.key:
+                    entry = [*(a[row] for a in arrays), np.array(item.size)]
+                    if pool is None:
+                        self.cache.put(item.key, entry)
+                    else:  # written while the network goes on
+                        pool.submit(self.cache.put, item.key, entry)
+        waiting.clear()
 
     def _prepare(self, source: Source) -> _Prepared | ImageError:
         try:
@@ -218,80 +250,23 @@ class Extractor:
             return error
 
     def resized(self, image: np.ndarray) -> Tensor:
-        """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``."""
-        if self.roi is not None:
-            inside = scaled_mask(self.roi, _shape(image))
-            image = np.where(inside[:, :, None], image, np.array(self.padding, np.uint8))
-        return self._fitted(image, self.padding)
+        """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
+
+        It lies on the extractor's device; a GPU's resize may differ from a CPU's by one level.
+        """
+        return self._pixels.resized(image)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Which cells of a feature grid the region of interest touches, of shape (h, w), bool."""
-        if self.roi is None:
-            return np.ones(grid, dtype=bool)
-        mask = np.repeat(self.roi[:, :, None], 3, axis=2).astype(np.uint8) * 255
-        covered = self._fitted(mask, (0, 0, 0))[:1].float()
-        return (F.adaptive_max_pool2d(covered[None], grid)[0, 0] > 0).numpy()
+        return self._pixels.roi_cells(grid)
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
         """Share of the input's height and width that a picture of (height, width) fills."""
-        target = self._target(size)
-        return target[0] / self.size[0], target[1] / self.size[1]
+        return self._pixels.filled_part(size)
 
-    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
-        if self.resize == "stretch":
-            return self.size
-        ratio = min(self.size[0] / size[0], self.size[1] / size[1])
-        return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
-
-    def _fitted(self, image: np.ndarray, padding: tuple[int, ...]) -> Tensor:
-        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
-        target = self._target(_shape(image))
-        if tuple(pixels.shape[2:]) != target:
-            pixels = F.interpolate(
-                pixels, target, mode="bilinear", antialias=True, align_corners=False
-            )
-        if target == self.size:
-            return pixels[0]
-        padded = torch.tensor(padding, dtype=torch.uint8).view(3, 1, 1).repeat(1, *self.size)
-        top, left = ((s - t) // 2 for s, t in zip(self.size, target, strict=True))
-        padded[:, top : top + target[0], left : left + target[1]] = pixels[0]
-        return padded
-
-    def _run(self, batch: list[tuple[int, _Prepared]]) -> list[list[Tensor]]:
-        pixels = torch.stack([item.pixels for _, item in batch if item.pixels is not None])
-        maps = (self._runner or self.run_batch)(pixels)
-        return [[m[i] for m in maps] for i in range(len(batch))]
-
-    @torch.inference_mode()
     def run_batch(self, pixels: Tensor) -> list[Tensor]:
-        """Run the network once on pixels of shape (n, 3, H, W), uint8; one feature map a layer."""
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        inputs = (pixels * self._scale - self._shift).to(
-            dtype=self._dtype, memory_format=torch.channels_last
-        )
-        with running():
-            outputs = (
-                run_tiles(self._network, inputs, self.tile) if self.tile else self._network(inputs)
-            )
-        return [self._pool(name, outputs[name]) for name in self.backbone.layers]
-
-    def _pool(self, layer: str, output: Tensor) -> Tensor:
-        if output.ndim == 2:
-            output = output[:, :, None, None]
-        if output.ndim != 4:
-            raise BackboneError(
-                f"The layer {layer} gives {output.ndim} axes, not a feature map (n, C, h, w): "
-                "choose a convolutional layer."
-            )
-        output = output.float()
-        kernel = tuple(
-            min(_kernel(self.pooling, s, pixels), s)
-            for s, pixels in zip(output.shape[2:], self.size, strict=True)
-        )
-        if kernel != (1, 1):
-            output = F.avg_pool2d(output, kernel, ceil_mode=True)
-        return output.contiguous()
+        """Run the network on pixels of shape (n, 3, H, W), uint8; one feature map a layer."""
+        return self._network.run(pixels)
 
     def _key(self, data: bytes) -> str:
         content = hashlib.sha256(data).hexdigest()
@@ -310,7 +285,3 @@ def _shape(image: np.ndarray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
 
 
-def _kernel(pooling: int | str, cells: int, pixels: int) -> int:
-    if isinstance(pooling, str):
-        return max(1, round(int(pooling.removeprefix("stride:")) * cells / pixels))
-    return pooling

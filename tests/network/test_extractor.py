@@ -64,7 +64,7 @@ def test_cached_features_are_the_same_and_skip_the_network(backbone, tmp_path, m
     cache = FeatureCache(tmp_path)
     first = make(backbone, cache=cache).extract(PICTURES)
     again = make(backbone, cache=cache)
-    monkeypatch.setattr(again, "_run", lambda batch: pytest.fail("the network ran"))
+    monkeypatch.setattr(again, "run_batch", lambda pixels: pytest.fail("the network ran"))
     second = again.extract(PICTURES)
     assert torch.equal(first.features[0], second.features[0])
     assert first.sizes == second.sizes

@@ -1,0 +1,125 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dfm_mlflow.errors import ImageError
+from dfm_mlflow.images import decode, fast
+from dfm_mlflow.images.decode import decode_image
+
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+def encoded(mode, shape, seed, **options):
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels, mode).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data, monkeypatch_context):
+    with monkeypatch_context() as patch:
+        patch.setattr(decode, "decode_fast", lambda data, image: None)
+        try:
+            return decode_image(data)
+        except ImageError as error:
+            return str(error)
+
+
+def outcome(data):
+    try:
+        return decode_image(data)
+    except ImageError as error:
+        return str(error)
+
+
+def assert_same(data):
+    expected, found = by_pillow(data, pytest.MonkeyPatch.context), outcome(data)
+    assert type(found) is type(expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_usual_pngs_take_the_fast_way(mode):
+    data = encoded(mode, (5, 7), 0, format="PNG")
+    with Image.open(io.BytesIO(data)) as image:
+        assert fast.decode_fast(data, image).shape == (5, 7, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mode=st.sampled_from(["L", "RGB", "RGBA", "LA"]), shape=SHAPES, seed=st.integers(0, 99))
+def test_png_pixels_are_pillow_s(mode, shape, seed):
+    assert_same(encoded(mode, shape, seed, format="PNG"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(["L", "RGB"]),
+    shape=SHAPES,
+    seed=st.integers(0, 99),
+    quality=st.integers(20, 100),
+    sampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+)
+def test_jpeg_pixels_are_within_two_levels_of_pillow_s(
+    mode, shape, seed, quality, sampling, progressive
+):
+    data = encoded(mode, shape, seed, format="JPEG", quality=quality, subsampling=sampling,
+                   progressive=progressive)  # fmt: skip
+    expected = by_pillow(data, pytest.MonkeyPatch.context)
+    assert np.abs(expected.astype(int) - decode_image(data)).max() <= 2
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["PNG", "JPEG"]),
+    where=st.floats(0, 1, exclude_max=True),
+    what=st.sampled_from(["cut", "flip", "drop"]),
+    bit=st.integers(0, 7),
+)
+def test_damaged_pictures_are_judged_as_pillow_judges_them(kind, where, what, bit):
+    data = bytearray(encoded("RGB", (60, 50), 3, format=kind))
+    place = int(where * len(data))
+    if what == "cut":
+        del data[place:]
+    elif what == "drop":
+        del data[place : place + 7]
+    else:
+        data[place] ^= 1 << bit
+    assert_same(bytes(data))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_exif_orientation_is_kept(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded("RGB", (20, 30), 1, format=kind, exif=exif)
+    assert_same(data)
+    assert decode_image(data).shape[:2] == ((30, 20) if orientation >= 5 else (20, 30))
+
+
+def test_text_in_a_png_does_not_matter():
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("Software", "a camera")
+    text.add_itxt("Comment", "x", zip=True)
+    assert_same(encoded("RGB", (9, 9), 2, format="PNG", pnginfo=text))
+
+
+def test_sixteen_bit_palette_and_transparent_pngs():
+    rng = np.random.default_rng(0)
+    for image in (
+        Image.fromarray(rng.integers(0, 65536, (9, 8)).astype(np.uint16)),
+        Image.fromarray(rng.integers(0, 256, (9, 8), dtype=np.uint8)).convert("P"),
+        Image.fromarray(rng.integers(0, 256, (9, 8), dtype=np.uint8)).convert("1"),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        assert_same(buffer.getvalue())
+    assert_same(encoded("RGB", (9, 8), 4, format="PNG", transparency=(1, 2, 3)))
