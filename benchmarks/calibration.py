@@ -22,7 +22,7 @@ from dfm_mlflow.class_model import Grid, fit_class, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.images.catalog import ELPV, GOOD, load_catalog
-from dfm_mlflow.jobs.train import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor
 
 RATES = (0.01, 0.05, 0.1)
 

@@ -16,7 +16,7 @@ from dfm_mlflow.core.calibration import measure_drift
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.images.catalog import ELPV, GOOD, load_catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.jobs.train import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor
 
 
 def darkened(image: np.ndarray) -> np.ndarray:

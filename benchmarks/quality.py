@@ -20,7 +20,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.evaluation import image_metrics, pixel_metrics_of, score_items
 from dfm_mlflow.images.catalog import ELPV, load_catalog
-from dfm_mlflow.jobs.train import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor
 
 COLUMNS = {
     "image_auroc": "image AUROC", "image_average_precision": "AP", "image_f1_max": "F1-max",

@@ -17,7 +17,7 @@ from dfm_mlflow.errors import ExportError
 from dfm_mlflow.export import OUTPUTS, export_onnx
 from dfm_mlflow.images.catalog import load_catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.jobs.train import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.mlflow_plugin.flavor import save_model
 
 from .detectors import fit, pictures

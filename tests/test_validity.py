@@ -10,7 +10,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, is_anomaly
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.images.catalog import GOOD, load_catalog
-from dfm_mlflow.jobs.train import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor
 
 SHAPE = (8, 4, 4)
 GRIDS = [Grid(SHAPE, np.ones(SHAPE[1:], dtype=bool))]

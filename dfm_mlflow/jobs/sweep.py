@@ -35,9 +35,10 @@ from dfm_mlflow.detector import CHUNK, AnomalyDetector
 from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.evaluation import image_metrics, metric_name
 from dfm_mlflow.images.catalog import GOOD, Catalog, load_catalog
+from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of
 from dfm_mlflow.jobs.tracking import outage
-from dfm_mlflow.jobs.train import build_extractor, facts_of, groups_of, kept_items
+from dfm_mlflow.jobs.train import facts_of, groups_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.extractor import Extraction
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
@@ -180,7 +181,9 @@ class _Shared:
         ]
         self._base = base_rule({o.pooling_rule for o in options})
         widest = {"layers": ",".join(dict.fromkeys(names.values())), "pooling": str(self._base)}
-        self._extractor, self._weights, about = build_extractor(first.model_copy(update=widest))
+        self._extractor, self._weights, about = build_extractor(
+            first.model_copy(update=widest), catalog.train
+        )
         self._about = {"device": about.device, "precision": about.precision}
         train = self._extractor.extract([i.path for i in catalog.train], progress=catalog.name)
         self._items = kept_items(catalog.train, train)

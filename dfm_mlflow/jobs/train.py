@@ -5,10 +5,8 @@ import logging
 import re
 import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
 import torchvision
@@ -19,7 +17,7 @@ from PIL import Image
 import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.errors import DataError, ImageError
+from dfm_mlflow.errors import DataError
 from dfm_mlflow.evaluation import (
     Evaluation,
     image_metrics,
@@ -29,16 +27,13 @@ from dfm_mlflow.evaluation import (
     score_items,
 )
 from dfm_mlflow.images.catalog import Catalog, Item, load_catalog
-from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.golden import log_golden
 from dfm_mlflow.jobs.kept import kept_on_outage
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import log_model
-from dfm_mlflow.network.backbones import build_backbone
-from dfm_mlflow.network.cache import FeatureCache
-from dfm_mlflow.network.device import choose_device, choose_precision
 from dfm_mlflow.network.extractor import Extraction, Extractor
-from dfm_mlflow.network.weights import load_weights
 
 # Options that tell runs of one preset apart.
 _NAMED = ("layers", "pooling", "image_size", "resize", "pca_level", "score", "aggregate",
@@ -90,7 +85,7 @@ def train(options: Options) -> TrainResult:
     """
     resolved = options.resolve()
     catalog = load_catalog(resolved.data, resolved.categories)
-    extractor, weights, resolved = build_extractor(resolved)
+    extractor, weights, resolved = build_extractor(resolved, catalog.train)
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
@@ -124,50 +119,6 @@ def fit_and_register(
         if options.model_name:
             version = mlflow.register_model(uri, options.model_name).version
     return TrainResult(run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences)
-
-
-def build_extractor(options: Options) -> tuple[Extractor, dict[str, str], Options]:
-    """Build the network with its weights, and resolve what only it knows.
-
-    Returns
-    -------
-    extractor : Extractor
-    weights : dict of str to str
-        ``id`` and ``sha256``.
-    options : Options
-        With the names of the layers, the device and the precision.
-    """
-    device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
-    weights = load_weights(options.weights, options.backbone, options.seed)
-    take = weights.take if weights.state is not None else None
-    backbone = build_backbone(
-        options.backbone, options.layer_names, options.size, take, seed=options.seed
-    )
-    options = options.model_copy(
-        update={
-            "layers": ",".join(backbone.layers), "device": str(device), "precision": precision,
-            "registered_model": options.model_name or "none",
-        }
-    )  # fmt: skip
-    cache = FeatureCache() if options.cache else None
-    extractor = Extractor(backbone, options.size, options.resize, options.pooling_rule, device,
-                          precision, cache=cache, tile=options.tile_size,
-                          roi=_load_roi(options.roi))  # fmt: skip
-    _logger.info("%s to %s on %s in %s", options.backbone, options.layers, device, precision)
-    return extractor, {"id": weights.id, "sha256": weights.sha256}, options
-
-
-def _load_roi(path: str) -> np.ndarray | None:
-    if path == "none":
-        return None
-    try:
-        mask = decode_mask(Path(path).expanduser().read_bytes())
-    except (OSError, ImageError) as error:
-        raise DataError(f"roi={path} cannot be read ({error}): give a mask PNG.") from None
-    if not mask.any():
-        raise DataError(f"roi={path} has no nonzero pixel: paint the region that matters white.")
-    return mask
 
 
 def _log_origin(

@@ -24,8 +24,9 @@ from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.item import Item
 from dfm_mlflow.images.storage import threads_for
 from dfm_mlflow.images.synthetic import Plan, draw_all, plans
+from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.run import run_of
-from dfm_mlflow.jobs.train import TrainResult, build_extractor, fit_and_register, groups_of
+from dfm_mlflow.jobs.train import TrainResult, fit_and_register, groups_of
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.pooling import base_rule
@@ -111,7 +112,7 @@ def tune(options: Options) -> TuneResult:
     catalog = load_catalog(start.data, start.categories)
     found = search(options, catalog.train)
     chosen = found.scored[found.choice.index].options
-    extractor, weights, resolved = build_extractor(chosen)
+    extractor, weights, resolved = build_extractor(chosen, catalog.train)
     name = f"tune-{resolved.category}-{resolved.backbone}"
     tags = {"dfm.job": "tune", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
@@ -149,7 +150,7 @@ def search(options: Options, items: Sequence[Item]) -> Search:
     widest = tried[0].model_copy(
         update={"layers": ",".join(layers_of(tried)), "pooling": str(base)}
     )
-    extractor, _, _ = build_extractor(widest)
+    extractor, _, _ = build_extractor(widest, items)
     classes, dealt, examples = [], [], []
     for category in dict.fromkeys(i.category for i in items):
         mine = [i for i in items if i.category == category]

@@ -39,8 +39,21 @@ def choose_device(requested: str | None) -> torch.device:
     return device
 
 
+def half_precision(device: torch.device) -> str | None:
+    """Name the half precision that a device computes natively, or None.
+
+    bfloat16 where it is there, since a model that was calibrated in it can be served by GPUs and
+    CPUs alike; float16 on older GPUs.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    capable = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(capable.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return "bf16" if native and torch.backends.mkldnn.is_available() else None
+
+
 def choose_precision(requested: str, device: torch.device) -> str:
-    """Resolve ``auto`` to fp32 and refuse what the device cannot do.
+    """Take fp32 for ``auto``, and refuse what the device cannot do.
 
     Raises
     ------

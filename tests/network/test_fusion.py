@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.fusion import FusedConvolution, StridedMaxPool, fused
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 2, 2, 6), (2, 4, 7, 10), (1, 1, 9, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maxima_of_views_are_max_pooling(shape, dtype):
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(StridedMaxPool()(x), F.max_pool2d(x, 3, 2, 1))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v3_small", "densenet121"])
+def test_the_network_computes_the_same_with_fewer_operations(name):
+    module = build_backbone(name, ("stride:16",), (64, 64)).module
+    module = module.to(memory_format=torch.channels_last)
+    faster = fused(module, (64, 64))
+    x = torch.rand(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for before, after in zip(module(x).values(), faster(x).values(), strict=True):
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    if name.startswith("resnet"):
+        assert any(isinstance(m, FusedConvolution) for m in faster.modules())
+        assert len(faster.graph.nodes) < len(module.graph.nodes)
+
+
+def test_the_given_network_stays_as_it_is_and_shares_its_weights():
+    module = build_backbone("resnet18", ("layer1",), (64, 64)).module
+    code, n = module.code, sum(p.numel() for p in module.parameters())
+    faster = fused(module, (64, 64))
+    assert module.code == code
+    assert sum(p.numel() for p in faster.parameters()) == n
+    own = {p.data_ptr() for p in module.parameters()}
+    assert all(p.data_ptr() in own for p in faster.parameters())
+
+
+class Shortcuts(nn.Module):
+    """What must not be fused: a sum that broadcasts, a value that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ReLU()
+        self.c = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x):
+        a = self.a(x)
+        wide = self.relu(self.b(x) + a.mean((2, 3), keepdim=True))
+        return {"out": self.relu(self.c(wide)) + a}
+
+
+def test_what_cannot_be_fused_is_left_as_it_is():
+    module = fx.symbolic_trace(Shortcuts().eval())
+    x = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(module, (16, 16))(x)["out"], module(x)["out"])
+
+
+def test_an_operation_that_changed_its_ways_is_not_used(monkeypatch, caplog):
+    module = build_backbone("resnet18", ("layer1",), (64, 64)).module
+    monkeypatch.setattr(FusedConvolution, "forward", lambda self, x, other=None: x * 0)
+    with caplog.at_level("INFO"):
+        assert fused(module, (64, 64)) is module
+    assert "without fused operations" in caplog.text
