@@ -46,6 +46,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from anomalib_env import DEFAULT, anomalib_python, anomalib_version
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -260,29 +261,6 @@ def serving_anomalib(python: Path, folder: Path) -> AbstractContextManager[Serve
     return running(command, port, folder / f"{port}.log")
 
 
-def anomalib_version(python: Path) -> str | None:
-    """Give the version in an environment that has all of `anomalib_server.py`."""
-    code = "import anomalib, fastapi, torchvision, uvicorn; print(anomalib.__version__)"
-    if not python.exists():
-        return None
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
-    return done.stdout.split()[-1] if done.returncode == 0 else None
-
-
-def anomalib_python(folder: Path) -> Path:
-    """Give the Python of the environment in a folder, after making it where there is none."""
-    python = folder.absolute() / "bin/python"
-    if anomalib_version(python) is None:
-        click.echo(f"Installing torch and anomalib into {folder}", err=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        (folder / ".gitignore").write_text("*\n")
-        # the pair first: pip takes those that fit each other, and anomalib is content with them
-        for packages in (["torch", "torchvision"], ["anomalib"], ["fastapi", "uvicorn"]):
-            pip = [python, "-m", "pip", "install", "--quiet", *packages]
-            subprocess.run(pip, check=True, timeout=3600)
-    return python
-
-
 # -- measuring -------------------------------------------------------------------------------------
 
 
@@ -399,7 +377,7 @@ def soak(folder: Path, n: int) -> None:
 @click.option("--soak", "n_soak", default=0, help="Send so many requests and watch memory.")
 @click.option("--anomalib", is_flag=True, help="Compare with anomalib's inferencer, too.")
 @click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path, file_okay=False),
-              default=ANOMALIB.parent.parent / ".anomalib-venv", show_default=".anomalib-venv",
+              default=DEFAULT, show_default=".anomalib-venv",
               help="Its environment; made where there is none.")  # fmt: skip
 def main(
     weights: str,

@@ -4,23 +4,31 @@ No pickle and no code. Every file is checked before anything is built from it.
 """
 
 import hashlib
-import json
 import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load as load_torch
 from safetensors.torch import save_file as save_torch
 
+from dfm_mlflow.artifact_record import (
+    DETECTOR,
+    FORMAT,
+    ClassRecord,
+    LayerRecord,
+    Record,
+    SubspaceRecord,
+    options_of,
+    parse_record,
+)
 from dfm_mlflow.class_model import ClassModel, Grid, LayerModel, n_leading
-from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector import AnomalyDetector
@@ -29,61 +37,10 @@ from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extractor import Extractor
 
-FORMAT = 1
-DETECTOR, STATISTICS, BACKBONE = (
-    "detector.json", "statistics.safetensors", "backbone.safetensors")  # fmt: skip
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-_Size = Annotated[int, Field(ge=1, le=1 << 20)]
-
-
-class _SubspaceRecord(BaseModel):
-    model_config = _STRICT
-    n_components: int = Field(ge=1)
-    noise_variance: _Positive
-
-
-class _ClassRecord(BaseModel):
-    model_config = _STRICT
-    name: str = Field(min_length=1)
-    n_samples: int = Field(ge=2)
-    n_held_out: int = Field(ge=2)
-    n_folds: int = Field(ge=0)
-    map_scale: float = Field(ge=0, allow_inf_nan=False)
-    layers: list[_SubspaceRecord] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _each_fitted_picture_is_held_out_once(self) -> "_ClassRecord":
-        # 0 folds: the calibration is on pictures that were never fitted
-        if self.n_folds and not (2 <= self.n_folds <= self.n_held_out == self.n_samples):
-            raise ValueError(
-                f"{self.n_held_out} scores held out of {self.n_samples} samples in "
-                f"{self.n_folds} folds: n_folds is 0, or 2 to n_samples = n_held_out"
-            )
-        return self
-
-
-class _LayerRecord(BaseModel):
-    model_config = _STRICT
-    name: str = Field(min_length=1)
-    shape: list[_Size] = Field(min_length=3, max_length=3)
-
-
-class _Record(BaseModel):
-    """What ``detector.json`` holds."""
-
-    model_config = _STRICT
-    format: int
-    options: dict[str, str | int | float | bool]
-    layers: list[_LayerRecord] = Field(min_length=1)
-    roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
-    precision: str = Field(pattern="^(fp32|bf16|fp16)$")
-    classes: list[_ClassRecord] = Field(min_length=1)
-    weights: dict[str, str]
-    sha256: dict[str, _Sha256]
+STATISTICS, BACKBONE = "statistics.safetensors", "backbone.safetensors"
+MAX_RECORD = 16 * 1024**2  # bytes of detector.json; a usual one has a few thousand
+# A basis rounded to half precision keeps its columns' lengths far better than this.
+_LENGTH_TOLERANCE = 0.02
 
 
 def save_detector(detector: AnomalyDetector, folder: Path) -> str:
@@ -114,6 +71,11 @@ def save_detector(detector: AnomalyDetector, folder: Path) -> str:
         digest = sha256(temporary / DETECTOR)
         temporary.chmod(0o755)
         temporary.rename(folder)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        raise ArtifactError(
+            f"The model cannot be written to {folder} ({error}): free some space or give another "
+            "folder."
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return digest
@@ -151,11 +113,11 @@ def load_detector(
         If the device is not there.
     """
     folder = Path(folder)
-    text = _read(folder / DETECTOR, expected_sha256)
-    record = _parse(text)
+    record = parse_record(_read(folder / DETECTOR, expected_sha256, MAX_RECORD))
+    options = options_of(record)
     statistics = _tensors(load_numpy, folder / STATISTICS, record.sha256.get(STATISTICS))
     state = _tensors(load_torch, folder / BACKBONE, record.sha256.get(BACKBONE))
-    options = _options(record)
+    _check_weights(state)
     if precision not in (None, "auto", record.precision):
         raise ArtifactError(
             f"The model was calibrated in {record.precision} and precision={precision} is asked "
@@ -172,35 +134,79 @@ def load_detector(
         backbone, options.size, options.resize, options.pooling_rule, choose_device(device),
         record.precision, batch_size, tile=options.tile_size,
         roi=_roi(record, statistics))  # fmt: skip
-    grids = []
-    for layer in record.layers:
-        channels, height, width = layer.shape
-        grids.append(Grid((channels, height, width), extractor.roi_cells((height, width))))
+    grids = _grids(record, extractor)
     classes = [_class(c, i, statistics, grids, options.tail) for i, c in enumerate(record.classes)]
-    return AnomalyDetector(options, extractor, grids, classes, record.weights)
+    _check_names(record, statistics)
+    detector = AnomalyDetector(options, extractor, grids, classes, record.weights)
+    _check_score(detector)
+    return detector
 
 
-def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> _Record:
+def _grids(record: Record, extractor: Extractor) -> list[Grid]:
+    """Hold the shapes of the record against those that the network gives."""
+    features = extractor.extract([_grey(extractor.size)]).features
+    grids = []
+    for layer, maps in zip(record.layers, features, strict=True):
+        channels, height, width = found = tuple(maps.shape[1:])
+        if tuple(layer.shape) != found:
+            raise ArtifactError(
+                f"{DETECTOR}: the layer {layer.name} has shape {tuple(layer.shape)}, and the "
+                f"backbone gives {found} with these options."
+            )
+        grids.append(Grid((channels, height, width), extractor.roi_cells((height, width))))
+    return grids
+
+
+def _check_score(detector: AnomalyDetector) -> None:
+    row = detector.score([_grey(detector.extractor.size)]).iloc[0]
+    if not all(math.isfinite(row[name]) for name in ("anomaly_score", "fre", "nll")):
+        raise ArtifactError(f"{STATISTICS}: a grey picture gets no finite score.")
+
+
+def _grey(size: tuple[int, int]) -> np.ndarray:
+    return np.full((*size, 3), 128, np.uint8)
+
+
+def _check_weights(state: dict[str, torch.Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.dtype != torch.float32:
+            raise ArtifactError(f"{BACKBONE}: {name} has dtype {tensor.dtype}, expected float32.")
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{BACKBONE}: {name} holds NaN or infinite values.")
+
+
+def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
+    kinds = ("mean", "basis", "variances", "usual", "leading")
+    known = {f"{i}.{j}.{kind}" for i, c in enumerate(record.classes)
+             for j in range(len(c.layers)) for kind in kinds}  # fmt: skip
+    known |= {f"{i}.held_out" for i in range(len(record.classes))}
+    known |= {"roi"} if record.roi_shape is not None else set()
+    others = sorted(set(statistics) - known)
+    if others:
+        raise ArtifactError(f"{STATISTICS} holds {others[0]}, which belongs to nothing.")
+
+
+def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
     roi = detector.extractor.roi
     names = detector.extractor.backbone.layers
-    return _Record(
+    return Record(
         format=FORMAT,
         options=detector.options.model_dump(),
         layers=[
-            _LayerRecord(name=name, shape=list(grid.shape))
+            LayerRecord(name=name, shape=list(grid.shape))
             for name, grid in zip(names, detector.grids, strict=True)
         ],
         roi_shape=None if roi is None else list(roi.shape),
         precision=detector.extractor.precision,
         classes=[
-            _ClassRecord(
+            ClassRecord(
                 name=c.name,
                 n_samples=c.layers[0].subspace.n_samples,
                 n_held_out=len(c.calibration.scores),
                 n_folds=c.calibration.n_folds,
                 map_scale=c.map_scale,
                 layers=[
-                    _SubspaceRecord(
+                    SubspaceRecord(
                         n_components=layer.subspace.n_components,
                         noise_variance=layer.subspace.noise_variance,
                     )
@@ -230,18 +236,16 @@ def _statistics(detector: AnomalyDetector) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _roi(record: _Record, statistics: dict[str, np.ndarray]) -> np.ndarray | None:
+def _roi(record: Record, statistics: dict[str, np.ndarray]) -> np.ndarray | None:
     if record.roi_shape is None:
         return None
     size = math.prod(record.roi_shape)
-    packed = _array(statistics, "roi", ((size + 7) // 8,))
-    if packed.dtype != np.uint8:
-        raise ArtifactError(f"{STATISTICS}: roi has dtype {packed.dtype}, expected uint8.")
+    packed = _array(statistics, "roi", ((size + 7) // 8,), np.uint8)
     return np.unpackbits(packed, count=size).astype(bool).reshape(record.roi_shape)
 
 
 def _class(
-    record: _ClassRecord,
+    record: ClassRecord,
     i: int,
     statistics: dict[str, np.ndarray],
     grids: list[Grid],
@@ -252,14 +256,17 @@ def _class(
             f"{DETECTOR}: the class {record.name} has {len(record.layers)} layers, "
             f"expected {len(grids)}."
         )
-    held_out = _array(statistics, f"{i}.held_out", (record.n_held_out,))
+    held_out = _array(statistics, f"{i}.held_out", (record.n_held_out,), np.float64)
     if (np.diff(held_out) < 0).any():
         raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
     layers = []
     for j, (layer, grid) in enumerate(zip(record.layers, grids, strict=True)):
         k, dimension = layer.n_components, grid.n_features
         mean = _array(statistics, f"{i}.{j}.mean", (dimension,))
-        basis = _array(statistics, f"{i}.{j}.basis", (dimension, k))
+        with np.errstate(over="ignore"):
+            if not np.isfinite(mean @ mean):
+                raise ArtifactError(f"{STATISTICS} holds values too large in {i}.{j}.mean.")
+        basis = _array(statistics, f"{i}.{j}.basis", (dimension, k), np.float16)
         variances = _array(statistics, f"{i}.{j}.variances", (k,))
         usual = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
         for name, array in (("variances", variances), ("usual", usual)):
@@ -267,53 +274,42 @@ def _class(
                 raise ArtifactError(
                     f"{STATISTICS} holds values that are not positive in {i}.{j}.{name}."
                 )
+        lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)
+        if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any():
+            raise ArtifactError(f"{STATISTICS} holds directions that are no unit vectors in "
+                                f"{i}.{j}.basis.")  # fmt: skip
         subspace = Subspace(mean, basis, variances, layer.noise_variance, record.n_samples)
         shape = (record.n_held_out, n_leading(subspace))
         leading = _array(statistics, f"{i}.{j}.leading", shape)
+        if (np.diff(leading, axis=0) < 0).any():
+            raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
         layers.append(LayerModel(subspace, usual, leading))
     return ClassModel(record.name, tuple(layers), Calibration(held_out, record.n_folds, method),
                       record.map_scale)  # fmt: skip
 
 
-def _array(statistics: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(
+    statistics: dict[str, np.ndarray], name: str, shape: tuple[int, ...], kind: type = np.float32
+) -> np.ndarray:
     if name not in statistics:
         raise ArtifactError(f"{STATISTICS} lacks {name}: it holds {', '.join(sorted(statistics))}.")
     array = statistics[name]
     if array.shape != shape:
         raise ArtifactError(f"{STATISTICS}: {name} has shape {array.shape}, expected {shape}.")
+    if array.dtype != kind:
+        raise ArtifactError(
+            f"{STATISTICS}: {name} has dtype {array.dtype}, expected {np.dtype(kind)}."
+        )
     if not np.isfinite(array).all():
         raise ArtifactError(f"{STATISTICS}: {name} holds NaN or infinite values.")
     return array
 
 
-def _parse(text: bytes) -> _Record:
+def _read(path: Path, expected: str | None, most: int | None = None) -> bytes:
     try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise ArtifactError(f"{DETECTOR} is not JSON ({error}).") from None
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(
-            f"{DETECTOR} has format {found!r}, and this version reads format {FORMAT}: "
-            "install the version of dfm-mlflow that wrote it."
-        )
-    try:
-        return _Record.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{DETECTOR}: {where}: {first['msg']}.") from None
-
-
-def _options(record: _Record) -> Options:
-    try:
-        return Options.parse(record.options)
-    except ValueError as error:
-        raise ArtifactError(f"{DETECTOR}: {error}") from None
-
-
-def _read(path: Path, expected: str | None) -> bytes:
-    try:
+        size = path.stat().st_size
+        if most is not None and size > most:
+            raise ArtifactError(f"{path} has {size} bytes, more than the limit of {most}.")
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
@@ -328,9 +324,9 @@ def _tensors(load: Any, path: Path, expected: str | None) -> dict[str, Any]:
         raise ArtifactError(f"{DETECTOR} gives no SHA-256 of {path.name}.")
     try:
         return load(_read(path, expected))
-    except (SafetensorError, ValueError) as error:
-        if isinstance(error, ArtifactError):
-            raise
+    except ArtifactError:
+        raise
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:  # a type that NumPy lacks
         raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
 
 

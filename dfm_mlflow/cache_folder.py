@@ -7,8 +7,11 @@ entry and concurrent processes never see half of one.
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+_TEMPORARY, _ABANDONED = ".tmp-", 3600  # seconds; no write takes so long
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class CacheFolder:
         path = self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
             os.close(handle)
             temporary = Path(name)
             try:
@@ -64,12 +67,15 @@ class CacheFolder:
             _logger.warning("The cache %s cannot be written (%s).", self.folder, error)
 
     def trim(self) -> None:
-        """Remove the longest unused files until the folder keeps its limit."""
+        """Remove the longest unused files until the folder keeps its limit, and abandoned ones."""
         files = []
         for path in self.folder.glob("*/*"):
             try:
                 stat = path.stat()
             except OSError:  # another process was faster
+                continue
+            if path.name.startswith(_TEMPORARY) and stat.st_mtime < time.time() - _ABANDONED:
+                path.unlink(missing_ok=True)  # of a process that was killed
                 continue
             files.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in files)

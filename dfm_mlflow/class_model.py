@@ -17,7 +17,7 @@ from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.maps import combine_layers, usual_of
 
 MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
-_CALM = 0.999  # share of held-out good positions that stay below grey level 128
+CALM = 0.999  # share of held-out good positions that stay below grey level 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,9 +253,7 @@ def fit_layers(
         x = grid.rows(feature).cpu().numpy()
         held_out = crossfit(x, folds, level)
         subspace = fit_subspace(x, level)
-        subspace = subspace.with_noise(held_out.noise_variance(subspace))
-        # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
-        subspace = replace(subspace, basis=subspace.basis.astype(np.float16))
+        subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
         undivided = np.ones(grid.shape[1:], dtype=np.float32)
@@ -263,17 +261,18 @@ def fit_layers(
     return FittedLayers(layers, maps, torch.stack(nll).sum(0), folds)
 
 
+def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
+    """Give a fitted subspace the noise that held-out rows show, and its basis half precision."""
+    # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
+    half = subspace.basis.astype(np.float16)
+    return replace(subspace, basis=half, noise_variance=noise_variance)
+
+
 def finish_class(
     name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
     """Divide the maps of a fitted class, and calibrate its scores."""
-    subspaces = [layer.subspace for layer in fitted.layers]
-    if options.score == "fre":
-        for whole in (s for s in subspaces if s.n_components == s.n_features):
-            raise FitError(
-                f"All {whole.n_features} directions of a layer are kept and nothing is left to "
-                "reconstruct: give a smaller pca_level, or score=nll."
-            )
+    check_rest([layer.subspace for layer in fitted.layers], options)
     layers = tuple(
         replace(layer, usual=usual_of(maps, options.normalize).numpy())
         for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
@@ -283,6 +282,16 @@ def finish_class(
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
     calibration = Calibration.of(score.numpy(), len(np.unique(fitted.folds)), options.tail)
     return ClassModel(name, layers, calibration, _map_scale(combined))
+
+
+def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
+    """Refuse FRE where nothing is left to reconstruct."""
+    if options.score == "fre":
+        for whole in (s for s in subspaces if s.n_components == s.n_features):
+            raise FitError(
+                f"All {whole.n_features} directions of a layer are kept and nothing is left to "
+                "reconstruct: give a smaller pca_level, or score=nll."
+            )
 
 
 def recalibrate_class(
@@ -317,26 +326,31 @@ def recalibrate_class(
     calibration = Calibration.of(scores, 0, options.tail)
     scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
     layers = tuple(
-        replace(layer, leading=_sorted([s.leading[j] for s in scored]))
+        replace(layer, leading=sorted_columns([s.leading[j] for s in scored]))
         for j, layer in enumerate(model.layers)
     )
     return replace(model, layers=layers, calibration=calibration, map_scale=scale)
 
 
 def _leading(subspace: Subspace, x: np.ndarray) -> np.ndarray:
+    return sorted_columns([first_coordinates(subspace, block) for block in row_blocks(x)])
+
+
+def first_coordinates(subspace: Subspace, x: np.ndarray) -> Tensor:
+    """Coordinates of rows that drift is looked for in, of shape (n, l)."""
     first = np.asarray(subspace.basis[:, : n_leading(subspace)], dtype=np.float32)
-    mean = subspace.mean.astype(np.float32)
-    return _sorted([torch.from_numpy((block - mean) @ first) for block in row_blocks(x)])
+    return torch.from_numpy((x - subspace.mean.astype(np.float32)) @ first)
 
 
-def _sorted(parts: Sequence[Tensor]) -> np.ndarray:
+def sorted_columns(parts: Sequence[Tensor]) -> np.ndarray:
+    """Put rows of shape (n, l) together and sort each column."""
     return np.sort(torch.cat([p.cpu() for p in parts]).numpy(), axis=0)
 
 
 def _map_scale(maps: Tensor) -> float:
     """Value that all but 1 in 1,000 positions of held-out good maps stay under."""
     inside = maps[maps > 0].numpy()
-    return float(np.quantile(inside, _CALM)) if inside.size else 0.0
+    return float(np.quantile(inside, CALM)) if inside.size else 0.0
 
 
 def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:

@@ -203,7 +203,8 @@ def main() -> None:
     parser.add_argument("--bucket", default=BUCKET)
     parser.add_argument("--proxied", action="store_true", help="artifacts go through the server")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # moto's line for every request
     own = "AWS_ENDPOINT_URL" not in os.environ
     try:

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
-from dfm_mlflow.config import PRESETS, EvaluateOptions, Options, PromoteOptions
+from dfm_mlflow.config import PRESETS, EvaluateOptions, Options, PromoteOptions, SweepOptions
 from dfm_mlflow.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +20,8 @@ def project():
 
 @pytest.mark.parametrize(
     ("entry", "model"),
-    [("main", Options), ("evaluate", EvaluateOptions), ("promote", PromoteOptions)],
+    [("main", Options), ("tune", Options), ("sweep", SweepOptions), ("evaluate", EvaluateOptions),
+     ("promote", PromoteOptions)],
 )
 def test_mlproject_has_the_options_with_their_defaults(entry, model):
     point = project()["entry_points"][entry]
@@ -35,8 +36,22 @@ def test_mlproject_has_the_options_with_their_defaults(entry, model):
 
 
 def test_no_default_is_an_empty_string():
-    for model in (Options, EvaluateOptions, PromoteOptions):
+    for model in (Options, SweepOptions, EvaluateOptions, PromoteOptions):
         assert all(str(f.default) for f in model.model_fields.values())
+
+
+def test_a_grid_becomes_every_combination_of_its_values():
+    given = {"categories": "a,b", "grid": "layers=layer2|layer2,layer3;pca_level=0.9,0.97;"}
+    options = SweepOptions.parse(given)
+    assert options.category_names == ("a", "b")
+    assert options.configurations() == [
+        {"layers": layers, "pca_level": level}
+        for layers in ("layer2", "layer2,layer3") for level in ("0.9", "0.97")
+    ]  # fmt: skip
+    child = options.options("b", options.configurations()[2])
+    assert child == Options.parse({"category": "b", "layers": "layer2,layer3", "pca_level": "0.9"})
+    plain = SweepOptions.parse({"category": "c"})
+    assert (plain.category_names, plain.configurations()) == (("c",), [{}])
 
 
 def test_command_line_has_every_option_in_both_spellings():

@@ -19,7 +19,8 @@ def pictures(n=24, m=18, seed=0, base="stride:8", **layers):
     rng = np.random.default_rng(seed)
     shapes = layers or {"layer2": (6, 8, 8), "layer3": (9, 4, 4)}
     folds, sources = assign_folds(n, 5), np.arange(m) % n
-    good = {k: torch.from_numpy(rng.normal(size=(n, *s)).astype(np.float32)) for k, s in shapes.items()}
+    good = {k: torch.from_numpy(rng.normal(size=(n, *s)).astype(np.float32))
+            for k, s in shapes.items()}  # fmt: skip
     bad = {k: f[sources] + 0.5 * torch.randn(m, *f.shape[1:], generator=torch.manual_seed(seed))
            for k, f in good.items()}  # fmt: skip
     return Pictures(good, bad, folds, folds[sources], base, (64, 64))
@@ -63,7 +64,8 @@ def test_left_out_rows_are_projected_on_what_their_fold_has_not_seen():
             model = fit_subspace(x[folds != fold], level)
             for part, rows, mine in ((both.rows, x, folds), (both.others, others, theirs)):
                 out = mine == fold
-                np.testing.assert_allclose(part.residual()[out], model.residual(rows[out]), atol=1e-9)
+                expected = model.residual(rows[out])
+                np.testing.assert_allclose(part.residual()[out], expected, atol=1e-9)
                 np.testing.assert_allclose(part.fre[out], model.fre(rows[out]), rtol=1e-9)
                 z = model.split(rows[out])[0]
                 np.testing.assert_allclose(part.mahalanobis[out], model.mahalanobis(z), rtol=1e-8)
@@ -110,7 +112,8 @@ def test_candidates_of_equal_scores_are_one():
 
 
 def scored(good, defects, **options):
-    return Scored(Options.parse(options).resolve(), np.asarray(good, float), np.asarray(defects, float))
+    scores = np.asarray(good, float), np.asarray(defects, float)
+    return Scored(Options.parse(options).resolve(), *scores)
 
 
 def test_the_preset_stays_unless_another_is_clearly_better():

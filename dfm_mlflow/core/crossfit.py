@@ -133,12 +133,17 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     whole = Moments.of(x, limit=None)
 
     def downdated(out: np.ndarray) -> Subspace:
-        rest = whole.without(Moments.of(x[out], limit=None))
-        if not rest.scatter.any():
-            return _point(rest.mean, rest.n)
-        return fit_moments(rest, n_components, strict=False)
+        return fit_without(whole, Moments.of(x[out], limit=None), n_components)
 
     return _fold_by_fold(x, folds, downdated)
+
+
+def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
+    """Fit the subspace of rows without a part of them, a point where the rest are equal."""
+    rest = whole.without(part)
+    if not rest.scatter.any():
+        return _point(rest.mean, rest.n)
+    return fit_moments(rest, n_components, strict=False)
 
 
 def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:

@@ -10,10 +10,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
+from dfm_mlflow.images.container import check_parts, check_scans, webp_size
 from dfm_mlflow.images.fast import decode_fast
-
-if TYPE_CHECKING:
-    from dfm_mlflow.images.storage import S3Object
 
 if TYPE_CHECKING:
     from dfm_mlflow.images.storage import S3Object
@@ -24,6 +22,11 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 # Chunks of a PNG that may hold an orientation, in the clear or compressed.
 _MAY_TURN_PNG = (b"eXIf", b"iTXt", b"zTXt", b"Raw profile type")
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of a TIFF
+
+# 65535 becomes 255, rounded: v * 255 / 65535 = v / 257
+_TO_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -102,11 +105,15 @@ def _guarded(
         raise ImageError(
             f"The image has {len(data)} bytes, more than the limit of {max_bytes}: compress it."
         )
+    check_parts(data)
+    if canvas := webp_size(data):  # Pillow allocates it when it opens the file
+        _check_size(canvas, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, max_pixels)
+                _check_work(image, data, max_pixels)
                 return convert(image, data)
     except (ImageError, MemoryError):  # a lack of memory is not the picture's fault
         raise
@@ -136,6 +143,15 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(f"The image has {width}x{height} pixels: replace it.")
 
 
+def _check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    if image.format in ("JPEG", "MPO"):
+        check_scans(data, image.width * image.height, max_pixels)
+    elif image.format == "TIFF":  # a tile may be far larger than the picture
+        tags = getattr(image, "tag_v2", {})
+        if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+            _check_size((tags[_TILE_WIDTH], tags[_TILE_LENGTH]), max_pixels)
+
+
 def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
     coloured = image.mode in ("P", "RGBA", "LA", "CMYK")
     pixels = np.asarray(image.convert("RGB") if coloured else image)
@@ -154,13 +170,12 @@ def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
             "The image has floating-point pixels, whose range is unknown: save it as 8 or 16 bit."
         )
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
+        wide = np.asarray(image)
+        if wide.dtype.itemsize > 2 and (wide.min() < 0 or wide.max() > 65535):
             raise ImageError(
                 "The image has 32-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
             )
-        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(grey[:, :, None], 3, axis=2))
+        return np.repeat(_TO_8_BIT[wide][:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 

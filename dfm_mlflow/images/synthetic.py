@@ -19,7 +19,8 @@ from dfm_mlflow.errors import DataError
 SIZES = {"small": (0.0008, 0.003), "medium": (0.003, 0.02), "large": (0.02, 0.12)}
 # 1 is all that a kind can do to a picture.
 STRENGTHS = {"faint": (0.15, 0.4), "strong": (0.5, 1.0)}
-_FEW = 9  # pixels: a defect of fewer is none
+# A defect that changes fewer pixels by so many levels is none.
+_FEW, _LEVELS = 9, 4
 _ATTEMPTS = 8
 
 
@@ -108,7 +109,8 @@ def draw_defect(
         spot = (_scar if kind == "scar" else _patch)(inside, places, area, rng)
         picture = _blend(image, spot, KINDS[kind](image, spot, strength, rng, other), strength)
         mask = (picture != image).any(axis=2)
-        if mask.sum() >= min(_FEW, inside.sum()):
+        change = np.abs(picture.astype(np.int16) - image).max(axis=2)
+        if (change >= _LEVELS).sum() >= min(_FEW, inside.sum()):
             break
     return picture, mask
 
@@ -122,8 +124,10 @@ def _places(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     side = max(3, min(grey.shape) // 24)
     mean = ndimage.uniform_filter(grey, side)
     spread = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, side) - mean**2, 0))
-    odds = np.where(inside, np.minimum(spread, 2 * spread.mean()) + 0.05 * spread.mean() + 1e-3, 0)
-    return np.cumsum(odds)
+    usual = float(spread.mean())
+    # squared: else a small object would lose most defects to the noise of a large background
+    odds = np.minimum(spread, 2 * usual) ** 2 + 0.02 * usual**2 + 1e-3
+    return np.cumsum(np.where(inside, odds, 0), dtype=np.float64)
 
 
 def _patch(

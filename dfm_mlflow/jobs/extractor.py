@@ -1,15 +1,18 @@
 """The network that a job needs, in the precision that its pictures stand."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.errors import DataError, FitError, ImageError
-from dfm_mlflow.images.decode import decode_mask
+from dfm_mlflow.images.decode import decode_image, decode_mask
 from dfm_mlflow.images.item import Item
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
@@ -102,7 +105,7 @@ def precision_change(
     """How much held-out FREs of good pictures change with the precision.
 
     A few pictures of one class go through both networks, and are held out of subspaces of the
-    others.
+    others. `half` remembers their maps, and its cache the result.
 
     Parameters
     ----------
@@ -127,22 +130,53 @@ def precision_change(
     """
     mine = [i for i in items if i.category == items[0].category]
     step = max(1, len(mine) // N_MEASURED)
-    sources = [i.path for i in mine[::step][:N_MEASURED]]
-    both = [extractor.extract(sources) for extractor in (full, half)]
-    n = len(both[0].kept)
+    data = {i.path: _contents(i) for i in mine[::step][:N_MEASURED]}
+    known, key = half.cache, _measurement(full, half, data.values(), level, seed)
+    if known and (found := known.get(key)):
+        return float(found[0])
+    pictures = {}
+    for path, content in data.items():
+        try:
+            pictures[path] = decode_image(content)
+        except ImageError:  # the extraction reports it
+            continue
+    n = len(pictures)
     if n < FEWEST_MEASURED:
         raise FitError(f"{n} pictures are too few to measure half precision on.")
-    changes = []
-    for features in zip(*(b.features for b in both), strict=True):
-        before, after = (
-            crossfit(f.reshape(n, -1).cpu().numpy(), assign_folds(n, seed=seed), level).fre
-            for f in features
-        )
-        spread = float(before.std())
-        if not spread > 0:
-            raise FitError("The pictures are too alike to measure half precision on.")
-        changes.append(float((after - before).std()) / spread)
-    return max(changes)
+    pixels = torch.stack([full.resized(image) for image in pictures.values()])
+    before, after = full.run_batch(pixels), half.run_batch(pixels)
+    for i, (path, image) in enumerate(pictures.items()):
+        half.remember(path, data[path], [m[i] for m in after], image.shape[:2])
+    change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
+    if known:
+        known.put(key, [np.array(change)])
+    return change
+
+
+def _contents(item: Item) -> bytes:
+    try:
+        return item.path.read_bytes()
+    except (OSError, ImageError):
+        return b""
+
+
+def _measurement(
+    full: Extractor, half: Extractor, data: Iterable[bytes], level: float, seed: int
+) -> str:
+    parts = [full.fingerprint, half.fingerprint, str(level), str(seed)]
+    parts += [hashlib.sha256(content).hexdigest() for content in data]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:
+    scores = []
+    for features in (before, after):
+        x = features.flatten(1).cpu().numpy()
+        scores.append(crossfit(x, assign_folds(len(x), seed=seed), level).fre)
+    spread = float(scores[0].std())
+    if not spread > 0:
+        raise FitError("The pictures are too alike to measure half precision on.")
+    return float((scores[1] - scores[0]).std()) / spread
 
 
 def _load_roi(path: str) -> np.ndarray | None:

@@ -143,10 +143,11 @@ class Extractor:
         self.cache = cache
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
         self._decoding: AbstractContextManager = nullcontext()
+        self._known: dict[Source, _Prepared] = {}
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
-        self._fingerprint = self._make_fingerprint() if cache else ""
+        self.fingerprint = self._make_fingerprint() if cache else ""
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager) -> "Extractor":
         """Return a copy whose forward passes go through another hand.
@@ -161,6 +162,26 @@ class Extractor:
         other = copy.copy(self)
         other._runner, other._decoding = runner, decoding
         return other
+
+    def remember(
+        self, source: Source, data: bytes, maps: Sequence[Tensor], size: tuple[int, int]
+    ) -> None:
+        """Keep the maps of one picture that the network has seen, for the next extraction.
+
+        Parameters
+        ----------
+        source : Path or S3Object
+        data : bytes
+            Its contents.
+        maps : sequence of Tensor of shape (C, h, w)
+        size : tuple of int
+            Height and width of the picture in pixels.
+        """
+        arrays = [m.cpu().numpy() for m in maps]
+        if self.cache:
+            self.cache.put(self._key(data), [*arrays, np.array(size)])
+        else:
+            self._known[source] = _Prepared(size, cached=arrays)
 
     def extract(self, sources: Sequence[Source], *, progress: str | None = None) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
@@ -234,6 +255,8 @@ class Extractor:
         try:
             if isinstance(source, np.ndarray):
                 return _Prepared(_shape(source), self.resized(source))
+            if self._known and source in self._known:
+                return self._known.pop(source)
             try:
                 data = source.read_bytes() if isinstance(source, Path | S3Object) else source
             except OSError as error:
@@ -270,7 +293,7 @@ class Extractor:
 
     def _key(self, data: bytes) -> str:
         content = hashlib.sha256(data).hexdigest()
-        return hashlib.sha256(f"{self._fingerprint}\0{content}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.fingerprint}\0{content}".encode()).hexdigest()
 
     def _make_fingerprint(self) -> str:
         parts = [_CACHE_VERSION, self.backbone.fingerprint(), self.backbone.layers, self.size,

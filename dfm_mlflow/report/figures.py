@@ -29,7 +29,7 @@ _STYLE = {
     "legend.fontsize": 8, "text.parse_math": False,  # a defect may be called $x$
     "svg.fonttype": "none", "svg.hashsalt": "dfm",
 }  # fmt: skip
-_MOST_ROWS, _MOST_LINES, _BINS = 14, 6, 60
+_MOST_ROWS, _MOST_LINES, _BINS = 14, 6, 50
 
 
 class Charts:
@@ -60,6 +60,8 @@ class Charts:
         svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
         svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
         svg = re.sub(r"(font: [^'\";]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+        # millionths of a point are a third of the bytes
+        svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d)\d+", r"\1", d[0]), svg)
         # identifiers of one drawing must not meet those of another on the same page
         return re.sub(r'(id="|url\(#|href="#)', rf"\1{name}-", svg)
 
@@ -77,18 +79,25 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
     """
     values = np.concatenate([r["anomaly_score"] for r in rows.values()])
     # the far end of the worst defects must not press all that matters against the left edge
-    top = max(float(np.quantile(r["anomaly_score"], 0.99)) for r in rows.values())
+    top = max(float(np.quantile(r["anomaly_score"], 0.99, method="higher")) for r in rows.values())
     top, low = max(top, threshold or top), float(values.min())
     log = low > 0 and top / low > 8
     space = np.geomspace if log else np.linspace
     bins = space(low, top if top > low else low + 1, _BINS)
+    if threshold is not None and low < threshold < bins[-1]:  # no bar lies on both sides of it
+        bins = np.union1d(bins, np.nextafter(threshold, np.inf))
     axes = np.atleast_1d(figure.subplots(len(rows), 1, sharex=True))
     for axis, (name, row) in zip(axes, rows.items(), strict=True):
         scores = np.minimum(row["anomaly_score"].to_numpy(float), bins[-1])
         wrong = row["wrong"]
         kinds = [(wrong.isna(), _PLAIN), (wrong == False, _RIGHT), (wrong == True, _WRONG)]  # noqa: E712
-        axis.hist([scores[k.to_numpy(bool)] for k, _ in kinds], bins, stacked=True,
-                  color=[colour for _, colour in kinds])  # fmt: skip
+        there = [(scores[mine.to_numpy(bool)], colour) for mine, colour in kinds if mine.any()]
+        # one outline a kind: a rectangle a bar would be most of the page
+        axis.hist([v for v, _ in there], bins, stacked=True, histtype="stepfilled",
+                  color=[colour for _, colour in there])  # fmt: skip
+        axis.set_ylim(bottom=0)
+        if axis is not axes[-1]:
+            axis.tick_params(bottom=False, which="both")
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
@@ -102,7 +111,7 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
     if threshold is not None:
         axes[0].text(threshold, 1.02, f"threshold {threshold:.4g}", ha="center", va="bottom",
                      transform=axes[0].get_xaxis_transform(), fontsize=8)  # fmt: skip
-    beyond = "; the last bar holds all beyond it" if values.max() > bins[-1] else ""
+    beyond = "; the last bar holds all beyond it" if values.max() > top else ""
     axes[-1].set_xlabel(f"anomaly score{beyond}")
 
 

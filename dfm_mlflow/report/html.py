@@ -17,7 +17,7 @@ from dfm_mlflow.report import figures, words
 from dfm_mlflow.report.gallery import Shown, shrunk
 
 _THUMBNAIL = 240  # pixels a side: 42 pictures of pure noise stay under 3 MB
-_MOST_HISTOGRAMS = 8  # of categories
+_MOST_HISTOGRAMS = 6  # of categories
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _TIMES = {
     "extract_seconds": "features of the training pictures, s",
@@ -70,6 +70,7 @@ def write_report(
             tiles=_tiles(metrics),
             sentences=sentences,
             histograms=_histograms(folder, detector, table),
+            n_classes=len(detector.classes),
             curves=_curves(folder, detector, table, metrics),
             rates=words.rates(detector, table),
             kinds=kinds.to_dict("records"),
@@ -167,5 +168,5 @@ def _case(case: Shown) -> dict[str, object]:
 
 def _data_url(pixels) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(shrunk(pixels, _THUMBNAIL)).save(buffer, format="JPEG", quality=82)
+    Image.fromarray(shrunk(pixels, _THUMBNAIL)).save(buffer, format="JPEG", quality=78)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

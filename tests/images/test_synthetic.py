@@ -19,9 +19,7 @@ from dfm_mlflow.images.synthetic import (
 
 from ..conftest import texture
 
-some_plan = st.builds(
-    Plan, st.sampled_from(list(KINDS)), st.sampled_from(list(SIZES)), st.sampled_from(list(STRENGTHS))
-)
+some_plan = st.builds(Plan, *(st.sampled_from(list(names)) for names in (KINDS, SIZES, STRENGTHS)))
 
 
 def coloured(height, width, seed=0):
@@ -81,9 +79,9 @@ def test_a_defect_lies_on_the_object():
     image = np.full((96, 96, 3), 30, np.uint8)
     image[30:60, 30:60] = coloured(30, 30)
     rng = np.random.default_rng(0)
-    centres = [np.argwhere(draw_defect(image, Plan("brightness", "small", "strong"), rng)[1]).mean(0)
-               for _ in range(60)]  # fmt: skip
-    near = [(24 <= c).all() and (c <= 66).all() for c in centres]
+    plan = Plan("brightness", "small", "strong")
+    centres = [np.argwhere(draw_defect(image, plan, rng)[1]).mean(axis=0) for _ in range(60)]
+    near = [(c >= 24).all() and (c <= 66).all() for c in centres]
     assert np.mean(near) > 0.7
 
 

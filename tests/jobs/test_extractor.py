@@ -1,4 +1,6 @@
-import numpy as np
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,7 +71,26 @@ def test_the_same_network_changes_nothing(given):
 def test_pictures_that_are_all_the_same_say_nothing(given, tmp_path):
     options, items = given
     extractor = build_extractor(options)[0]
-    one = [items[0]] * 10
+    copies = []
+    for i in range(10):
+        shutil.copy(items[0].path, tmp_path / f"{i}.png")
+        copies.append(replace(items[0], path=tmp_path / f"{i}.png"))
     with pytest.raises(FitError, match="too alike"):
-        precision_change(extractor, extractor, one, 0.97)
-    assert np.isfinite(precision_change(extractor, extractor, items, 0.9))
+        precision_change(extractor, extractor, copies, 0.97)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_measured_pictures_are_not_run_again(given, bf16, monkeypatch, tmp_path, cache):
+    monkeypatch.setattr(module, "MAX_CHANGE", 1.0)
+    monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path))
+    options, items = given
+    options = options.model_copy(update={"cache": cache})
+    extractor = build_extractor(options, items)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(extractor, "run_batch", lambda pixels: pytest.fail("the network ran"))
+        found = extractor.extract([i.path for i in items]).features[0]
+    alone = build_extractor(options.model_copy(update={"precision": "bf16", "cache": False}))[0]
+    torch.testing.assert_close(found, alone.extract([i.path for i in items]).features[0])
+    if cache:  # the measurement is kept, too
+        monkeypatch.setattr(module, "crossfit", lambda *a: pytest.fail("it measured again"))
+        assert build_extractor(options, items)[0].precision == "bf16"

@@ -92,13 +92,13 @@ def test_two_categories_make_one_class_conditional_model(store, mvtec_like):
 
 def test_a_second_run_uses_the_cache_and_gives_the_same(store, mvtec_like, monkeypatch):
     first = train(options(mvtec_like, "bands", pca_level="0.9"))
-    run = Extractor._run
+    run = Extractor.run_batch
 
     def guarded(extractor, batch):
         # MLflow's check of the input example loads the model, which has no cache
         return pytest.fail("the network ran") if extractor.cache else run(extractor, batch)
 
-    monkeypatch.setattr(Extractor, "_run", guarded)
+    monkeypatch.setattr(Extractor, "run_batch", guarded)
     second = train(options(mvtec_like, "bands", pca_level="0.9"))
     same = ("image_auroc", "threshold", "n_components")
     assert [first.metrics[k] for k in same] == [second.metrics[k] for k in same]

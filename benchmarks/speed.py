@@ -1,0 +1,124 @@
+"""Ratios of speed and memory against anomalib's DFM, and where the time goes.
+
+    python benchmarks/speed.py CATEGORY_DIR --weights FILE
+
+CATEGORY_DIR has MVTec's layout (train/good, test/<label>). Both sides use ResNet-18 with the same
+weights, layer3, pooled by 2, 256x256, FRE. Each measurement is a process of its own; the two sides
+take turns, and ratios are of medians. Ours includes the calibration by 20 held-out folds, which
+anomalib does not have; its threshold needs defects, by default half of the test pictures.
+``--scale`` prints the cost of 100, 1,000 and 10,000 pictures, ``--phases CATEGORY`` the phases of
+a whole ``train``, as `mlflow run` does it.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from anomalib_env import DEFAULT, anomalib_python
+
+HERE = Path(__file__).parent
+VALIDATION = ("default", "none")
+
+
+def measured(python: Path | str, script: str, *arguments: object, env: dict | None = None) -> dict:
+    """Run a measuring script to its end and read the JSON of its last line."""
+    command = [str(python), str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=env)
+    if done.returncode:
+        raise click.ClickException(f"{script} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def median(rows: list[dict], name: str) -> float:
+    return statistics.median(row[name] for row in rows)
+
+
+def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
+    python = anomalib_python(venv)
+    ours: list[dict] = []
+    theirs: dict[str, list[dict]] = {v: [] for v in VALIDATION}
+    with tempfile.TemporaryDirectory() as name:
+        for turn in range(rounds):
+            click.echo(f"round {turn + 1} of {rounds}", err=True)
+            ours.append(measured(sys.executable, "speed_ours.py", "compare", category, weights))
+            for kind in VALIDATION:
+                theirs[kind].append(
+                    measured(python, "anomalib_speed.py", category, "--weights", weights,
+                             "--validation", kind, "--folder", Path(name) / f"{turn}-{kind}")
+                )  # fmt: skip
+    first = ours[0]
+    click.echo(f"| | ours ({first['precision']}) | ours (fp32) | anomalib | anomalib, no validation |")
+    click.echo("|---|---|---|---|---|")
+    columns = [
+        [{k.removesuffix("_" + p): v for k, v in row.items() if k.endswith("_" + p)} | row
+         for row in ours] for p in ("auto", "fp32")
+    ]  # fmt: skip
+    columns += [theirs[kind] for kind in VALIDATION]
+    for title, value in (
+        (f"fit of {first['n_train']} pictures, s", lambda r: r["fit"]),
+        ("test pictures a second", lambda r: r["n_test"] / r["score"]),
+        ("one decoded picture to its score, ms", lambda r: 1000 * r["latency"]),
+        ("peak memory, MB", lambda r: r["memory"]),
+    ):
+        cells = [f"{statistics.median(map(value, rows)):.3g}" for rows in columns]
+        click.echo(f"| {title} | {' | '.join(cells)} |")
+    network(first)
+    click.echo(f"warm cache: features, fit, calibration and test in {median(ours, 'warm'):.2f} s")
+    auto = columns[0]
+
+    def ratio(name: str, better_is_less: bool, kind: str) -> str:
+        def of(rows: list[dict]) -> float:
+            if name == "score":
+                return statistics.median(r["n_test"] / r["score"] for r in rows)
+            return median(rows, name)
+
+        a, b = of(auto), of(theirs[kind])
+        return f"{b / a if better_is_less else a / b:.1f}x"
+
+    click.echo(f"fit: {ratio('fit', True, 'default')}")
+    click.echo(f"fit without validation: {ratio('fit', True, 'none')}")
+    click.echo(f"score: {ratio('score', False, 'default')}")
+    click.echo(f"latency: {ratio('latency', True, 'default')}")
+    click.echo(f"memory: {median(auto, 'memory') / median(theirs['default'], 'memory'):.2f}x")
+
+
+def network(row: dict) -> None:
+    """Print what the network reaches of the machine's matrix products."""
+    for kind in dict.fromkeys(["fp32", row["precision"]]):
+        found = row["network"][kind]
+        click.echo(
+            f"network in {kind}: {found['ms']:.2f} ms a picture, {found['gflops']:.0f} GFLOP/s of "
+            f"{found['peak']:.0f} in a matrix product: {found['gflops'] / found['peak']:.0%}"
+        )
+
+
+@click.command(help=__doc__)
+@click.argument("category", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--rounds", default=3, show_default=True, help="Turns of both sides.")
+@click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path, file_okay=False),
+              default=DEFAULT, show_default=".anomalib-venv")  # fmt: skip
+@click.option("--scale", is_flag=True, help="Only the cost of 100, 1,000 and 10,000 pictures.")
+@click.option("--phases", help="Only the phases of training this category (mono, or of the data).")
+def main(
+    category: Path, weights: Path, rounds: int, venv: Path, scale: bool, phases: str | None
+) -> None:
+    if scale:
+        for n in (100, 1000, 10000):
+            row = measured(sys.executable, "speed_ours.py", "scale", category, weights, n)
+            click.echo(f"{n:6d} pictures: {row['seconds']:7.2f} s, {1000 * row['seconds'] / n:.2f} "
+                       f"ms each, {row['memory']:.0f} MB at most")  # fmt: skip
+    elif phases:
+        row = measured(sys.executable, "speed_ours.py", "phases", category, weights, phases)
+        for name, seconds in row["phases"]:
+            click.echo(f"{name:48s} {seconds:7.2f} s {seconds / row['total']:6.1%}")
+    else:
+        compare(category, weights, venv, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""This package timed for ``speed.py``; prints one line of JSON.
+
+python benchmarks/speed_ours.py compare|scale|phases CATEGORY_DIR WEIGHTS [N | CATEGORY]
+"""
+
+import copy
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+
+started = time.perf_counter()
+
+import mlflow  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from dfm_mlflow.config import Options  # noqa: E402
+from dfm_mlflow.detector import AnomalyDetector  # noqa: E402
+from dfm_mlflow.images.catalog import load_catalog  # noqa: E402
+from dfm_mlflow.images.decode import decode_image  # noqa: E402
+from dfm_mlflow.jobs import train as job  # noqa: E402
+from dfm_mlflow.jobs.extractor import build_extractor  # noqa: E402
+from dfm_mlflow.network.device import DTYPES  # noqa: E402
+
+imported = time.perf_counter()
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def options(category: str, weights: str, **more: object) -> Options:
+    folder, name = os.path.split(category.rstrip("/"))
+    return Options(category=name, data=folder, preset="anomalib", backbone="resnet18",
+                   weights=weights, **more).resolve()  # fmt: skip
+
+
+def prepared(given: Options) -> tuple:
+    catalog = load_catalog(given.data, given.categories)
+    return catalog, *build_extractor(given, catalog.train)
+
+
+def fit(given: Options, catalog, extractor, weights) -> AnomalyDetector:
+    extraction = extractor.extract([i.path for i in catalog.train])
+    items = job.kept_items(catalog.train, extraction)
+    return AnomalyDetector.fit(given, extractor, extraction, [i.category for i in items], weights)
+
+
+def clock(work) -> tuple:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+def latency(detector: AnomalyDetector, catalog) -> float:
+    pixels = decode_image(catalog.test[0].path.read_bytes())
+    return float(np.median([clock(lambda: detector.score([pixels]))[1] for _ in range(25)][5:]))
+
+
+def network(extractor) -> dict[str, float]:
+    """Milliseconds a picture, counted GFLOP/s, and those of a matrix product of the same dtype."""
+    plain, (height, width) = copy.deepcopy(extractor.backbone.module), extractor.size
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        plain(torch.zeros(1, 3, height, width))
+    pixels = torch.randint(0, 256, (16, 3, height, width), dtype=torch.uint8)
+    a = torch.rand(2048, 2048).to(DTYPES[extractor.precision])
+    seconds, product = 1e9, 1e9
+    with torch.inference_mode():
+        for _ in range(8):
+            seconds = min(seconds, clock(lambda: extractor.run_batch(pixels))[1] / 16)
+            product = min(product, clock(lambda: a @ a)[1])
+    return {"ms": 1000 * seconds, "gflops": counter.get_total_flops() / seconds / 1e9,
+            "peak": 2 * 2048**3 / product / 1e9}  # fmt: skip
+
+
+def compare(category: str, weights: str) -> dict:
+    found: dict = {"network": {}}
+    for name, precision in (("auto", "auto"), ("fp32", "fp32")):
+        given = options(category, weights, cache=False, precision=precision)
+        # the choice of the precision is part of the work, as the calibration is
+        start = time.perf_counter()
+        catalog, extractor, about, given = prepared(given)
+        detector = fit(given, catalog, extractor, about)
+        found[f"fit_{name}"] = time.perf_counter() - start
+        scores, found[f"score_{name}"] = clock(
+            lambda d=detector, c=catalog: d.score([i.path for i in c.test])
+        )
+        if name == "auto":
+            found |= {"memory": peak(), "precision": extractor.precision,
+                      "n_train": len(catalog.train), "n_test": len(scores)}  # fmt: skip
+        found[f"latency_{name}"] = latency(detector, catalog)
+        found["network"][extractor.precision] = network(extractor)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DFM_CACHE_HOME"] = folder
+        given = options(category, weights)
+        for _ in range(2):  # the second time the features are there
+            start = time.perf_counter()
+            catalog, extractor, about, resolved = prepared(given)
+            fit(resolved, catalog, extractor, about).score([i.path for i in catalog.test])
+            found["warm"] = time.perf_counter() - start
+    return found
+
+
+def scale(category: str, weights: str, n: str) -> dict:
+    catalog, extractor, about, given = prepared(options(category, weights, cache=False))
+    detector = fit(given, catalog, extractor, about)
+    paths = [i.path for i in catalog.test]
+    many = (paths * (int(n) // len(paths) + 1))[: int(n)]
+    return {"seconds": clock(lambda: detector.score(many))[1], "memory": peak()}
+
+
+def phases(category: str, weights: str, name: str) -> dict:
+    """Time the parts of a whole training run, each without the parts inside it."""
+    table: dict[str, float] = {}
+    inside = [0.0]
+
+    def watch(owner: object, attribute: str, title: str) -> None:
+        original = getattr(owner, attribute)
+
+        def timed(*args, **kwargs):
+            inside.append(0.0)
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                seconds = time.perf_counter() - start
+                table[title] = table.get(title, 0.0) + seconds - inside.pop()
+                inside[-1] += seconds
+
+        setattr(owner, attribute, timed)
+
+    from dfm_mlflow.jobs import run
+    from dfm_mlflow.network.extractor import Extractor
+
+    watch(Extractor, "extract", "network: decode, resize, forward, cache")
+    watch(job, "load_catalog", "list and digest the pictures")
+    watch(job, "build_extractor", "build the network, choose the precision")
+    watch(AnomalyDetector, "fit", "fit and calibrate")
+    watch(job, "score_items", "score the test pictures beside the network")
+    watch(job, "pixel_metrics_of", "pixel metrics")
+    watch(job, "image_metrics", "image metrics")
+    watch(job, "log_model", "MLflow: log the model")
+    watch(job, "log_dataset", "MLflow: log the data set")
+    watch(job, "log_parameters", "MLflow: parameters")
+    watch(job, "log_golden", "golden pictures")
+    watch(run, "write_report", "write the report")
+    watch(job, "log_results", "MLflow: log report and table")
+    watch(mlflow, "register_model", "MLflow: register")
+    watch(mlflow, "start_run", "MLflow: open the store and the run")
+    watch(mlflow, "log_metrics", "MLflow: metrics")
+    folder, own = os.path.split(category.rstrip("/"))
+    data = folder if own == name else "auto"
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        os.environ["DFM_CACHE_HOME"] = scratch
+        mlflow.set_tracking_uri(f"sqlite:///{scratch}/mlflow.db")
+        given = Options(category=name, data=data, backbone="resnet18", weights=weights)
+        _, seconds = clock(lambda: job.train(given))
+        os.chdir("/")
+    rows = [("imports", imported - started), *sorted(table.items(), key=lambda r: -r[1])]
+    rows.append(("everything else", seconds - sum(table.values())))
+    return {"phases": rows, "total": seconds + imported - started}
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

@@ -1,0 +1,120 @@
+"""``detector.json`` of format 1, strictly validated."""
+
+import json
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.errors import ArtifactError
+
+FORMAT = 1
+DETECTOR = "detector.json"
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_SMALLEST = float(np.finfo(np.float32).tiny)  # scores are computed in single precision
+_Size = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class SubspaceRecord(BaseModel):
+    """Of one layer of one class."""
+
+    model_config = _STRICT
+    n_components: int = Field(ge=1)
+    noise_variance: float = Field(ge=_SMALLEST, allow_inf_nan=False)
+
+
+class ClassRecord(BaseModel):
+    """Of one class."""
+
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    n_samples: int = Field(ge=2)
+    n_held_out: int = Field(ge=2)
+    n_folds: int = Field(ge=0)
+    map_scale: float = Field(ge=0, allow_inf_nan=False)
+    layers: list[SubspaceRecord] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_fitted_picture_is_held_out_once(self) -> "ClassRecord":
+        # 0 folds: the calibration is on pictures that were never fitted
+        if self.n_folds and not (2 <= self.n_folds <= self.n_held_out == self.n_samples):
+            raise ValueError(
+                f"{self.n_held_out} scores held out of {self.n_samples} samples in "
+                f"{self.n_folds} folds: n_folds is 0, or 2 to n_samples = n_held_out"
+            )
+        return self
+
+
+class LayerRecord(BaseModel):
+    """Of one layer of the backbone."""
+
+    model_config = _STRICT
+    name: str = Field(min_length=1)
+    shape: list[_Size] = Field(min_length=3, max_length=3)
+
+
+class Record(BaseModel):
+    """What ``detector.json`` holds."""
+
+    model_config = _STRICT
+    format: int
+    options: dict[str, str | int | float | bool]
+    layers: list[LayerRecord] = Field(min_length=1)
+    roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
+    precision: str = Field(pattern="^(fp32|bf16|fp16)$")
+    classes: list[ClassRecord] = Field(min_length=1)
+    weights: dict[str, str]
+    sha256: dict[str, _Sha256]
+
+    @model_validator(mode="after")
+    def _names_are_different(self) -> "Record":
+        for names in ([c.name for c in self.classes], [layer.name for layer in self.layers]):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a name stands twice among {', '.join(names)}")
+        return self
+
+
+def parse_record(text: bytes) -> Record:
+    """Read ``detector.json``.
+
+    Raises
+    ------
+    ArtifactError
+        For another format, and for the first field that is wrong.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{DETECTOR} is not JSON ({error}).") from None
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{DETECTOR} has format {found!r}, and this version reads format {FORMAT}: "
+            "install the version of dfm-mlflow that wrote it."
+        )
+    try:
+        return Record.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{DETECTOR}: {where}: {first['msg']}.") from None
+
+
+def options_of(record: Record) -> Options:
+    """Give the options of a record, all of them resolved.
+
+    Raises
+    ------
+    ArtifactError
+    """
+    try:
+        options = Options.parse(record.options)
+        resolved = options.resolve()
+    except ValueError as error:
+        raise ArtifactError(f"{DETECTOR}: {error}") from None
+    for name, value in resolved:
+        if getattr(options, name) != value:
+            raise ArtifactError(f"{DETECTOR}: the option {name} is auto, expected a value.")
+    return options
