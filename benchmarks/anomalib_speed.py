@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -24,10 +23,6 @@ from anomalib.engine import Engine  # noqa: E402
 from anomalib.models import Dfm  # noqa: E402
 from anomalib_server import use_weights  # noqa: E402
 from PIL import Image  # noqa: E402
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -52,13 +47,11 @@ def main() -> None:
     start = time.perf_counter()
     engine.fit(model=model, datamodule=data)
     fitted = time.perf_counter()
-    after_fit = peak()
     engine.predict(model=model, dataloaders=data.test_dataloader())
     scored = time.perf_counter()
     found = {
         "fit": fitted - start, "n_train": len(data.train_data),
         "score": scored - fitted, "n_test": len(data.test_data),
-        "fit_memory": after_fit, "memory": peak(),
     }  # fmt: skip
     picture = next((given.category / "test" / "good").iterdir())
     pixels = np.asarray(Image.open(picture).convert("RGB"))

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import click
@@ -24,13 +25,32 @@ HERE = Path(__file__).parent
 VALIDATION = ("default", "none")
 
 
-def measured(python: Path | str, script: str, *arguments: object, env: dict | None = None) -> dict:
-    """Run a measuring script to its end and read the JSON of its last line."""
+def measured(python: Path | str, script: str, *arguments: object) -> dict:
+    """Run a measuring script to its end; the JSON of its last line, and its peak memory in MB."""
     command = [str(python), str(HERE / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=env)
-    if done.returncode:
-        raise click.ClickException(f"{script} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            time.sleep(0.1)
+        for file in (out, err):
+            file.seek(0)
+        if process.returncode:
+            raise click.ClickException(f"{script} failed:\n{err.read()[-2000:]}")
+        return json.loads(out.read().splitlines()[-1]) | {"memory": peak}
+
+
+def memory(pid: int) -> float:
+    """Megabytes of a process and its children, pages they share counted once."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        children = [c for task in Path(f"/proc/{pid}/task").iterdir()
+                    for c in (task / "children").read_text().split()]  # fmt: skip
+    except OSError:  # it has just ended
+        return 0.0
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return own / 1024 + sum(memory(int(child)) for child in children)
 
 
 def median(rows: list[dict], name: str) -> float:
@@ -51,7 +71,8 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
                              "--validation", kind, "--folder", Path(name) / f"{turn}-{kind}")
                 )  # fmt: skip
     first = ours[0]
-    click.echo(f"| | ours ({first['precision']}) | ours (fp32) | anomalib | anomalib, no validation |")
+    sides = (f"ours ({first['precision']})", "ours (fp32)", "anomalib", "no validation")
+    click.echo(f"| | {' | '.join(sides)} |")
     click.echo("|---|---|---|---|---|")
     columns = [
         [{k.removesuffix("_" + p): v for k, v in row.items() if k.endswith("_" + p)} | row
@@ -62,7 +83,7 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
         (f"fit of {first['n_train']} pictures, s", lambda r: r["fit"]),
         ("test pictures a second", lambda r: r["n_test"] / r["score"]),
         ("one decoded picture to its score, ms", lambda r: 1000 * r["latency"]),
-        ("peak memory, MB", lambda r: r["memory"]),
+        ("peak memory with worker processes, MB", lambda r: r["memory"]),
     ):
         cells = [f"{statistics.median(map(value, rows)):.3g}" for rows in columns]
         click.echo(f"| {title} | {' | '.join(cells)} |")

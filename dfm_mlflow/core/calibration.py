@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import kstest, kstwo
 
 _TAIL_SHARE = 0.2  # of the held-out scores describe the tail,
 _TAIL_LEAST = 10  # and at least this many of them
@@ -228,6 +227,8 @@ def measure_drift(
     columns = [p_values, *places.T]
     columns = [column[~np.isnan(column)] for column in columns]
     columns = [column for column in columns if len(column)]
+    from scipy.stats import kstest, kstwo  # 50 MB, which no scoring needs
+
     distances = [float(kstest(column, "uniform").statistic) for column in columns]
     significance = min(
         float(kstwo.sf(distance, _effective_size(len(column), n_calibration)))

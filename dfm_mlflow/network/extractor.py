@@ -164,22 +164,22 @@ class Extractor:
         return other
 
     def remember(
-        self, source: Source, data: bytes, maps: Sequence[Tensor], size: tuple[int, int]
+        self, source: Source, digest: str, maps: Sequence[Tensor], size: tuple[int, int]
     ) -> None:
         """Keep the maps of one picture that the network has seen, for the next extraction.
 
         Parameters
         ----------
         source : Path or S3Object
-        data : bytes
-            Its contents.
+        digest : str
+            SHA-256 of its contents, in hexadecimal.
         maps : sequence of Tensor of shape (C, h, w)
         size : tuple of int
             Height and width of the picture in pixels.
         """
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
-            self.cache.put(self._key(data), [*arrays, np.array(size)])
+            self.cache.put(self._key(digest), [*arrays, np.array(size)])
         else:
             self._known[source] = _Prepared(size, cached=arrays)
 
@@ -261,7 +261,7 @@ class Extractor:
                 data = source.read_bytes() if isinstance(source, Path | S3Object) else source
             except OSError as error:
                 raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
-            key = self._key(data) if self.cache else None
+            key = self._key(hashlib.sha256(data).hexdigest()) if self.cache else None
             cached = self.cache.get(key) if self.cache and key else None
             if cached is not None:
                 *maps, size = cached
@@ -291,9 +291,8 @@ class Extractor:
         """Run the network on pixels of shape (n, 3, H, W), uint8; one feature map a layer."""
         return self._network.run(pixels)
 
-    def _key(self, data: bytes) -> str:
-        content = hashlib.sha256(data).hexdigest()
-        return hashlib.sha256(f"{self.fingerprint}\0{content}".encode()).hexdigest()
+    def _key(self, digest: str) -> str:
+        return hashlib.sha256(f"{self.fingerprint}\0{digest}".encode()).hexdigest()
 
     def _make_fingerprint(self) -> str:
         parts = [_CACHE_VERSION, self.backbone.fingerprint(), self.backbone.layers, self.size,

@@ -158,9 +158,9 @@ def _read(path: str, data: bytes) -> dict[str, Tensor]:
     if path.endswith(".safetensors"):
         try:
             return load_safetensors(data)
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise WeightsError(
-                f"{path} is not a readable safetensors file ({error}): fetch it again."
+                f"{path} is not a readable safetensors file ({str(error)[:200]}): fetch it again."
             ) from None
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
