@@ -2,11 +2,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 ARGS ?=
+LOWEST ?= .venv-lowest
+TORCH ?= torch==2.9.0 torchvision==0.24.0
+CORE_TESTS := tests/core tests/images tests/network tests/test_artifact.py tests/test_config.py \
+	tests/test_detector.py tests/test_format1.py
 
-.PHONY: help venv demo stack test lint
+.PHONY: help venv demo stack test test-lowest lint
 
 help:  ## Show this help
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +29,19 @@ stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 
 test: $(BIN)/.installed  ## Run the test suite
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+
+test-lowest:  ## Test on the lowest versions of the ranges, with the pair that TORCH names
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv $(TORCH)
+	$(LOWEST)/bin/python -m pip freeze | grep -E '^torch(vision)?==' > $(LOWEST)/pair.txt
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--constraint $(LOWEST)/pair.txt --extra onnx --extra sample --extra timm pyproject.toml \
+		--output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--requirement $(LOWEST)/lowest.txt hypothesis 'moto[server]' pytest pytest-timeout
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(abspath $(LOWEST))/bin/python -m pytest \
+		$(or $(ARGS),$(CORE_TESTS))
 
 lint: $(BIN)/.installed  ## Check the code's style
 	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples

@@ -65,7 +65,7 @@ def main(images: int, worker: tuple[str, str, str] | None) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        draw(root / "few", 40)
+        draw(root / "few", 24)
         draw(root / "all", images)
         save_model(root / "few", root / "model")
         found = {}
@@ -140,8 +140,9 @@ def measure(master: str, folder: str, name: str) -> dict:
     def fit(source: str, target: str) -> None:
         items = [Item(p, "drawn", "train", "good") for p in sorted((root / source).iterdir())]
         extractor, weights, resolved = build_extractor(options())
-        detector, _, _ = fit_on_spark(resolved, extractor, items, weights, lambda kept, errors: None,
-                                      session=spark)  # fmt: skip
+        detector, _, _ = fit_on_spark(
+            resolved, extractor, items, weights, lambda kept, errors: None, session=spark
+        )
         if source == "all":
             dfm_mlflow.save_model(detector, target)
 

@@ -144,7 +144,7 @@ def load_detector(
 
 def _grids(record: Record, extractor: Extractor) -> list[Grid]:
     """Hold the shapes of the record against those that the network gives."""
-    features = extractor.extract([_grey(extractor.size)]).features
+    features = extractor.extract([_noise(extractor.size)]).features
     grids = []
     for layer, maps in zip(record.layers, features, strict=True):
         channels, height, width = found = tuple(maps.shape[1:])
@@ -158,13 +158,14 @@ def _grids(record: Record, extractor: Extractor) -> list[Grid]:
 
 
 def _check_score(detector: AnomalyDetector) -> None:
-    row = detector.score([_grey(detector.extractor.size)]).iloc[0]
+    row = detector.score([_noise(detector.extractor.size)]).iloc[0]
     if not all(math.isfinite(row[name]) for name in ("anomaly_score", "fre", "nll")):
-        raise ArtifactError(f"{STATISTICS}: a grey picture gets no finite score.")
+        raise ArtifactError(f"{STATISTICS}: a picture of noise gets no finite score.")
 
 
-def _grey(size: tuple[int, int]) -> np.ndarray:
-    return np.full((*size, 3), 128, np.uint8)
+def _noise(size: tuple[int, int]) -> np.ndarray:
+    """Give a picture that stirs every weight of the first layers."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def _check_weights(state: dict[str, torch.Tensor]) -> None:
@@ -327,7 +328,7 @@ def _tensors(load: Any, path: Path, expected: str | None) -> dict[str, Any]:
     except ArtifactError:
         raise
     except (SafetensorError, ValueError, TypeError, KeyError) as error:  # a type that NumPy lacks
-        raise ArtifactError(f"{path} is not a safetensors file ({error}).") from None
+        raise ArtifactError(f"{path} is not a safetensors file ({str(error)[:200]}).") from None
 
 
 def sha256(path: Path) -> str:

@@ -91,14 +91,14 @@ def parse_record(text: bytes) -> Record:
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
         raise ArtifactError(
-            f"{DETECTOR} has format {found!r}, and this version reads format {FORMAT}: "
+            f"{DETECTOR} has format {repr(found)[:40]}, and this version reads format {FORMAT}: "
             "install the version of dfm-mlflow that wrote it."
         )
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"]))[:200]
         raise ArtifactError(f"{DETECTOR}: {where}: {first['msg']}.") from None
 
 
@@ -113,7 +113,7 @@ def options_of(record: Record) -> Options:
         options = Options.parse(record.options)
         resolved = options.resolve()
     except ValueError as error:
-        raise ArtifactError(f"{DETECTOR}: {error}") from None
+        raise ArtifactError(f"{DETECTOR}: {str(error)[:500]}") from None
     for name, value in resolved:
         if getattr(options, name) != value:
             raise ArtifactError(f"{DETECTOR}: the option {name} is auto, expected a value.")

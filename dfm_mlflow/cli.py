@@ -15,10 +15,11 @@ from dfm_mlflow.config import (
     Options,
     PromoteOptions,
     RecalibrateOptions,
+    ScoreOptions,
     StrictOptions,
     SweepOptions,
 )
-from dfm_mlflow.errors import DfmError
+from dfm_mlflow.errors import ConfigError, DfmError
 
 
 def options_of(
@@ -50,7 +51,7 @@ def options_of(
 def cli(debug: bool) -> None:
     """Image anomaly detection by Deep Feature Modeling, in MLflow's own words."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("alembic", "botocore", "matplotlib", "PIL"):
+    for noisy in ("alembic", "botocore", "matplotlib", "PIL", "py4j"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -109,15 +110,37 @@ def evaluate(**values: Any) -> None:
 
 
 @cli.command()
-@click.option("--url", required=True, help="Server that mlflow models serve started.")
-@click.option("--output", help="Write a table here, .parquet or .csv, and print nothing.")
+@click.option("--url", help="Server that mlflow models serve started.")
+@click.option("--model", help="Instead of a server: any MLflow model URI, loaded here.")
+@click.option("--images", "found", help="With --model, the same as IMAGES.")
+@click.option("--output", help="Write a table here: .parquet, .csv, or with --model a folder/.")
+@click.option("--engine", default="local", show_default=True, metavar="local|spark")
 @click.option("--fpr", type=float, help="False-positive rate; the model's own by default.")
 @click.option("--anomaly-map", is_flag=True, help="Ask for anomaly maps.")
 @click.option("--on-error", default="raise", show_default=True, metavar="raise|report")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds for one request.")
-@click.argument("images", nargs=-1, required=True)
-def score(url: str, images: tuple[str, ...], output: str | None, **values: Any) -> None:
-    """Score pictures, files or folders of them, on a server."""
+@click.argument("images", nargs=-1)
+def score(
+    url: str | None,
+    model: str | None,
+    found: str | None,
+    images: tuple[str, ...],
+    output: str | None,
+    engine: str,
+    **values: Any,
+) -> None:
+    """Score pictures on a server, or with a model that is loaded here or by Spark's executors.
+
+    IMAGES are files or folders; with --model one folder, s3:// prefix or pattern.
+    """
+    images = (*images, found) if found else images
+    if (url is None) == (model is None) or not images:
+        raise ConfigError("score needs images, and either url=http://HOST:PORT or model=<URI>.")
+    if model is not None:
+        _score_here(model, images, output, engine, values)
+        return
+    if engine != "local":
+        raise ConfigError(f"engine={engine} needs model=<URI>: a server has an engine of its own.")
     from dfm_mlflow.client import find_pictures, write_table
     from dfm_mlflow.client import score as score_on_server
 
@@ -126,6 +149,23 @@ def score(url: str, images: tuple[str, ...], output: str | None, **values: Any) 
     table = score_on_server(url, paths, **values)
     table.insert(0, "path", paths)
     write(table)
+
+
+def _score_here(
+    model: str, images: tuple[str, ...], output: str | None, engine: str, values: dict[str, Any]
+) -> None:
+    if len(images) > 1 or output is None:
+        raise ConfigError("With model=<URI> score needs one folder, prefix or pattern, and output.")
+    context = click.get_current_context()
+    for name in values:  # what only a server is asked
+        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
+            raise ConfigError(f"{name} is asked of a server alone: leave it out, or give url.")
+    options = ScoreOptions.parse(
+        {"model": model, "images": images[0], "output": output, "engine": engine}
+    )
+    from dfm_mlflow.jobs.score import score as run
+
+    click.echo(run(options).summary())
 
 
 @cli.command()

@@ -83,6 +83,29 @@ class EvaluateOptions(StrictOptions):
     )
 
 
+class ScoreOptions(StrictOptions):
+    """Every option of scoring without a server."""
+
+    model: str = _option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    images: str = _option(
+        ...,
+        "Pictures: a folder or s3:// prefix with all folders below it, or a pattern such as "
+        "'s3://bucket/2025/**/*.jpg'.",
+        "a folder, an s3:// prefix or a pattern",
+        min_length=1,
+    )
+    output: str = _option(
+        ...,
+        "Parquet, local or s3://: one file, or with a slash at the end and with engine=spark a "
+        "folder of parts, with which a broken run goes on.",
+        "a name that ends in .parquet or /",
+        r"^.*(\.parquet|[^/:]/)$",
+    )
+    engine: str = _option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
+
+
 class CompareOptions(StrictOptions):
     """Every option of a comparison of runs."""
 
@@ -439,10 +462,6 @@ class Options(StrictOptions):
                 f"group_by={self.group_by!r} is not a regular expression ({error}): correct it or "
                 "give none."
             ) from None
-        for option, here, remedy in _NOT_YET:
-            value = getattr(self, option)
-            if here(value):
-                raise ConfigError(f"{option}={value} is not supported by this version: {remedy}")
 
 
 class _Sweep(StrictOptions):
@@ -504,6 +523,7 @@ class _Sweep(StrictOptions):
                 f"registered_model={self.registered_model} has no meaning in a sweep, which "
                 "registers nothing: leave it out, and train the best configuration."
             )
+        refuse_spark(self.engine, "sweep")
         for configuration in self.configurations():
             try:
                 self.options(self.category_names[0], configuration).resolve()
@@ -534,8 +554,19 @@ SweepOptions = create_model(
 )  # fmt: skip
 
 
-# What later versions bring is refused, never accepted and ignored.
-_NOT_YET = (("engine", lambda v: v == "spark", "use engine=local."),)
+def refuse_spark(engine: str, verb: str) -> None:
+    """Refuse what a verb that fits many models on one machine does not know.
+
+    Raises
+    ------
+    ConfigError
+        For ``spark``.
+    """
+    if engine == "spark":
+        raise ConfigError(
+            f"engine=spark is not known to {verb}: use engine=local, on some of the pictures, and "
+            "train on all of them with what it found."
+        )
 
 
 def _sentence(model: type[StrictOptions], error: ValidationError) -> str:

@@ -56,6 +56,10 @@ class SweepError(DfmError, RuntimeError):
     """Categories of a sweep that failed, while the others went on."""
 
 
+class SparkError(DfmError, RuntimeError):
+    """Spark cannot be used, or a job on it failed."""
+
+
 class ServerError(DfmError, RuntimeError):
     """A scoring server refused a request, or cannot be reached.
 

@@ -3,16 +3,17 @@
 The places are this process or Spark's executors: :class:`Passes` is all that is known of them. What
 comes back is a sum whose size does not follow the number of pictures, or a few numbers a picture.
 
-==================  ===============================  ============================================
-features of a row   pictures                         subspaces from
-==================  ===============================  ============================================
-up to 4,096         any number                       merged moments, and those of each fold
-more                up to 4,096                      the rows themselves, by ``fit_layers``' code
-more                more                             seeded subspace iteration
-==================  ===============================  ============================================
+=======================================  ======================================================
+n pictures, D features of a row          subspaces from
+=======================================  ======================================================
+n up to D and up to 4,096                the rows themselves, which are less than a D x D matrix
+D up to 4,096                            merged moments, and those of each fold
+both above 4,096                         seeded subspace iteration
+=======================================  ======================================================
 
-Where the iteration gives way to an exact solver, as it does in :mod:`dfm_mlflow.core.solvers`, that
-one works on the rows, at most as many as features, or on moments.
+The choice is that of :mod:`dfm_mlflow.core.solvers`, and so are the results up to rounding. Where
+the iteration gives way to an exact solver, that one works on the rows, at most as many as features,
+or on moments.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -140,7 +141,7 @@ class LocalPasses:
 def fit_class_in_passes(
     name: str, passes: Passes, folds: np.ndarray, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
-    """Fit and calibrate a class; the same as :func:`dfm_mlflow.class_model.fit_class` up to rounding.
+    """Fit and calibrate a class, as :func:`dfm_mlflow.class_model.fit_class` does up to rounding.
 
     Parameters
     ----------
@@ -162,18 +163,23 @@ def fit_class_in_passes(
     if len(np.unique(folds[folds >= 0])) < 2:
         raise FitError(ONE_GROUP)
     parts = [_fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
-    subspaces = [subspace for subspace, _ in parts]
-    check_rest(subspaces, options)
     held = parts[0][1]
     for _, other in parts[1:]:
         held = held.join(other, _beside)
-    layers, usual = [], []
-    for j, (subspace, leading) in enumerate(
-        zip(subspaces, _leading(passes, subspaces, grids), strict=True)
-    ):
-        whole, others = _usual(held, folds, j, options.normalize)
-        layers.append(LayerModel(subspace, whole.numpy(), leading))
-        usual.append(others)
+    sums = _sums(held, folds)
+    subspaces = [
+        to_store(subspace, _noise_variance(sums, j, subspace))
+        for j, (subspace, _) in enumerate(parts)
+    ]
+    check_rest(subspaces, options)
+    divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
+    usual = [others for _, others in divisors]
+    layers = [
+        LayerModel(subspace, whole.numpy(), leading)
+        for subspace, (whole, _), leading in zip(
+            subspaces, divisors, _leading(passes, subspaces, grids), strict=True
+        )
+    ]
 
     def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
         maps = [torch.from_numpy(m) for m in block.maps]
@@ -209,10 +215,10 @@ def _fit_layer(
     """Give the final subspace, and the pictures of each fold under the subspace of the others."""
     layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
     n, dimension = int((folds >= 0).sum()), grid.n_features
-    if dimension <= MAX_FEATURES:
-        subspace, held = layer.by_moments()
-    elif n <= LARGE:
+    if n <= min(dimension, LARGE):
         subspace, held = layer.by_rows()
+    elif dimension <= MAX_FEATURES:
+        subspace, held = layer.by_moments()
     else:
         try:
             subspace, held = layer.by_iteration()
@@ -227,9 +233,7 @@ def _fit_layer(
                     f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
                     "pooling."
                 ) from error
-    n_read, total = held.total(lambda b: (len(b.index), b.fre[0].sum()), _add_pairs)
-    mean = HeldOut(np.array([total / n_read]), np.zeros(1), lambda: np.zeros((1, dimension)))
-    return to_store(subspace, mean.noise_variance(subspace)), held
+    return subspace, held
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +277,7 @@ class _Layer:
                 lambda b, group=group: {
                     f: Moments.of(rows.of_fold(b, f), limit=None) for f in group
                 },
-                lambda a, b: {f: a[f].merge(b[f]) for f in a},
+                _by_key,
             )
             models = {f: fit_without(whole, part, self.level) for f, part in apart.items()}
             del apart
@@ -307,8 +311,7 @@ class _Layer:
         apart = self.passes.total(
             lambda b: {f: Summary.of(x) for f in numbers
                        if len(x := rows.of_fold(b, f))},
-            lambda a, b: {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f]
-                          for f in a | b},
+            _by_key,
         )  # fmt: skip
         without = {
             f: reduce(Summary.merge, [part for other, part in apart.items() if other != f])
@@ -322,7 +325,9 @@ class _Layer:
             held = self.hold_out({f: models[f] for f in group}, held)
         return subspace, held
 
-    def iterate(self, iterations: dict[int | None, SubspaceIteration]) -> dict[int | None, Subspace]:
+    def iterate(
+        self, iterations: dict[int | None, SubspaceIteration]
+    ) -> dict[int | None, Subspace]:
         """Drive the iterations of the whole (None) and of each fold's rest until all settle."""
         rows, active = self.rows, dict(iterations)
         while active:
@@ -380,28 +385,50 @@ def _leading(
     return [sorted_columns(parts) for parts in zip(*passes.each(coordinates), strict=True)]
 
 
-def _usual(
-    held: Passes, folds: np.ndarray, j: int, how: str
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the held-out pictures of one fold."""
+
+    n: int
+    fre: np.ndarray  # of each layer
+    maps: list[np.ndarray]  # of each layer, of shape (h, w)
+
+    def merge(self, other: "_Sums") -> "_Sums":
+        maps = [a + b for a, b in zip(self.maps, other.maps, strict=True)]
+        return _Sums(self.n + other.n, self.fre + other.fre, maps)
+
+
+def _sums(held: Passes, folds: np.ndarray) -> dict[int, _Sums]:
+    def sums(block: HeldOutBlock) -> dict[int, _Sums]:
+        mine = folds[block.index]
+        return {
+            int(f): _Sums(
+                int((mine == f).sum()),
+                np.array([fre[mine == f].sum() for fre in block.fre]),
+                [m[mine == f].sum(0, dtype=np.float64) for m in block.maps],
+            )
+            for f in np.unique(mine)
+        }
+
+    return held.total(sums, _by_key)
+
+
+def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace) -> float:
+    whole = reduce(_Sums.merge, sums.values())
+    mean = HeldOut(whole.fre[j : j + 1] / whole.n, np.zeros(1), lambda: np.zeros((1, 0)))
+    return mean.noise_variance(subspace)
+
+
+def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
     """What a layer's map is divided by, and what held-out ones are: of shape (n_folds, h, w)."""
 
-    def sums(block: HeldOutBlock) -> dict[int, tuple[int, np.ndarray]]:
-        mine = folds[block.index]
-        return {int(f): (int((mine == f).sum()), block.maps[j][mine == f].sum(0, dtype=np.float64))
-                for f in np.unique(mine)}  # fmt: skip
+    def divisor(parts: list[_Sums]) -> Tensor:
+        whole = reduce(_Sums.merge, parts)
+        return usual_of(torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how)
 
-    apart = held.total(
-        sums, lambda a, b: {f: _add_pairs(a[f], b[f]) if f in a and f in b else a.get(f) or b[f]
-                            for f in a | b})  # fmt: skip
-
-    def divisor(parts: list[tuple[int, np.ndarray]]) -> Tensor:
-        n, total = reduce(_add_pairs, parts)
-        return usual_of(torch.from_numpy((total / n).astype(np.float32))[None], how)
-
-    whole = divisor(list(apart.values()))
-    others = [divisor([part for other, part in apart.items() if other != f])
-              for f in range(max(apart) + 1)]  # fmt: skip
-    return whole, torch.stack(others)
+    others = [divisor([part for other, part in sums.items() if other != f])
+              for f in range(max(sums) + 1)]  # fmt: skip
+    return divisor(list(sums.values())), torch.stack(others)
 
 
 def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
@@ -426,8 +453,9 @@ def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
     return HeldOutBlock(a.index, a.maps + b.maps, a.fre + b.fre, a.mahalanobis + b.mahalanobis)
 
 
-def _add_pairs(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
-    return a[0] + b[0], a[1] + b[1]
+def _by_key(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+    """Merge what both have, and keep what one of them has."""
+    return {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f] for f in a | b}
 
 
 def _groups(values: list[T], size: int) -> list[list[T]]:

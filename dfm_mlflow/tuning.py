@@ -34,7 +34,8 @@ SEARCHED = tuple(GRID)
 # A candidate replaces the preset only if it is better by more than MARGIN, and if resampled
 # pictures say with this confidence that it is better by more than LEAST. See docs/tuning.md.
 MARGIN, LEAST, CONFIDENCE = 0.015, 0.0075, 0.95
-_RESAMPLED, _RESAMPLES = 10, 1000
+ALIKE = 0.003  # candidates as close to the best as this: the one that changes least is taken
+_RESAMPLED, _RESAMPLES = 20, 1000
 
 RoiCells = Callable[[tuple[int, int]], np.ndarray]
 
@@ -166,28 +167,38 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
     """Choose the candidate that is most surely better than the first, or else the first.
 
     Of many candidates the best looks better than it is, and synthetic defects are not the real
-    ones: a small lead says nothing.
+    ones: a small lead says nothing. Of those that are clearly better and nearly alike, the one
+    with the fewest options changed is taken.
     """
     if len(scored) == 1:
         return Choice(0, None, "Every option is given: there was nothing to choose.")
     areas = np.array([s.auroc for s in scored])
     ahead = [int(i) for i in np.argsort(-areas, kind="stable")[:_RESAMPLED] if i]
     compared = {i: _compare(scored[i], scored[0], seed) for i in ahead}
-    best = max(compared, key=lambda i: compared[i].lower)
+    better = [i for i, c in compared.items() if c.difference > MARGIN and c.lower > LEAST]
+    near = [i for i in better if areas[i] >= areas[better].max() - ALIKE]
+    if near:
+        best = min(near, key=lambda i: (len(_changes(scored[i], scored[0])), -areas[i]))
+    else:
+        best = max(compared, key=lambda i: compared[i].lower)
     found = compared[best]
     figures = (
         f"synthetic AUROC {found.challenger:.4f} against {found.champion:.4f}, a lead of "
         f"{found.difference:+.4f}, of at least {found.lower:+.4f} with {CONFIDENCE:.0%} confidence"
     )
     preset = scored[0].options.preset
-    if found.difference > MARGIN and found.lower > LEAST:
-        before, after = scored[0].options, scored[best].options
-        changed = ", ".join(f"{name}={getattr(after, name)}" for name in SEARCHED
-                            if getattr(after, name) != getattr(before, name))  # fmt: skip
+    if near:
+        changed = ", ".join(_changes(scored[best], scored[0]))
         return Choice(best, found, f"Chosen over preset={preset}: {changed} ({figures}).")
     return Choice(
         0, found, f"preset={preset} stays: the best of {len(scored) - 1} others has {figures}; "
         f"more than {MARGIN} and, surely, {LEAST} are asked for.")  # fmt: skip
+
+
+def _changes(scored: Scored, first: Scored) -> list[str]:
+    after, before = scored.options, first.options
+    return [f"{name}={getattr(after, name)}" for name in SEARCHED
+            if getattr(after, name) != getattr(before, name)]  # fmt: skip
 
 
 def _compare(challenger: Scored, champion: Scored, seed: int) -> Comparison:

@@ -13,6 +13,10 @@ from PIL import Image
 
 from .stores import pauses, s3_server, s3_store  # noqa: F401
 
+# The flavor holds no pickle, so everything must work where none may be read: in this process and
+# in those that tests start.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
 
 def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
     """A striped picture of slightly varying phase, with a dark square where there is a defect."""

@@ -3,7 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 from dfm_mlflow.artifact import BACKBONE, DETECTOR, STATISTICS, load_detector, save_detector, sha256
 from dfm_mlflow.errors import ArtifactError
@@ -98,12 +101,37 @@ def edit(folder, change):
         (lambda r: r["classes"][0].update(n_samples=7), "n_folds is 0, or 2 to n_samples"),
         (lambda r: r["classes"][0].update(n_held_out=1), "n_held_out"),
         (lambda r: r["classes"][0].update(n_folds=0, n_held_out=9), r"0\.held_out has shape"),
+        (lambda r: r.update(options={}), "the option backbone is auto"),
+        (lambda r: r["options"].update(pooling="auto"), "the option pooling is auto"),
+        (lambda r: r["options"].update(image_size="99"), "the backbone gives .* with these"),
+        (lambda r: r["options"].update(pooling="999"), "the backbone gives .* with these options"),
+        (lambda r: r["layers"][0].update(shape=[1, 2**20, 2**20]), r"\(1, 1048576, 1048576\)"),
+        (lambda r: r["classes"][1].update(name="dark"), "a name stands twice"),
+        (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e-300), "noise_variance"),
+        (lambda r: r.update({"x" * 10**5: "y" * 10**5}), "Extra inputs"),
     ],
 )
 def test_changed_records_are_refused(folder, change, words):
     edit(folder, change)
     with pytest.raises(ArtifactError, match=words):
         load_detector(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**5, '{"format": 1, "a":' * 10**5, "\xff{", "", "[]", "7"]
+)
+def test_what_is_no_record_is_refused(folder, text):
+    (folder / DETECTOR).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=r"is not JSON|has format None") as caught:
+        load_detector(folder)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_record_beyond_any_size_is_not_read(folder):
+    with open(folder / DETECTOR, "wb") as file:
+        file.truncate(17 * 2**20)
+    with pytest.raises(ArtifactError, match="more than the limit of 16777216"):
+        load_detector(folder)
 
 
 def test_changed_files_are_refused(folder):
@@ -127,6 +155,13 @@ def test_changed_files_are_refused(folder):
         (lambda a: a["0.1.usual"].__setitem__((0, 0), 0), "not positive"),
         (lambda a: a.pop("1.0.basis"), r"lacks 1\.0\.basis"),
         (lambda a: a.update({"0.held_out": a["0.held_out"][::-1].copy()}), "out of order"),
+        (lambda a: a.update({"0.0.leading": a["0.0.leading"][::-1].copy()}), "out of order"),
+        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 100}), "no unit vectors"),
+        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 0}), "no unit vectors"),
+        (lambda a: a.update({"0.0.mean": a["0.0.mean"] * 0 + 3e38}), "too large"),
+        (lambda a: a.update({"0.0.mean": a["0.0.mean"].astype(bool)}), "bool, expected float32"),
+        (lambda a: a.update({"0.0.basis": a["0.0.basis"].astype(float)}), "expected float16"),
+        (lambda a: a.update({"payload": a["0.held_out"]}), "payload, which belongs to nothing"),
     ],
 )
 def test_statistics_that_make_no_sense_are_refused_even_with_a_right_hash(folder, change, words):
@@ -148,3 +183,46 @@ def test_missing_files_are_named(folder, name):
 def test_another_precision_than_the_calibration_s_is_refused(saved):
     with pytest.raises(ArtifactError, match="calibrated in fp32 and precision=bf16"):
         load_detector(saved, precision="bf16")
+
+
+def with_header(header, rest=b"\0" * 4):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def of(kind, shape, end=4):
+    return with_header({"x": {"dtype": kind, "shape": shape, "data_offsets": [0, end]}})
+
+
+@pytest.mark.parametrize("name", [STATISTICS, BACKBONE])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff" * 40, of("F4", [8]), of("F8_E4M3", [4]), of("Q9", [4]), of("F32", [2**40], 2**42),
+     of("F32", [2**62, 0], 0), of("F32", [2**40]), (2**63).to_bytes(8, "little") + b"{}",
+     with_header([1]), with_header({"x" * 10**5: 1})],
+)  # fmt: skip
+def test_headers_that_lie_are_refused_with_a_short_sentence(folder, name, data):
+    (folder / name).write_bytes(data)
+    edit(folder, lambda r: r["sha256"].update({name: sha256(folder / name)}))
+    with pytest.raises(ArtifactError) as caught:
+        load_detector(folder, device="cpu")
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.fill_(float("nan")), "NaN"),
+        (lambda t: t[:1].clone(), "has shape"),
+        (lambda t: t.to(torch.int8), "dtype torch.int8, expected float32"),
+        (lambda t: t.to(torch.float64), "expected float32"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused_even_with_a_right_hash(folder, change, words):
+    state = load_torch(folder / BACKBONE)
+    first = sorted(state)[0]
+    save_torch(state | {first: change(state[first])}, folder / BACKBONE)
+    edit(folder, lambda r: r["sha256"].update({BACKBONE: sha256(folder / BACKBONE)}))
+    with pytest.raises(ArtifactError, match=words):
+        load_detector(folder, device="cpu")

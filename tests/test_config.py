@@ -8,7 +8,14 @@ import yaml
 from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
-from dfm_mlflow.config import PRESETS, EvaluateOptions, Options, PromoteOptions, SweepOptions
+from dfm_mlflow.config import (
+    PRESETS,
+    EvaluateOptions,
+    Options,
+    PromoteOptions,
+    ScoreOptions,
+    SweepOptions,
+)
 from dfm_mlflow.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -21,14 +28,15 @@ def project():
 @pytest.mark.parametrize(
     ("entry", "model"),
     [("main", Options), ("tune", Options), ("sweep", SweepOptions), ("evaluate", EvaluateOptions),
-     ("promote", PromoteOptions)],
+     ("promote", PromoteOptions), ("score", ScoreOptions)],
 )
 def test_mlproject_has_the_options_with_their_defaults(entry, model):
     point = project()["entry_points"][entry]
     fields = model.model_fields
     assert list(point["parameters"]) == list(fields)
     defaults = {k: v["default"] for k, v in point["parameters"].items() if "default" in v}
-    required = {name: "1" for name, field in fields.items() if field.is_required()}
+    required = {name: "1" if name != "output" else "scores/"
+                for name, field in fields.items() if field.is_required()}  # fmt: skip
     assert set(defaults) == set(fields) - set(required)
     assert model.parse(required | defaults) == model.parse(required)
     passed = re.findall(r"--([\w-]+) \{(\w+)\}", point["command"])
@@ -118,7 +126,6 @@ def test_bad_values_get_one_sentence(option, value, words):
         ({"image_size": "200", "tile": "256"}, "does not cut"),
         ({"image_size": "520", "tile": "256"}, "multiples of 32"),
         ({"retest": "0.005"}, "not above fpr"),
-        ({"engine": "spark"}, "not supported"),
     ],
 )
 def test_what_is_not_there_is_refused_not_ignored(options, words):

@@ -1,18 +1,9 @@
 """A real ``mlflow models serve`` process, and what its clients see."""
 
 import base64
-import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -29,39 +20,10 @@ from dfm_mlflow.errors import ImageError, ServerError
 
 from .conftest import texture
 from .detectors import fit, pictures
-from .servers import free_port, post
+from .servers import PARQUET, parquet, post, serving
 
-PARQUET = "application/vnd.apache.parquet"
 IMAGES = pictures(3, 7) + pictures(3, 8, defect=True)
 CODED = [base64.b64encode(i).decode() for i in IMAGES]
-
-
-@contextmanager
-def serving(path, log, **model_config):
-    url = f"http://127.0.0.1:{free_port()}"
-    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
-    path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path_list,
-                   "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}  # fmt: skip
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path), "--env-manager",
-             "local", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]],
-            env=environment, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}/ping", timeout=2)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        yield url
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +47,6 @@ def log(saved):
 def server(saved, log):
     with serving(saved, log, batch_size=4, max_wait_ms=2000) as url:
         yield url
-
-
-def parquet(images):
-    buffer = io.BytesIO()
-    pd.DataFrame({"image": images}).to_parquet(buffer)
-    return buffer.getvalue()
 
 
 def requests_of(images):

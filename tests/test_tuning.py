@@ -132,6 +132,16 @@ def test_the_preset_stays_unless_another_is_clearly_better():
     assert choose([first, little, much]) == choice
 
 
+def test_of_nearly_equal_leads_the_smallest_change_is_taken():
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(size=200), rng.normal(1, size=200)
+    many = scored(good, bad + 0.5, aggregate="top:0.1", pca_level="0.9", normalize="global")
+    one = scored(good, bad + 0.499, aggregate="top:0.1")
+    less = scored(good, bad + 0.3, pooling="stride:16")
+    assert many.auroc > one.auroc > less.auroc + tuning.ALIKE
+    assert choose([scored(good, bad), many, less, one]).index == 3
+
+
 def test_a_lead_that_rests_on_few_pictures_is_not_enough():
     few = scored([0, 1, 2, 3], [2.5, 2.5, 4])
     better = scored([0, 1, 2, 3], [2.5, 3.5, 4], aggregate="max")

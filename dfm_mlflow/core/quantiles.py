@@ -1,8 +1,8 @@
 """Exact quantiles of values that are in many places, from counts that add up.
 
-The bit patterns of positive float32 numbers are ordered as the numbers are. Counts by the upper half
-of the pattern find the bin of a rank, counts of that bin by the lower half the number itself: two
-passes, half a megabyte each, and nothing approximate.
+The bit patterns of positive float32 numbers are ordered as the numbers are. Counts by the upper
+half of the pattern find the bin of a rank, counts of that bin by the lower half the number itself:
+two passes, half a megabyte each, and nothing approximate.
 """
 
 from collections.abc import Callable

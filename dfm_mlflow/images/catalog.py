@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,11 @@ class Catalog:
         """
         paths = [item.path for item in self.items]
         return dict(zip(map(str, paths), storage.digests(paths), strict=True))
+
+    def take_contents(self, digests: Sequence[str]) -> None:
+        """Take over the SHA-256 of every picture from whoever read them."""
+        paths = (str(item.path) for item in self.items)
+        vars(self)["contents"] = dict(zip(paths, digests, strict=True))
 
     @cached_property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # Chunks of a PNG that may hold an orientation, in the clear or compressed.
 _MAY_TURN_PNG = (b"eXIf", b"iTXt", b"zTXt", b"Raw profile type")
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of a TIFF
-
-# 65535 becomes 255, rounded: v * 255 / 65535 = v / 257
-_TO_8_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+_BITS, _MEANING, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of a TIFF
+_WHITE_IS_ZERO = 0
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -37,7 +36,7 @@ def decode_image(
     """Decode PNG, JPEG, BMP, TIFF or WebP.
 
     The first frame of an animation is used, EXIF rotation is applied, transparency is dropped,
-    and 16-bit grey is scaled (65535 becomes 255), not clipped.
+    and 16-bit grey is scaled (65535 becomes 255), not clipped. ``docs/images.md`` has the rest.
 
     Parameters
     ----------
@@ -159,6 +158,7 @@ def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
+    white, inverted = _meaning(image)
     if _orientation(image, data) != 1:
         image = ImageOps.exif_transpose(image)
     else:
@@ -175,8 +175,25 @@ def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
             raise ImageError(
                 "The image has 32-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
             )
-        return np.repeat(_TO_8_BIT[wide][:, :, None], 3, axis=2)
+        grey = _table_to_8_bit(white)[wide]
+        return np.repeat((255 - grey if inverted else grey)[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
+
+
+def _meaning(image: Image.Image) -> tuple[int, bool]:
+    """Give the value of white in grey of more than 8 bits, and whether 0 is white instead."""
+    if image.format != "TIFF":
+        return 65535, False
+    bits = image.tag_v2.get(_BITS, (16,))[0]
+    return (2**bits - 1 if 8 < bits < 16 else 65535,
+            image.tag_v2.get(_MEANING) == _WHITE_IS_ZERO)  # fmt: skip
+
+
+@cache
+def _table_to_8_bit(white: int) -> np.ndarray:
+    """What each 16-bit value becomes: `white` becomes 255, all between in proportion, rounded."""
+    values = np.minimum(np.arange(65536), white)
+    return ((values * 255 + white // 2) // white).astype(np.uint8)
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -217,7 +217,11 @@ def _unpack(archive: Path, root: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=".mvtec_ad-unpacking-", dir=root.parent))
     try:
         with tarfile.open(archive, "r:xz") as tar:
+            total = 0
             for member in tar:  # the filter: nothing outside, no link out, no device
+                total += member.size
+                if total > 2 * UNPACKED_BYTES:
+                    raise tarfile.TarError(f"it holds more than {2 * UNPACKED_BYTES} bytes")
                 tar.extract(member, temporary, filter="data")
         if not any(temporary.glob("*/train/good")):
             raise DataError(f"The archive {archive} holds no <category>/train/good: get another.")

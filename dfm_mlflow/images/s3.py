@@ -1,4 +1,4 @@
-"""What the package asks of an S3 store: list, look up, read. The only place that knows boto3.
+"""What the package asks of a store: list, look up, read, write. The only place that knows boto3.
 
 Importing this module imports boto3, so `storage` does it when the first ``s3://`` address appears.
 Credentials, region and endpoint come from boto3's own chain (``AWS_*`` variables, profiles, roles)
@@ -85,6 +85,18 @@ def download(bucket: str, key: str, etag: str, size: int) -> bytes:
         return b"".join(pool.map(lambda r: _read_range(bucket, key, etag, *r), ranges))
 
 
+def upload(bucket: str, key: str, data: bytes) -> None:
+    """Write one object, whole or not at all."""
+    with _explaining(f"s3://{bucket}/{key}", written=True):
+        _client().put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def delete(bucket: str, key: str) -> None:
+    """Remove one object, if it is there."""
+    with _explaining(f"s3://{bucket}/{key}", written=True):
+        _client().delete_object(Bucket=bucket, Key=key)
+
+
 def endpoint() -> str:
     """Address of the store, so that two stores with one bucket name are told apart."""
     with _explaining("The S3 store"):
@@ -153,13 +165,17 @@ def _client() -> Any:
 
 
 @contextmanager
-def _explaining(uri: str, *, listed: bool = False) -> Iterator[None]:
+def _explaining(uri: str, *, listed: bool = False, written: bool = False) -> Iterator[None]:
     try:
         yield
     except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
         if isinstance(error, DataError):  # a ValueError too
             raise
-        raise _explained(uri, error, listed) from None
+        explained = _explained(uri, error, listed)
+        if written:
+            words = str(explained).replace("cannot be read", "cannot be written")
+            explained = DataError(words.replace("may read it", "may write it"))
+        raise explained from None
 
 
 def _changed(uri: str) -> DataError:

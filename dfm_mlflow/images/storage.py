@@ -36,11 +36,14 @@ class S3Object:
         Without quotation marks.
     size : int
         In bytes.
+    cached : bool
+        Whether the cache keeps its content for the next time.
     """
 
     uri: str
     etag: str
     size: int
+    cached: bool = True
 
     def __str__(self) -> str:
         return self.uri
@@ -209,6 +212,8 @@ def read(source: str | Path | S3Object) -> bytes:
 def fetch(source: S3Object) -> bytes:
     """Read an object of any size, from the cache where its ETag and size are known there."""
     # The address too: not every store's ETag follows from the content alone.
+    if not source.cached:
+        return _s3().download(*split_uri(source.uri), source.etag, source.size)
     identity = f"{_s3().endpoint()}\0{source.uri}\0{source.etag}\0{source.size}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     cache = _cache(cache_home() / "content")
@@ -293,3 +298,13 @@ def _s3() -> ModuleType:
     from dfm_mlflow.images import s3  # boto3 takes a while to import, and most data is local
 
     return s3
+
+
+def upload(uri: str, data: bytes) -> None:
+    """Write an object; it appears whole or not at all."""
+    _s3().upload(*split_uri(uri), data)
+
+
+def delete(uri: str) -> None:
+    """Remove an object, if it is there."""
+    _s3().delete(*split_uri(uri))

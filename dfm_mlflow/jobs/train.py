@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import resource
+import time
 from dataclasses import dataclass
 
 import mlflow
@@ -84,8 +85,21 @@ def train(options: Options) -> TrainResult:
         For options, data or weights that cannot be used. Nothing is registered then.
     """
     resolved = options.resolve()
+    if resolved.engine == "local":
+        return _train(options, resolved)
+    from dfm_mlflow.spark.session import session_of
+
+    with session_of():  # one for everything
+        return _train(options, resolved)
+
+
+def _train(options: Options, resolved: Options) -> TrainResult:
     catalog = load_catalog(resolved.data, resolved.categories)
     extractor, weights, resolved = build_extractor(resolved, catalog.train)
+    if resolved.engine == "spark":
+        from dfm_mlflow.spark.fit import digests_on_spark
+
+        catalog.take_contents(digests_on_spark([item.path for item in catalog.items]))
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
@@ -131,10 +145,30 @@ def _log_origin(
 def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> _Fitted:
-    extraction, extract_seconds = timed(
-        lambda: extractor.extract([i.path for i in catalog.train], progress="extracting")
+    fit = _fit_on_spark if options.engine == "spark" else _fit_here
+    detector, fitted_on, n_bad, (extract_seconds, fit_seconds) = fit(
+        options, catalog.train, extractor, weights
     )
-    fitted_on = kept_items(catalog.train, extraction)
+    _logger.info(detector.calibration_sentence())
+    evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
+    table = evaluation.table
+    metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
+    metrics |= facts_of(detector, table, len(fitted_on), n_bad)
+    metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
+    n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
+    metrics["images_per_second"] = n / max(seconds, 1e-9)
+    sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
+    _logger.info(" ".join(sentences[1:]))
+    return _Fitted(detector, fitted_on, evaluation, metrics, sentences)
+
+
+def _fit_here(
+    options: Options, items: list[Item], extractor: Extractor, weights: dict[str, str]
+) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
+    extraction, extract_seconds = timed(
+        lambda: extractor.extract([i.path for i in items], progress="extracting")
+    )
+    fitted_on = kept_items(items, extraction)
     detector, fit_seconds = timed(
         lambda: AnomalyDetector.fit(
             options,
@@ -145,17 +179,25 @@ def _fit(
             groups_of(options.group_by, fitted_on),
         )
     )
-    _logger.info(detector.calibration_sentence())
-    evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
-    table = evaluation.table
-    metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
-    metrics |= facts_of(detector, table, len(fitted_on), len(extraction.errors))
-    metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
-    n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
-    metrics["images_per_second"] = n / max(seconds, 1e-9)
-    sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
-    _logger.info(" ".join(sentences[1:]))
-    return _Fitted(detector, fitted_on, evaluation, metrics, sentences)
+    return detector, fitted_on, len(extraction.errors), (extract_seconds, fit_seconds)
+
+
+def _fit_on_spark(
+    options: Options, items: list[Item], extractor: Extractor, weights: dict[str, str]
+) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
+    from dfm_mlflow.spark.fit import fit_on_spark
+
+    start = time.perf_counter()
+    extracted = start
+
+    def groups(kept: list[int], errors: dict[int, str]) -> list[str] | None:
+        nonlocal extracted
+        extracted = time.perf_counter()
+        return groups_of(options.group_by, kept_items(items, Extraction([], kept, errors, [])))
+
+    detector, kept, errors = fit_on_spark(options, extractor, items, weights, groups)
+    seconds = extracted - start, time.perf_counter() - extracted
+    return detector, [items[i] for i in kept], len(errors), seconds
 
 
 def _log(fitted: _Fitted, catalog: Catalog, dataset: Dataset) -> str:

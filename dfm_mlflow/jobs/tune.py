@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from dfm_mlflow.config import Options
+from dfm_mlflow.config import Options, refuse_spark
 from dfm_mlflow.core.crossfit import assign_folds
 from dfm_mlflow.core.metrics import auroc
 from dfm_mlflow.errors import BackboneError, DataError
@@ -108,6 +108,7 @@ def tune(options: Options) -> TuneResult:
     DfmError
         For options, data or weights that cannot be used. Nothing is registered then.
     """
+    refuse_spark(options.engine, "tune")
     start = options.resolve()
     catalog = load_catalog(start.data, start.categories)
     found = search(options, catalog.train)

@@ -1,6 +1,8 @@
 """The MLflow flavor ``dfm``: save, log and load, after MLflow's own conventions."""
 
 import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,43 @@ def load_model(
         precision=precision,
         batch_size=batch_size,
     )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files of a detector as bytes, to be sent to other machines.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of ``detector.json``, which holds those of the other files.
+    files : dict of str to bytes
+    """
+
+    sha256: str
+    files: dict[str, bytes] = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, model_uri: str) -> "Bundle":
+        """Download a model, as :func:`load_model` does.
+
+        Raises
+        ------
+        ArtifactError
+            If the model is of another flavor.
+        """
+        root = Path(_compat.download(artifact_uri=model_uri))
+        flavor = _compat.flavor_configuration(str(root), FLAVOR_NAME)
+        folder = root / flavor["data"]
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        return cls(flavor["sha256"], files)
+
+    def load(self) -> AnomalyDetector:
+        """Build the detector, and check everything about it."""
+        with tempfile.TemporaryDirectory(prefix="dfm-model-") as name:
+            for file, data in self.files.items():
+                (Path(name) / file).write_bytes(data)
+            return load_detector(Path(name), expected_sha256=self.sha256)
 
 
 def load_data_folder(path: str | Path, settings: ServingSettings) -> AnomalyDetector:

@@ -1,0 +1,188 @@
+"""Score folders, patterns and prefixes of pictures into parquet, here or on Spark."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dfm_mlflow.config import ScoreOptions
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.images import storage
+from dfm_mlflow.images.find import find_pictures
+from dfm_mlflow.images.storage import SCHEME, S3Object
+from dfm_mlflow.jobs.run import run_of
+from dfm_mlflow.mlflow_plugin.flavor import Bundle
+from dfm_mlflow.parts import (
+    DONE,
+    OutputFolder,
+    Part,
+    n_errors,
+    plan_parts,
+    schema_of,
+    score_part,
+    scores_of,
+)
+
+_STEP = 1024  # pictures of a single file that are scored and written at a time
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What a scoring job did.
+
+    Attributes
+    ----------
+    output : str
+    n_images, n_errors : int
+        Pictures scored by this run, and those of them that could not be read.
+    n_before : int
+        Pictures whose scores an earlier run had finished.
+    seconds : float
+    """
+
+    output: str
+    n_images: int
+    n_errors: int
+    n_before: int
+    seconds: float
+
+    def summary(self) -> str:
+        """Say it in a sentence."""
+        sentence = (
+            f"{self.output} holds the scores of {self.n_images + self.n_before} pictures; "
+            f"{self.n_images} were scored now, {self.n_images / max(self.seconds, 1e-9):.1f} a "
+            f"second, and {self.n_errors} of them could not be read."
+        )
+        return sentence
+
+
+def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
+    """Score pictures into parquet: the column ``path``, then those of ``AnomalyDetector.score``.
+
+    A picture that cannot be read becomes a row with ``error``. A folder of parts is gone on with
+    where an earlier run broke off.
+
+    Parameters
+    ----------
+    options : ScoreOptions
+    session : SparkSession, optional
+        With ``engine=spark``; else see :func:`dfm_mlflow.spark.session.session_of`.
+
+    Raises
+    ------
+    ArtifactError
+        If the model cannot be loaded.
+    DataError
+        If there are no pictures, a store fails, or nothing can be written.
+    SparkError
+        If Spark cannot be used.
+    ConfigError
+        If the output is a folder of something else.
+    """
+    start = time.perf_counter()
+    bundle = Bundle.of(options.model)
+    sources = find_pictures(options.images)
+    # read once and never again: nothing is gained by keeping them
+    sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in sources]
+    if options.engine == "spark":
+        n, bad, before = _on_spark(bundle, sources, options.output, session)
+    elif _is_folder(options.output):
+        n, bad, before = _in_parts(bundle.load(), sources, options.output, bundle.sha256)
+    else:
+        n, bad, before = _in_one_file(bundle.load(), sources, options.output)
+    result = ScoreResult(options.output, n, bad, before, time.perf_counter() - start)
+    _log(options, result)
+    return result
+
+
+def _in_one_file(
+    detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str
+) -> tuple[int, int, int]:
+    remote = output.startswith(SCHEME)
+    target = Path(tempfile.gettempdir(), "scores.parquet") if remote else Path(output).expanduser()
+    if not target.absolute().parent.is_dir():
+        raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".dfm-score-") as name:
+        draft = Path(name, "scores.parquet")
+        bad = 0
+        with pq.ParquetWriter(draft, schema_of(detector)) as writer:
+            for step in _steps(sources):
+                table = scores_of(detector, step)
+                bad += n_errors(table)
+                writer.write_table(table)
+        if remote:
+            storage.upload(output, draft.read_bytes())
+        else:
+            os.replace(draft, target)
+    return len(sources), bad, 0
+
+
+def _in_parts(
+    detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str, model: str
+) -> tuple[int, int, int]:
+    folder = OutputFolder(output)
+    missing, finished = plan_parts(folder, sources, model)
+    counts = [score_part(detector, part, folder) for part in tqdm(missing, "parts", disable=None)]
+    return _finish(folder, counts, finished)
+
+
+def _on_spark(
+    bundle: Bundle, sources: Sequence[Path | S3Object], output: str, session: Any
+) -> tuple[int, int, int]:
+    from dfm_mlflow.spark.score import cores, score_parts
+    from dfm_mlflow.spark.session import session_of
+
+    if not output.startswith(SCHEME):
+        output = str(Path(output).expanduser().absolute())
+    folder = OutputFolder(output)
+    with session_of(session) as spark:
+        missing, finished = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark))
+        counts = score_parts(spark, missing, bundle, folder) if missing else []
+    return _finish(folder, counts, finished)
+
+
+def _finish(
+    folder: OutputFolder, counts: Sequence[tuple[int, int]], finished: Sequence[Part]
+) -> tuple[int, int, int]:
+    folder.write(DONE, b"")
+    before = sum(len(part.sources) for part in finished)
+    return sum(n for n, _ in counts), sum(bad for _, bad in counts), before
+
+
+def _steps(sources: Sequence[Path | S3Object]) -> Iterator[Sequence[Path | S3Object]]:
+    for start in tqdm(range(0, len(sources), _STEP), "scoring", disable=None):
+        yield sources[start : start + _STEP]
+
+
+def _is_folder(output: str) -> bool:
+    return output.endswith("/") or (
+        not output.startswith(SCHEME) and Path(output).expanduser().is_dir()
+    )
+
+
+def _log(options: ScoreOptions, result: ScoreResult) -> None:
+    """Log to the run that ``mlflow run`` opened; a job of its own opens none."""
+    _logger.info(result.summary())
+    if not (mlflow.active_run() or os.environ.get("MLFLOW_RUN_ID")):
+        return
+    tags = {"dfm.job": "score", "dfm.output": options.output}
+    with run_of("score", tags):
+        mlflow.log_metrics(
+            {
+                "n_images": result.n_images,
+                "n_unreadable": result.n_errors,
+                "n_before": result.n_before,
+                "images_per_second": result.n_images / max(result.seconds, 1e-9),
+            }
+        )

@@ -1,0 +1,205 @@
+"""A folder of scores in parts, local or in S3, with which a broken job goes on.
+
+The plan is written first. Each picture belongs to the part that its path is hashed to, and a part's
+name holds a digest of its pictures: what lies there under the expected name is done. Pictures that
+come or go, or change in S3, cost their own parts only.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.images import storage
+from dfm_mlflow.images.storage import SCHEME, S3Object
+
+PLAN, DONE = "_plan.json", "_SUCCESS"  # readers of parquet folders skip names that start with _
+PICTURES = 1000  # in a part
+_FORMAT = 1
+_TYPES = {"float64": pa.float64(), "bool": pa.bool_(), "object": pa.string()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures whose scores go into one file."""
+
+    number: int
+    name: str
+    sources: tuple[Path | S3Object, ...]
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder or ``s3://`` prefix in which a file appears whole or not at all."""
+
+    address: str
+
+    def names(self) -> set[str]:
+        """Names of the files in it."""
+        if self._remote:
+            found = storage.S3Folder(self.address).walk()
+            below = f"{self.address.rstrip('/')}/"
+            return {o.uri.removeprefix(below) for o in found}
+        folder = Path(self.address)
+        return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+
+    def read(self, name: str) -> bytes:
+        """Read a file."""
+        return storage.read(self._path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file.
+
+        Raises
+        ------
+        DataError
+            If that fails; nothing lies under the name then.
+        """
+        if self._remote:
+            storage.upload(self._path(name), data)
+        else:
+            write_whole(Path(self._path(name)), data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self._remote:
+            storage.delete(self._path(name))
+        else:
+            Path(self._path(name)).unlink(missing_ok=True)
+
+    @property
+    def _remote(self) -> bool:
+        return self.address.startswith(SCHEME)
+
+    def _path(self, name: str) -> str:
+        return f"{self.address.rstrip('/')}/{name}"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under another name and rename it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(draft, 0o666 & ~umask)
+            os.replace(draft, path)
+        finally:
+            Path(draft).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}): check the folder.") from None
+
+
+def plan_parts(
+    folder: OutputFolder, sources: Sequence[Path | S3Object], model: str, least: int = 1
+) -> tuple[list[Part], list[Part]]:
+    """Deal pictures to parts as the folder's plan says, or make the plan.
+
+    Parameters
+    ----------
+    folder : OutputFolder
+    sources : sequence of Path or S3Object
+    model : str
+        SHA-256 of the model.
+    least : int
+        Parts of a new plan, at least, so that every core has some.
+
+    Returns
+    -------
+    missing, finished : list of Part
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds the scores of another model, or files that are no scores.
+    """
+    there = folder.names()
+    if PLAN in there:
+        n_parts = _read_plan(folder, model)
+    else:
+        if there:
+            raise ConfigError(
+                f"output={folder.address} holds other files, such as {min(there)}: give a new "
+                "folder, or one that an earlier run began."
+            )
+        n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
+        plan = {"format": _FORMAT, "model": model, "parts": n_parts}
+        folder.write(PLAN, json.dumps(plan).encode())
+    parts = _deal(sources, n_parts)
+    expected = {part.name for part in parts}
+    for name in there - expected - {PLAN}:  # of pictures that are no longer the same; _SUCCESS
+        folder.remove(name)
+    missing = [part for part in parts if part.name not in there]
+    return missing, [part for part in parts if part.name in there]
+
+
+def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> tuple[int, int]:
+    """Score one part and write its file; gives the pictures, and those that could not be read."""
+    table = scores_of(detector, part.sources)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.write(part.name, buffer.getvalue())
+    return len(table), n_errors(table)
+
+
+def scores_of(detector: AnomalyDetector, sources: Sequence[Path | S3Object]) -> pa.Table:
+    """Score pictures, with their paths in the first column."""
+    table = detector.score(sources, on_error="report")
+    table.insert(0, "path", [str(source) for source in sources])
+    return pa.Table.from_pandas(table, schema_of(detector), preserve_index=False)
+
+
+def schema_of(detector: AnomalyDetector) -> pa.Schema:
+    """Stated types: a part without errors has the schema of one with them."""
+    columns = {"path": "object", **detector.columns}
+    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+
+
+def n_errors(table: pa.Table) -> int:
+    """Pictures that could not be read."""
+    return len(table) - table["error"].null_count
+
+
+def _read_plan(folder: OutputFolder, model: str) -> int:
+    try:
+        plan = json.loads(folder.read(PLAN))
+        known, n_parts = plan["model"], int(plan["parts"])
+        if plan["format"] != _FORMAT or n_parts < 1:
+            raise ValueError("another format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.address.rstrip('/')}/{PLAN} is no plan of this version ({error}): give a new "
+            "folder."
+        ) from None
+    if known != model:
+        raise ConfigError(
+            f"output={folder.address} holds the scores of another model (SHA-256 {known[:12]}..., "
+            f"not {model[:12]}...): give a new folder."
+        )
+    return n_parts
+
+
+def _deal(sources: Sequence[Path | S3Object], n_parts: int) -> list[Part]:
+    dealt: list[list[Path | S3Object]] = [[] for _ in range(n_parts)]
+    for source in sources:
+        digest = hashlib.sha256(os.fsencode(str(source))).digest()
+        dealt[int.from_bytes(digest[:8], "big") % n_parts].append(source)
+    parts = []
+    for number, mine in enumerate(dealt):
+        content = "\n".join(f"{s} {s.etag}" if isinstance(s, S3Object) else str(s) for s in mine)
+        digest = hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
+        if mine:
+            parts.append(Part(number, f"part-{number:05d}-{digest}.parquet", tuple(mine)))
+    return parts

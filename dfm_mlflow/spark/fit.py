@@ -1,0 +1,284 @@
+"""Fitting with the features in Spark's executors: extracted once, kept on their disks, passed over.
+
+Features are kept by Spark (``DISK_ONLY``), which knows where each part lies and computes that of a
+lost executor again; the cache of the local engine is a folder of one machine and knows neither.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.torch import load, save
+
+import dfm_mlflow
+from dfm_mlflow.class_model import Grid
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.crossfit import assign_folds
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.errors import FitError, SparkError
+from dfm_mlflow.images import storage
+from dfm_mlflow.images.item import Item
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.device import choose_device
+from dfm_mlflow.network.extractor import Extractor, Source
+from dfm_mlflow.passes import Block, fit_class_in_passes
+from dfm_mlflow.spark.session import check_version, session_of
+
+PICTURES = 1024  # in a partition: a task of half a minute on one core
+IN_BLOCK = 128  # pictures whose features are in a task's memory at once
+_FAN_IN, _LAST = 16, 4  # sums that an executor merges, and that the driver does
+
+_logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an executor needs to build the extractor of the driver; goes there as bytes."""
+
+    options: str
+    layers: tuple[str, ...]
+    state: bytes
+    roi: np.ndarray | None
+    device: str
+    precision: str
+    fingerprint: str
+    version: str
+
+    @classmethod
+    def of(cls, extractor: Extractor, options: Options) -> "Recipe":
+        """Write down an extractor."""
+        backbone = extractor.backbone
+        return cls(options.model_dump_json(), backbone.layers, save(backbone.state()),
+                   extractor.roi, str(extractor.device), extractor.precision,
+                   backbone.fingerprint(), dfm_mlflow.__version__)  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.options))
+
+    def __eq__(self, other: object) -> bool:
+        mine = (self.fingerprint, self.options, self.device, self.precision)
+        return isinstance(other, Recipe) and mine == (
+            other.fingerprint, other.options, other.device, other.precision
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _extractor(recipe: Recipe) -> Extractor:
+    """Build the extractor once in a worker process, which Spark uses for many tasks."""
+    check_version(recipe.version)
+    options = Options.model_validate_json(recipe.options)
+    backbone = build_backbone(
+        options.backbone, recipe.layers, options.size, folded=load(recipe.state)
+    )
+    return Extractor(
+        backbone, options.size, options.resize, options.pooling_rule,
+        choose_device(recipe.device), recipe.precision, tile=options.tile_size, roi=recipe.roi,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Extracted(Block):
+    errors: dict[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class SparkPasses:
+    """Blocks in an RDD."""
+
+    rdd: Any
+
+    def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
+        """Merge in each task, then in executors level by level, until at most four are left.
+
+        ``treeReduce`` ends with as many values in the driver as the root of the number of tasks.
+        """
+        tasks = self.rdd.getNumPartitions()
+        rdd, cores = self.rdd, self.rdd.context.defaultParallelism
+        if tasks > cores:
+            rdd, tasks = rdd.coalesce(cores), cores
+        sums = rdd.mapPartitions(lambda blocks: _merged(blocks, work, merge))
+        while tasks > _LAST:
+            tasks = math.ceil(tasks / _FAN_IN)
+            sums = (
+                sums.mapPartitionsWithIndex(
+                    lambda i, values, tasks=tasks: ((i % tasks, v) for v in values)
+                )
+                .reduceByKey(merge, tasks)
+                .values()
+            )
+        return reduce(merge, sums.collect())
+
+    def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
+        """What a function gives for every block, in order; large ones a partition at a time."""
+        results = self.rdd.map(work)
+        return results.toLocalIterator() if large else results.collect()
+
+    def derive(self, work: Callable[[Any], Any]) -> "SparkPasses":
+        """What a function gives for every block, on the executors' disks."""
+        return SparkPasses(_kept(self.rdd.map(work)))
+
+    def join(self, other: "SparkPasses", merge: Callable[[Any, Any], Any]) -> "SparkPasses":
+        """Merge block by block; both lie on the same executor."""
+        return SparkPasses(_kept(self.rdd.zip(other.rdd).map(lambda pair: merge(*pair))))
+
+    def drop(self) -> None:
+        """Give back the executors' disk."""
+        self.rdd.unpersist()
+
+
+def fit_on_spark(
+    options: Options,
+    extractor: Extractor,
+    items: Sequence[Item],
+    weights: dict[str, str],
+    groups_of: Callable[[list[int], dict[int, str]], Sequence[str] | None],
+    *,
+    session: Any = None,
+    partitions: int | None = None,
+) -> tuple[AnomalyDetector, list[int], dict[int, str]]:
+    """Fit and calibrate a detector on good pictures that the executors read.
+
+    The result is that of :meth:`AnomalyDetector.fit` on one machine, up to rounding and whatever
+    the number of partitions.
+
+    Parameters
+    ----------
+    options : Options
+        Resolved.
+    extractor : Extractor
+        Of the driver; executors build the same one.
+    items : sequence of Item
+        Good pictures.
+    weights : dict of str to str
+        ``id`` and ``sha256`` of the backbone's weights.
+    groups_of : callable
+        Called with the places of the pictures that could be read, and why others could not; gives
+        the groups of the former, or refuses.
+    session : SparkSession, optional
+        See :func:`dfm_mlflow.spark.session.session_of`.
+    partitions : int, optional
+        Of each class; by default 1,024 pictures each, and at least two a core.
+
+    Returns
+    -------
+    detector : AnomalyDetector
+    kept : list of int
+        Places of the pictures it was fitted on.
+    errors : dict of int to str
+        Why others could not be read.
+
+    Raises
+    ------
+    SparkError
+        If Spark cannot be used.
+    DfmError
+        As on one machine.
+    """
+    with session_of(session) as spark:
+        context = _context(spark)
+        recipe = Recipe.of(extractor, options)
+        names = list(dict.fromkeys(item.category for item in items))
+        places = {name: [i for i, item in enumerate(items) if item.category == name]
+                  for name in names}  # fmt: skip
+        passes, kept, errors = {}, {}, {}
+        for name, mine in places.items():
+            sources = [items[i].path for i in mine]
+            passes[name] = SparkPasses(_features(context, recipe, sources, partitions))
+            kept[name], bad, shapes = _overview(passes[name])
+            errors |= {mine[i]: why for i, why in bad.items()}
+        everything = sorted(places[name][i] for name in names for i in kept[name])
+        group_of = dict(zip(everything, groups_of(everything, errors) or (), strict=False))
+        if len(everything) < 2:
+            raise FitError(f"{len(everything)} good images could be read; 2 are needed.")
+        grids = [Grid(s, extractor.roi_cells(s[1:])) for s in shapes]
+        if not all(g.cells.any() for g in grids):
+            raise FitError("The roi touches no cell of a layer: paint a larger region.")
+        models = []
+        for name, mine in places.items():
+            folds = np.full(len(mine), -1)
+            own = [group_of[mine[i]] for i in kept[name]] if group_of else None
+            try:
+                if not kept[name]:
+                    raise FitError("None of its pictures can be read: replace them.")
+                folds[kept[name]] = assign_folds(len(kept[name]), groups=own, seed=options.seed)
+                read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
+                models.append(fit_class_in_passes(name, read, folds, grids, options))
+            except FitError as error:
+                raise FitError(f"The class {name} cannot be fitted. {error}") from None
+            passes[name].drop()
+    return AnomalyDetector(options, extractor, grids, models, weights), everything, errors
+
+
+def digests_on_spark(sources: Sequence[Source], *, session: Any = None) -> list[str]:
+    """SHA-256 of the contents of many pictures, read by the executors."""
+    with session_of(session) as spark:
+        rdd = _context(spark).parallelize(list(sources), _n_partitions(spark, len(sources)))
+        return rdd.mapPartitions(lambda part: storage.digests(list(part))).collect()
+
+
+def _context(spark: Any) -> Any:
+    if not hasattr(spark, "_sc"):
+        raise SparkError(
+            "Fitting keeps features in the executors, which Spark Connect (sc://) cannot do: give "
+            "the address of the cluster itself, such as spark://HOST:7077, k8s:// or yarn."
+        )
+    return spark.sparkContext
+
+
+def _n_partitions(spark: Any, n: int) -> int:
+    parallelism = spark.sparkContext.defaultParallelism
+    return max(1, min(n, max(2 * parallelism, math.ceil(n / PICTURES))))
+
+
+def _features(
+    context: Any, recipe: Recipe, sources: Sequence[Source], partitions: int | None
+) -> Any:
+    n = len(sources)
+    if partitions is None:
+        least = 2 * context.defaultParallelism
+        partitions = max(least, math.ceil(n / PICTURES))
+    partitions = max(1, min(n, partitions))
+    shared = context.broadcast(recipe)
+
+    def extract(part: Iterator[tuple[int, Source]]) -> Iterator[_Extracted]:
+        listed = list(part)
+        for start in range(0, len(listed), IN_BLOCK):
+            chunk = listed[start : start + IN_BLOCK]
+            found = _extractor(shared.value).extract([source for _, source in chunk])
+            index = np.array([chunk[i][0] for i in found.kept], dtype=np.int64)
+            errors = {chunk[i][0]: why for i, why in found.errors.items()}
+            yield _Extracted(index, [f.cpu().numpy() for f in found.features], errors)
+
+    return _kept(context.parallelize(list(enumerate(sources)), partitions).mapPartitions(extract))
+
+
+def _overview(passes: SparkPasses) -> tuple[list[int], dict[int, str], list[tuple[int, int, int]]]:
+    """Places of the pictures that could be read, why others could not, and the maps' shapes."""
+    blocks = list(
+        passes.each(lambda b: (b.index, b.errors, [tuple(f.shape[1:]) for f in b.features]))
+    )
+    kept = sorted(int(i) for index, _, _ in blocks for i in index)
+    errors = {i: why for _, bad, _ in blocks for i, why in bad.items()}
+    shapes = next((s for index, _, s in blocks if len(index)), [])
+    _logger.info("%d pictures extracted in %d partitions", len(kept),
+                 passes.rdd.getNumPartitions())  # fmt: skip
+    return kept, errors, shapes
+
+
+def _merged(
+    blocks: Iterator[Any], work: Callable[[Any], T], merge: Callable[[T, T], T]
+) -> Iterator[T]:
+    results = map(work, blocks)
+    for first in results:
+        yield reduce(merge, results, first)
+
+
+def _kept(rdd: Any) -> Any:
+    from pyspark import StorageLevel
+
+    return rdd.persist(StorageLevel.DISK_ONLY)

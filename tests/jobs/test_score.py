@@ -1,0 +1,191 @@
+"""Scoring without a server, on this machine: one file, or a folder of parts to go on with."""
+
+import os
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import dfm_mlflow
+from dfm_mlflow import parts
+from dfm_mlflow.cli import cli
+from dfm_mlflow.config import ScoreOptions
+from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.jobs import score as job
+from dfm_mlflow.jobs.score import score
+
+from ..detectors import fit
+from ..detectors import pictures as drawn
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return fit()
+
+
+@pytest.fixture(scope="module")
+def model(detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    dfm_mlflow.save_model(detector, str(folder))
+    return str(folder)
+
+
+@pytest.fixture
+def images(tmp_path):
+    root = tmp_path / "images"
+    for i, data in enumerate(drawn(8, seed=3) + drawn(4, seed=4, defect=True)):
+        path = root / f"day{i % 2}" / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (root / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+def options(model, images, output, **more):
+    return ScoreOptions.parse(
+        {"model": model, "images": str(images), "output": str(output), **more}
+    )
+
+
+def expected(detector, images):
+    paths = sorted(images.rglob("*.png"), key=str)
+    table = detector.score(paths, on_error="report")
+    table.insert(0, "path", [str(p) for p in paths])
+    return table
+
+
+def assert_same(ours, theirs):
+    # pandas reads columns of text in a dtype of its own
+    pd.testing.assert_frame_equal(
+        ours.astype(theirs.dtypes).where(ours.notna(), None),
+        theirs.where(theirs.notna(), None), rtol=1e-6,
+    )  # fmt: skip
+
+
+def test_one_file_has_the_path_and_the_columns_of_scoring(model, detector, images, tmp_path):
+    output = tmp_path / "scores.parquet"
+    result = score(options(model, images, output))
+    assert (result.n_images, result.n_errors) == (13, 1)
+    assert_same(pd.read_parquet(output), expected(detector, images))
+    kinds = {field.name: str(field.type) for field in pq.read_schema(output)}
+    assert kinds["is_anomaly"] == "bool"
+    assert {kinds[n] for n in ("path", "predicted_class", "anomaly_map", "error")} == {"string"}
+    assert set(os.listdir(tmp_path)) == {"images", "scores.parquet"}
+
+
+def test_steps_change_nothing(model, detector, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_STEP", 5)
+    score(options(model, images, tmp_path / "scores.parquet"))
+    assert_same(pd.read_parquet(tmp_path / "scores.parquet"), expected(detector, images))
+
+
+def test_a_broken_run_leaves_no_file(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "scores_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score(options(model, images, tmp_path / "scores.parquet"))
+    assert os.listdir(tmp_path) == ["images"]
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(parts, "PICTURES", 4)
+
+
+def test_a_broken_folder_is_gone_on_with(model, images, tmp_path, monkeypatch, small_parts):
+    output = f"{tmp_path}/scores/"
+    done = []
+
+    def breaks(detector, part, folder):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(part)
+        return parts.score_part(detector, part, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "score_part", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            score(options(model, images, output))
+    assert "_SUCCESS" not in os.listdir(output)
+    n_done = sum(len(part.sources) for part in done)
+    result = score(options(model, images, output))
+    assert (result.n_before, result.n_images) == (n_done, 13 - n_done)
+    score(options(model, images, tmp_path / "one.parquet"))
+    ours = pd.read_parquet(output).sort_values("path").reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, pd.read_parquet(tmp_path / "one.parquet"), rtol=1e-6)
+
+
+def test_other_pictures_cost_their_own_parts_only(model, images, tmp_path, small_parts):
+    output = f"{tmp_path}/scores/"
+    score(options(model, images, output))
+    before = set(os.listdir(output))
+    (images / "new.png").write_bytes(drawn(1, seed=9)[0])
+    (images / "broken.png").unlink()
+    result = score(options(model, images, output))
+    after = set(os.listdir(output))
+    assert result.n_before > 0
+    assert len(after - before) <= 2  # parts of the new picture and of the one that is gone
+    table = pd.read_parquet(output)
+    assert sorted(table["path"]) == sorted(map(str, images.rglob("*.png")))
+    assert table["error"].isna().all()
+
+
+def test_a_folder_of_something_else_is_refused(model, images, tmp_path, small_parts):
+    output = tmp_path / "scores"
+    score(options(model, images, f"{output}/"))
+    other = tmp_path / "other-model"
+    dfm_mlflow.save_model(fit(seed=1), str(other))
+    with pytest.raises(ConfigError, match="scores of another model"):
+        score(options(str(other), images, f"{output}/"))
+    with pytest.raises(ConfigError, match="holds other files, such as"):
+        score(options(model, images, f"{images}/"))
+    (output / "_plan.json").write_text("{")
+    with pytest.raises(ConfigError, match="no plan of this version"):
+        score(options(model, images, f"{output}/"))
+
+
+def test_one_file_and_parts_in_s3(model, images, tmp_path, s3_store, small_parts):
+    uri = s3_store.upload(images, "images")
+    score(options(model, f"{uri}/day*/*.png", f"s3://{s3_store.bucket}/one.parquet"))
+    score(options(model, uri, f"s3://{s3_store.bucket}/scores/"))
+    again = score(options(model, uri, f"s3://{s3_store.bucket}/scores/"))
+    assert (again.n_images, again.n_before) == (0, 13)
+    s3_store.client.download_file(s3_store.bucket, "one.parquet", str(tmp_path / "one.parquet"))
+    table = pd.read_parquet(tmp_path / "one.parquet")
+    assert len(table) == 12
+    assert table["path"].str.startswith(uri).all()
+
+
+def test_what_cannot_work_is_refused(model, images, tmp_path):
+    with pytest.raises(ConfigError, match=r"a name that ends in \.parquet or /"):
+        options(model, images, "scores.csv")
+    with pytest.raises(ConfigError, match="folder that is not there"):
+        score(options(model, images, tmp_path / "none" / "scores.parquet"))
+    with pytest.raises(DataError, match="is not there"):
+        score(options(model, tmp_path / "none", tmp_path / "scores.parquet"))
+
+
+def test_command_line(model, images, tmp_path, store):
+    def run(*arguments):
+        return CliRunner().invoke(cli, ["score", *map(str, arguments)])
+
+    done = run("--model", model, "--images", images, "--output", tmp_path / "a.parquet")
+    assert done.exit_code == 0, done.output
+    assert "holds the scores of 13 pictures" in done.output
+    assert mlflow.search_runs().empty  # a job of its own opens no run
+    with mlflow.start_run() as opened:
+        run("--model", model, images, "--output", tmp_path / "b.parquet")
+    data = mlflow.get_run(opened.info.run_id).data
+    assert (data.metrics["n_images"], data.metrics["n_unreadable"]) == (13, 1)
+    refused = [run(images), run("--model", model, images),
+               run("--url", "http://x", "--model", model, images),
+               run("--url", "http://x", "--engine", "spark", images),
+               run("--model", model, images, "--output", "x.parquet", "--fpr", "0.1")]  # fmt: skip
+    said = [str(r.exception) for r in refused]
+    assert all(isinstance(r.exception, ConfigError) for r in refused)
+    assert "either url" in said[0]
+    assert "and output" in said[1]
+    assert "either url" in said[2]
+    assert "needs model" in said[3]
+    assert "fpr is asked of a server alone" in said[4]

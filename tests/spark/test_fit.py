@@ -1,0 +1,104 @@
+"""Training with the features in executors of a real local Spark."""
+
+import mlflow
+import numpy as np
+import pytest
+
+from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.errors import ConfigError, DataError, SparkError
+from dfm_mlflow.jobs.train import train
+from dfm_mlflow.jobs.tune import tune
+
+from ..conftest import write_category
+from ..detectors import pictures
+
+SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "cache": "false",
+         "category": "stripes,bands", "registered_model": "none"}  # fmt: skip
+
+
+def options(data, **more):
+    return Options.parse({"data": str(data), **SMALL, **more})
+
+
+def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
+    """Two classes: one with more pictures than features, whose moments are merged, one with fewer.
+
+    Its numbers of partitions follow the cores; ``test_passes.py`` deals pictures in all ways.
+    """
+    write_category(tmp_path / "data", "stripes", 0, n_train=80)
+    write_category(tmp_path / "data", "bands", 1)
+    given = {"layers": "layer1", "pooling": "16", "pca_level": "0.9"}
+    here, there = (train(options(tmp_path / "data", engine=engine, **given))
+                   for engine in ("local", "spark"))  # fmt: skip
+    new = pictures(6, seed=5) + pictures(4, seed=6, defect=True)
+    ours, theirs = there.detector.score(new), here.detector.score(new)
+    for name in ("anomaly_score", "fre", "nll"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
+    assert list(ours["predicted_class"]) == list(theirs["predicted_class"])
+    np.testing.assert_array_equal(ours["p_value"], theirs["p_value"])
+    # maps of one cell are ties but for rounding, which pixel metrics would rank
+    other = ("seconds", "per_second", "megabytes", "pixel_auroc", "pixel_aupro")
+    mine, known = ({k: v for k, v in r.metrics.items() if not k.endswith(other)}
+                   for r in (there, here))  # fmt: skip
+    assert mine == pytest.approx(known, rel=1e-6)
+    runs = [mlflow.get_run(r.run_id) for r in (here, there)]
+    digests = [run.inputs.dataset_inputs[0].dataset.digest for run in runs]
+    assert digests[0] == digests[1]
+    assert runs[1].data.params["resolved_engine"] == "spark"
+
+
+def test_pictures_in_s3_are_read_by_executors_and_bad_ones_left_out(
+    spark, store, s3_store, mvtec_like, caplog
+):
+    uri = s3_store.upload(mvtec_like / "stripes", "mvtec/stripes").rpartition("/")[0]
+    s3_store.put("mvtec/stripes/train/good/999.png", b"no picture")
+    given = {"category": "stripes", "layers": "layer1", "pooling": "64", "engine": "spark"}
+    result = train(options(uri, **given))
+    assert (result.metrics["n_train"], result.metrics["n_unreadable"]) == (24, 1)
+    assert "Left out s3://" in caplog.text
+    for i in range(3):
+        s3_store.put(f"mvtec/stripes/train/good/99{i}.png", b"no picture")
+    with pytest.raises(DataError, match="training pictures cannot be read"):
+        train(options(uri, **given))
+
+
+def test_what_runs_on_one_machine_only_refuses_spark(tmp_path):
+    with pytest.raises(ConfigError, match="engine=spark is not known to tune"):
+        tune(options(tmp_path, engine="spark"))
+    with pytest.raises(ConfigError, match="engine=spark is not known to sweep"):
+        SweepOptions.parse({"engine": "spark"}).check()
+
+
+def test_a_missing_pyspark_or_java_is_one_sentence(monkeypatch):
+    from dfm_mlflow.spark.session import session_of
+
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "pyspark.sql", None)
+        with pytest.raises(SparkError, match=r"pip install 'dfm-mlflow\[spark\]'"), session_of():
+            pass
+    pytest.importorskip("pyspark")
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(SparkError, match="apt-get install default-jre-headless"), session_of():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "sentence"),
+    [
+        ("Traceback\n  File x\ndfm_mlflow.errors.DataError: s3://a/b changed.\n at org.Foo",
+         DataError, "s3://a/b changed."),
+        ("Traceback\nModuleNotFoundError: No module named 'dfm_mlflow.spark'", SparkError,
+         "The executors lack the Python package dfm_mlflow: install"),
+        ("Job aborted.\nmore", SparkError, r"The Spark job failed \(Job aborted\)"),
+    ],
+)  # fmt: skip
+def test_errors_of_tasks_keep_their_sentence(told, kind, sentence):
+    from dfm_mlflow.spark.session import explained
+
+    error = explained(told)
+    assert type(error) is kind
+    assert str(error).startswith(sentence.replace("\\", ""))
