@@ -71,7 +71,7 @@ def main(images: int, worker: tuple[str, str, str] | None) -> None:
         found = {}
         for master in ("local[1]", "local[2]"):
             command = [sys.executable, __file__, "--worker", master, name, master[6]]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[master] = json.loads(output.splitlines()[-1])
     click.echo(
         "| work | cores | s | pictures/s | CPU s a picture | s of a core a part | speed-up |"
@@ -153,6 +153,7 @@ def measure(master: str, folder: str, name: str) -> dict:
         before, start = cpu_of_children(), time.perf_counter()
         run("all", target)
         result[work] = (time.perf_counter() - start, cpu_of_children() - before)
+        print(master, work, result[work], file=sys.stderr)
         if work == "fit":
             table = dfm_mlflow.load_model(target).score(images[:40])
         else:

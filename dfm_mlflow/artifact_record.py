@@ -13,7 +13,8 @@ FORMAT = 1
 DETECTOR = "detector.json"
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_SMALLEST = float(np.finfo(np.float32).tiny)  # scores are computed in single precision
+# scores are computed in single precision
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -22,7 +23,7 @@ class SubspaceRecord(BaseModel):
 
     model_config = _STRICT
     n_components: int = Field(ge=1)
-    noise_variance: float = Field(ge=_SMALLEST, allow_inf_nan=False)
+    noise_variance: float = Field(ge=_SMALLEST, le=_LARGEST)
 
 
 class ClassRecord(BaseModel):
@@ -33,7 +34,7 @@ class ClassRecord(BaseModel):
     n_samples: int = Field(ge=2)
     n_held_out: int = Field(ge=2)
     n_folds: int = Field(ge=0)
-    map_scale: float = Field(ge=0, allow_inf_nan=False)
+    map_scale: float = Field(ge=0, le=_LARGEST)
     layers: list[SubspaceRecord] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -88,6 +88,7 @@ def store(tmp_path, monkeypatch, empty_store):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment_id="0")  # a test before may have chosen another
     yield uri
     while mlflow.active_run():
         mlflow.end_run()

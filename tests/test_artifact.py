@@ -108,6 +108,8 @@ def edit(folder, change):
         (lambda r: r["layers"][0].update(shape=[1, 2**20, 2**20]), r"\(1, 1048576, 1048576\)"),
         (lambda r: r["classes"][1].update(name="dark"), "a name stands twice"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e-300), "noise_variance"),
+        (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e300), "noise_variance"),
+        (lambda r: r["classes"][0]["layers"][0].update(noise_variance=float("nan")), "noise_var"),
         (lambda r: r.update({"x" * 10**5: "y" * 10**5}), "Extra inputs"),
     ],
 )

@@ -275,7 +275,7 @@ def test_failures_of_the_network_are_the_server_s(
 
 
 def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, monkeypatch):
-    def fail(image):
+    def fail(image, data):
         raise MemoryError
 
     monkeypatch.setattr("dfm_mlflow.images.decode._to_rgb", fail)

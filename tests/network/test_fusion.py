@@ -23,7 +23,7 @@ def test_the_network_computes_the_same_with_fewer_operations(name):
     x = torch.rand(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         for before, after in zip(module(x).values(), faster(x).values(), strict=True):
-            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
     if name.startswith("resnet"):
         assert any(isinstance(m, FusedConvolution) for m in faster.modules())
         assert len(faster.graph.nodes) < len(module.graph.nodes)
