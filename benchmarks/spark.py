@@ -110,16 +110,18 @@ def measure(master: str, folder: str, name: str) -> dict:
     from dfm_mlflow.jobs.score import score
     from dfm_mlflow.spark.fit import fit_on_spark
 
+    root = Path(folder)
+    images = sorted((root / "all").iterdir())
+    size = sum(path.stat().st_size for path in images)
     spark = (
         SparkSession.builder.master(master)
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.driver.memory", "1g")
-        .config("spark.sql.files.maxPartitionBytes", "4m")
+        .config("spark.sql.files.openCostInBytes", 0)
+        .config("spark.sql.files.maxPartitionBytes", size // N_PARTS + 1)
         .getOrCreate()
     )
-    root = Path(folder)
-    images = sorted((root / "all").iterdir())
     parts.PICTURES = -(-len(images) // N_PARTS)
 
     def by_job(source: str, target: str) -> None:

@@ -10,7 +10,7 @@ import mlflow
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException, RestException
 
-from dfm_mlflow.errors import TrackingError
+from dfm_mlflow.errors import DfmError, TrackingError
 
 _MOST_WORDS = 300  # of a server's own message; some hold whole pages
 
@@ -25,8 +25,8 @@ def outage(error: BaseException, then: str = "then run the command again") -> Tr
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    if isinstance(error, TrackingError):
-        return error
+    if isinstance(error, DfmError):  # its sentence is said already, whatever caused it
+        return error if isinstance(error, TrackingError) else None
     if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
         return TrackingError(
             f"The artifact store of {server()} failed ({_words(error)}): check AWS_ENDPOINT_URL, "
