@@ -2,15 +2,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 ARGS ?=
+JOBS ?= 2
 LOWEST ?= .venv-lowest
 TORCH ?= torch==2.9.0 torchvision==0.24.0
 CORE_TESTS := tests/core tests/images tests/network tests/test_artifact.py tests/test_config.py \
 	tests/test_detector.py tests/test_format1.py
 
-.PHONY: help venv demo stack test test-lowest lint
+.PHONY: help venv demo stack test test-lowest coverage lint dist
 
 help:  ## Show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */|/' | column -t -s '|'
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +29,7 @@ stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
 
 test: $(BIN)/.installed  ## Run the test suite
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-lowest:  ## Test on the lowest versions of the ranges, with the pair that TORCH names
 	$(PYTHON) -m venv $(LOWEST)
@@ -43,5 +44,21 @@ test-lowest:  ## Test on the lowest versions of the ranges, with the pair that T
 	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(abspath $(LOWEST))/bin/python -m pytest \
 		$(or $(ARGS),$(CORE_TESTS))
 
-lint: $(BIN)/.installed  ## Check the code's style
-	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples
+coverage: $(BIN)/.installed  ## Measure the branches that the tests take
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
+
+lint: $(BIN)/.installed  ## Check style (ruff), types (mypy) and layers (import-linter)
+	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples docs
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+dist: $(BIN)/.installed  ## Build wheel and sdist, and try each in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	for file in dist/*; do \
+		rm -rf dist/venv && $(PYTHON) -m venv dist/venv && \
+		dist/venv/bin/python -m pip install --quiet torch torchvision && \
+		dist/venv/bin/python -m pip install --quiet $$file && \
+		(cd / && $(abspath dist)/venv/bin/dfm-mlflow --help >/dev/null) && echo "$$file works" || exit 1; \
+	done
+	rm -rf dist/venv

@@ -18,7 +18,8 @@ import click
 import numpy as np
 from scipy.stats import betabinom
 
-from dfm_mlflow.class_model import Grid, fit_class, score_class
+from dfm_mlflow.class_fit import fit_class
+from dfm_mlflow.class_model import Grid, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.images.catalog import ELPV, GOOD, load_catalog

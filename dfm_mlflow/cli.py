@@ -45,9 +45,14 @@ def options_of(
     return add
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_EPILOG = """Exit status: 0 done; 1 refused or failed, with one sentence on stderr; 2 a command line
+that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_source dfm-mlflow)"
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(dfm_mlflow.__version__, prog_name="dfm-mlflow")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks; before the command.")
 def cli(debug: bool) -> None:
     """Image anomaly detection by Deep Feature Modeling, in MLflow's own words."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -58,7 +63,7 @@ def cli(debug: bool) -> None:
 @cli.command()
 @options_of(Options)
 def train(**values: Any) -> None:
-    """Fit a detector to good pictures, evaluate it, log it and register it."""
+    """Fit a detector to good pictures, evaluate, log, register it."""
     options = Options.parse(values)
     options.resolve()  # what cannot work is refused before torch and MLflow load
     from dfm_mlflow.jobs.run import summary
@@ -72,7 +77,10 @@ def train(**values: Any) -> None:
 @cli.command()
 @options_of(Options)
 def tune(**values: Any) -> None:
-    """Choose layers, pooling and the like on synthetic defects, then train as train does."""
+    """Choose the configuration on synthetic defects, then train.
+
+    What is given is kept; layers, pooling, PCA level, aggregation and normalisation are chosen.
+    """
     options = Options.parse(values)
     options.resolve()
     from dfm_mlflow.jobs.run import summary
@@ -86,7 +94,10 @@ def tune(**values: Any) -> None:
 @cli.command()
 @options_of(SweepOptions)
 def sweep(**values: Any) -> None:
-    """Evaluate every configuration of a grid on every category; no model is kept."""
+    """Evaluate a grid of configurations on many categories.
+
+    No model is kept: train the best.
+    """
     options = SweepOptions.parse(values)
     options.check()
     from dfm_mlflow.jobs.sweep import sweep as run
@@ -100,7 +111,7 @@ def sweep(**values: Any) -> None:
 @cli.command()
 @options_of(EvaluateOptions)
 def evaluate(**values: Any) -> None:
-    """Score new pictures: metrics where they are labelled, and drift in any case."""
+    """Score new pictures: metrics if labelled, drift in any case."""
     options = EvaluateOptions.parse(values)
     from dfm_mlflow.jobs.evaluate import evaluate as run
     from dfm_mlflow.jobs.run import summary
@@ -129,7 +140,7 @@ def score(
     engine: str,
     **values: Any,
 ) -> None:
-    """Score pictures on a server, or with a model that is loaded here or by Spark's executors.
+    """Score pictures on a server, here, or in Spark's executors.
 
     IMAGES are files or folders; with --model one folder, s3:// prefix or pattern.
     """
@@ -171,7 +182,7 @@ def _score_here(
 @cli.command()
 @options_of(PromoteOptions)
 def promote(**values: Any) -> None:
-    """Let an alias point to a registered version, if it passes every gate."""
+    """Move an alias to a registered version that passes all gates."""
     options = PromoteOptions.parse(values)
     options.check()
     from dfm_mlflow.jobs.promote import promote as run
@@ -184,7 +195,7 @@ def promote(**values: Any) -> None:
 @click.option("--alias", default="production", show_default=True, help="Alias to move back.")
 @click.option("--reason", default="none", show_default=True, help="Why, for the record.")
 def rollback(model: str, alias: str, reason: str) -> None:
-    """Return an alias of a registered MODEL to the version that it had before."""
+    """Move an alias of a registered MODEL back to what it had."""
     from dfm_mlflow.jobs.registry import rollback as run
 
     move = run(model, alias, reason)
@@ -195,7 +206,10 @@ def rollback(model: str, alias: str, reason: str) -> None:
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="JSON for scripts.")
 def describe(uri: str, as_json: bool) -> None:
-    """Say where a model comes from: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ or a path."""
+    """Say where a model comes from.
+
+    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path.
+    """
     from dfm_mlflow.jobs.describe import describe as run
     from dfm_mlflow.jobs.describe import in_words
 
@@ -206,7 +220,10 @@ def describe(uri: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder")
 def log(folder: str) -> None:
-    """Log and register the results in FOLDER, which a failed tracking server left there."""
+    """Log and register what a failed tracking server left.
+
+    FOLDER is the one that the failed run named.
+    """
     from dfm_mlflow.jobs.kept import log_kept as run
     from dfm_mlflow.jobs.run import summary
 
@@ -218,7 +235,10 @@ def log(folder: str) -> None:
 @cli.command()
 @options_of(CompareOptions, argument="runs")
 def compare(**values: Any) -> None:
-    """Put RUNS side by side, and tell progress from noise on the test pictures that they share."""
+    """Put RUNS side by side and tell progress from noise.
+
+    RUNS are run ids, run names or model URIs; they are compared on the test pictures they share.
+    """
     options = CompareOptions.parse(values)
     from dfm_mlflow.jobs.compare import compare as run
 
@@ -228,7 +248,10 @@ def compare(**values: Any) -> None:
 @cli.command()
 @options_of(RecalibrateOptions, argument="model")
 def recalibrate(**values: Any) -> None:
-    """Give MODEL, any model URI, new thresholds from new good pictures, as a new version."""
+    """Give MODEL new thresholds from new good pictures.
+
+    MODEL is any model URI; the result is a new version.
+    """
     options = RecalibrateOptions.parse(values)
     from dfm_mlflow.jobs.recalibrate import recalibrate as run
     from dfm_mlflow.jobs.run import summary
@@ -242,7 +265,10 @@ def recalibrate(**values: Any) -> None:
 @click.argument("model")
 @click.argument("output")
 def export(model: str, output: str) -> None:
-    """Write MODEL, any model URI, as one ONNX graph into OUTPUT, for machines without Python."""
+    """Write MODEL as one ONNX graph, for machines without Python.
+
+    MODEL is any model URI, OUTPUT a file that ends in .onnx.
+    """
     for noisy in ("onnx_ir", "onnxscript", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from dfm_mlflow.export import export as run

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dfm_mlflow.class_model import (
-    MOST_LEADING,
-    ClassModel,
-    ClassScores,
-    Grid,
-    fit_class,
-    recalibrate_class,
-    score_class,
-)
+from dfm_mlflow.class_fit import fit_class, recalibrate_class
+from dfm_mlflow.class_model import MOST_LEADING, ClassModel, ClassScores, Grid, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
 from dfm_mlflow.errors import ConfigError, FitError, ImageError

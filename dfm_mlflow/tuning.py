@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfm_mlflow.class_model import Grid, score_maps, usual_without_fold
+from dfm_mlflow.class_fit import usual_without_fold
+from dfm_mlflow.class_model import Grid, score_maps
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.comparison import Comparison, compare_auroc
-from dfm_mlflow.core.crossfit import crossfit_with
+from dfm_mlflow.core.crossfit_levels import crossfit_with
 from dfm_mlflow.core.metrics import auroc
 from dfm_mlflow.network.maps import usual_of
 from dfm_mlflow.network.pooling import kernel_of, pool

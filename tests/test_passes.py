@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from dfm_mlflow import passes
-from dfm_mlflow.class_model import Grid, fit_class, score_class
+from dfm_mlflow.class_fit import fit_class
+from dfm_mlflow.class_model import Grid, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.passes import Block, LocalPasses, fit_class_in_passes
+from dfm_mlflow.passes import layer as passes
 
 N = 90
 RNG = np.random.default_rng(0)

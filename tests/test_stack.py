@@ -69,6 +69,7 @@ def server(stores, monkeypatch, tmp_path, request):
         monkeypatch.setenv(name, value)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(stores.environment["MLFLOW_TRACKING_URI"])
+    mlflow.set_experiment(experiment_id="0")  # a test before may have chosen another
     stores.traffic.append(Traffic())
     yield Server(stores, "dfm-" + "".join(c if c.isalnum() else "-" for c in request.node.name))
     stores.traffic.pop()
@@ -320,9 +321,9 @@ def test_an_answer_that_is_lost_is_asked_for_again(server, mvtec_like):
     assert server.statuses() == ["FINISHED"]
 
 
-def test_a_bucket_that_is_not_there_gets_a_sentence(server, mvtec_like, monkeypatch):
+def test_a_bucket_that_is_not_there_gets_a_sentence(server, mvtec_like):
     experiment = mlflow.create_experiment("nowhere", "s3://no-such-bucket/here")
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    mlflow.set_experiment(experiment_id=experiment)
     with pytest.raises(TrackingError, match=r"artifact store .*NoSuchBucket.*dfm-mlflow log"):
         server.train(mvtec_like)
     assert not list(server.versions())

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from dfm_mlflow import tuning
-from dfm_mlflow.class_model import Grid, fit_class
+from dfm_mlflow.class_fit import fit_class
+from dfm_mlflow.class_model import Grid
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import assign_folds, crossfit_with
+from dfm_mlflow.core.crossfit import assign_folds
+from dfm_mlflow.core.crossfit_levels import crossfit_with
 from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.tuning import GRID, SEARCHED, Pictures, Scored, candidates, choose, score_candidates
@@ -83,7 +85,7 @@ def test_good_pictures_score_as_in_the_calibration_of_a_model(options, monkeypat
     features = [pool(shown.good[n], shown.kernel(n, resolved.pooling_rule))
                 for n in resolved.layer_names]  # fmt: skip
     grids = [Grid(tuple(f.shape[1:]), whole(tuple(f.shape[2:]))) for f in features]
-    monkeypatch.setattr("dfm_mlflow.class_model.assign_folds", lambda *a, **k: shown.folds)
+    monkeypatch.setattr("dfm_mlflow.class_fit.assign_folds", lambda *a, **k: shown.folds)
     calibrated = fit_class("a", features, None, grids, resolved).calibration.scores
     if resolved.score == "fre":
         np.testing.assert_allclose(np.sort(found.good), np.sort(calibrated), rtol=2e-4)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import betabinom
 
-from dfm_mlflow.class_model import Grid, fit_class, score_class
+from dfm_mlflow.class_fit import fit_class
+from dfm_mlflow.class_model import Grid, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, is_anomaly
 from dfm_mlflow.errors import FitError

@@ -6,7 +6,7 @@ residuals together are ``X - W X``, one matrix product for any number of folds. 
 scatter matrix of the other folds is the whole one less that of the fold.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -148,18 +148,18 @@ def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
 
 def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     n, dimension = x.shape
-    mean = x.mean(axis=0, dtype=np.float64)  # a common shift changes no residual, and saves digits
-    centred = (x - mean).astype(x.dtype, copy=False)
+    # a common shift changes no residual, and saves digits
+    centred = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
     gram = (centred @ centred.T).astype(np.float64, copy=False)
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
 
     def hold_out(fold: int) -> None:
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        rows = _RowsByGram(gram[np.ix_(rest, rest)], dimension)
+        rows = RowsByGram(gram[np.ix_(rest, rest)], dimension)
         found = rows.project(gram[np.ix_(out, rest)], n_components)
         weights[np.ix_(out, rest)], mahalanobis[out] = found
 
-    _for_each_fold(hold_out, folds)
+    for_each_fold(hold_out, folds)
     # |x_i - sum_j W_ij x_j|^2 from the Gram matrix alone
     reached = weights @ gram
     fre = np.diag(gram) - 2 * np.einsum("ij,ij->i", weights, gram)
@@ -168,7 +168,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     return HeldOut(fre, mahalanobis, lambda: centred - weights @ centred)
 
 
-def _for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
+def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
     """Call with every fold; folds of few rows have a thread each, which shares nothing.
 
     The threads of one small eigendecomposition wait for each other, on a busy machine for seconds.
@@ -179,83 +179,7 @@ def _for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
         return list(pool.map(work, np.unique(folds)))
 
 
-@dataclass(frozen=True, eq=False)
-class HeldOutLevel:
-    """Rows left out of a fold, and others that go with it, under one share of the variance.
-
-    Attributes
-    ----------
-    rows : HeldOut
-        Of the n rows that were fitted.
-    others : HeldOut
-        Of the m further rows.
-    n_components : float
-        Mean dimension of the subspaces.
-    """
-
-    rows: HeldOut
-    others: HeldOut
-    n_components: float
-
-
-def crossfit_with(
-    x: np.ndarray,
-    folds: np.ndarray,
-    others: np.ndarray,
-    their_folds: np.ndarray,
-    levels: Sequence[float],
-) -> Iterator[tuple[float, HeldOutLevel]]:
-    """Hold every row out once, and score further rows by the subspace of one fold, at many levels.
-
-    One Gram matrix and one decomposition a fold serve all levels.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-        Rows to fit; not changed.
-    folds : ndarray of shape (n,), int
-    others : ndarray of shape (m, D)
-        Rows that nothing is fitted to, such as changed copies of rows of `x`.
-    their_folds : ndarray of shape (m,), int
-        Fold whose rows the subspace of each of the others may not know.
-    levels : sequence of float
-        Shares of the variance.
-
-    Yields
-    ------
-    level : float
-    HeldOutLevel
-
-    Raises
-    ------
-    FitError
-        As :func:`crossfit`.
-    """
-    check_features(x)
-    if len(np.unique(folds)) < 2:
-        raise FitError(ONE_GROUP)
-    mean = x.mean(axis=0, dtype=np.float64)
-    x, others = ((part - mean).astype(part.dtype, copy=False) for part in (x, others))
-    gram = (x @ x.T).astype(np.float64, copy=False)
-    across = (others @ x.T).astype(np.float64, copy=False)
-
-    def without(fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, _RowsByGram]:
-        out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        rows = _RowsByGram(gram[np.ix_(rest, rest)], x.shape[1])
-        return out, np.flatnonzero(their_folds == fold), rest, rows
-
-    parts = _for_each_fold(without, folds)
-    for level in levels:
-        both = [_Weights(len(x), len(x)), _Weights(len(others), len(x))]
-        kept = []
-        for out, theirs, rest, rows in parts:
-            both[0].set(out, rest, rows.project(gram[np.ix_(out, rest)], level))
-            both[1].set(theirs, rest, rows.project(across[np.ix_(theirs, rest)], level))
-            kept.append(rows.n_components(level))
-        yield level, HeldOutLevel(both[0].of(x, x), both[1].of(others, x), float(np.mean(kept)))
-
-
-class _RowsByGram:
+class RowsByGram:
     """Subspaces of rows that are known by their Gram matrix alone."""
 
     def __init__(self, gram: np.ndarray, dimension: int):
@@ -288,26 +212,6 @@ class _RowsByGram:
         variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
         weights = 1 / self._n + (projected / spectrum) @ kept.T
         return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
-
-
-class _Weights:
-    """What each row is compared with: a weighted sum of the rows of other folds."""
-
-    def __init__(self, n: int, n_rows: int):
-        self._weights, self._mahalanobis = np.zeros((n, n_rows)), np.zeros(n)
-
-    def set(
-        self, out: np.ndarray, rest: np.ndarray, found: tuple[np.ndarray, np.ndarray]
-    ) -> None:
-        self._weights[np.ix_(out, rest)], self._mahalanobis[out] = found
-
-    def of(self, rows: np.ndarray, x: np.ndarray) -> HeldOut:
-        residual = rows - self._weights.astype(x.dtype) @ x
-        fre = np.concatenate(
-            [squared_norm(block.astype(np.float64)) for block in row_blocks(residual)]
-            or [np.zeros(0)]
-        )
-        return HeldOut(fre, self._mahalanobis, lambda: residual)
 
 
 def _fold_by_fold(

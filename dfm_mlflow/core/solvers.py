@@ -185,6 +185,9 @@ def _orthonormal(basis: np.ndarray) -> np.ndarray:
     as Householder's QR and several times faster (Yamamoto et al., ETNA 44, 2015).
     """
     product = basis.T @ basis
-    if np.abs(product - np.eye(len(product))).max() > 1e-4:
+    lost = np.abs(product - np.eye(len(product))).max()
+    if lost < 1e-12:  # few directions, or a flat spectrum: nothing to restore
+        return basis
+    if lost > 1e-4:
         return np.linalg.qr(basis)[0]
     return basis @ np.linalg.inv(np.linalg.cholesky(product)).T

@@ -136,6 +136,10 @@ def squared_norm(rows: Any) -> Any:
 
 def fixed_signs(basis: np.ndarray) -> np.ndarray:
     """Make the largest entry of each column positive, so that equal data give equal bases."""
-    largest = basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])]
-    basis *= np.where(largest < 0, -1.0, 1.0)
+    top, bottom = basis.max(axis=0), -basis.min(axis=0)  # many times faster than argmax of |basis|
+    flipped = bottom > top
+    for column in np.flatnonzero(bottom == top):  # both are there: the first counts
+        values = basis[:, column]
+        flipped[column] = values[np.abs(values).argmax()] < 0
+    basis *= np.where(flipped, -1.0, 1.0)
     return basis

@@ -5,6 +5,7 @@ whole picture once for each scan of a progressive JPEG, and allocate the canvas 
 """
 
 import struct
+from collections.abc import Iterator
 
 from dfm_mlflow.errors import ImageError
 
@@ -13,6 +14,9 @@ MAX_SCANS = 100  # of a progressive JPEG; encoders write about 10, optimisers up
 SCANS_OF_LARGEST = 12  # passes over a picture of the most pixels that are allowed
 MAX_JUNK = 1 << 16  # bytes between the segments of a JPEG
 
+# Where Pillow looks for an orientation: chunks of a PNG, and keywords of its plain texts.
+_MAY_TURN = (b"eXIf", b"iTXt", b"zTXt")
+_KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp", b"exif\0", b"xmp\0")
 _SOI, _EOI, _SOS, _FILL = 0xD8, 0xD9, 0xDA, 0xFF
 _ALONE = {0x01, *range(0xD0, _EOI + 1)}  # markers without a length
 
@@ -64,15 +68,30 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return width & 0x3FFF, height & 0x3FFF
 
 
+def may_turn(data: bytes) -> bool:
+    """Whether a PNG has a chunk that may hold an orientation, in the clear or compressed."""
+    return any(
+        kind in _MAY_TURN or (kind == b"tEXt" and data.startswith(_KEYWORDS, place))
+        for kind, place in _chunks(data)
+    )
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Kind of each chunk of a PNG, and where its contents begin."""
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        yield kind, place + 8
+        place += length + 12
+
+
 def _count_chunks(data: bytes) -> int:
     """Chunks up to the end of the picture, counted no further than needed."""
-    place, n = 8, 0
-    while place + 8 <= len(data) and n <= MAX_PARTS:
-        length, kind = struct.unpack_from(">I4s", data, place)
+    n = 0
+    for kind, _ in _chunks(data):
         n += 1
-        if kind == b"IEND":
+        if kind == b"IEND" or n > MAX_PARTS:
             break
-        place += length + 12
     return n
 
 

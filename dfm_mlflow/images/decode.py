@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.container import check_parts, check_scans, webp_size
+from dfm_mlflow.images.container import check_parts, check_scans, may_turn, webp_size
 from dfm_mlflow.images.fast import decode_fast
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-
-# Chunks of a PNG that may hold an orientation, in the clear or compressed.
-_MAY_TURN_PNG = (b"eXIf", b"iTXt", b"zTXt", b"Raw profile type")
 
 _BITS, _MEANING, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of a TIFF
 _WHITE_IS_ZERO = 0
@@ -198,6 +195,6 @@ def _table_to_8_bit(white: int) -> np.ndarray:
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     # For a PNG without EXIF Pillow looks behind the pixels too, and decodes them for that.
-    if image.format == "PNG" and not any(mark in data for mark in _MAY_TURN_PNG):
+    if image.format == "PNG" and not may_turn(data):
         return 1
     return image.getexif().get(0x0112, 1)

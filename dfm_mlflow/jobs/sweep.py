@@ -9,27 +9,16 @@ import hashlib
 import itertools
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 import dfm_mlflow
-from dfm_mlflow.class_model import (
-    Grid,
-    RawScores,
-    finish_class,
-    finish_scores,
-    fit_layers,
-    raw_scores,
-)
+from dfm_mlflow.class_fit import finish_class, fit_layers
+from dfm_mlflow.class_model import Grid, RawScores, finish_scores, raw_scores
 from dfm_mlflow.config import Options, SweepOptions
 from dfm_mlflow.detector import CHUNK, AnomalyDetector
 from dfm_mlflow.errors import DfmError, SweepError
@@ -37,6 +26,7 @@ from dfm_mlflow.evaluation import image_metrics, metric_name
 from dfm_mlflow.images.catalog import GOOD, Catalog, load_catalog
 from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of
+from dfm_mlflow.jobs.sweep_book import PARENT, Book, table_of
 from dfm_mlflow.jobs.tracking import outage
 from dfm_mlflow.jobs.train import facts_of, groups_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
@@ -48,7 +38,6 @@ TABLES = ("image_auroc", "image_f1_max")
 # Configurations that differ in nothing else share the network's work, and the fit.
 _NETWORK = ("backbone", "image_size", "resize", "weights", "roi", "tile", "device", "precision")
 _FIT = ("layers", "pooling", "pca_level", "seed", "group_by")
-_PARENT, _CHILD = "dfm.sweep", "dfm.sweep.child"
 
 _logger = logging.getLogger(__name__)
 
@@ -113,12 +102,12 @@ def sweep(options: SweepOptions) -> SweepResult:
     """
     options.check()
     categories, configurations = options.category_names, options.configurations()
-    tags = {"dfm.job": "sweep", _PARENT: _digest(options.model_dump(exclude={"cache"}))}
+    tags = {"dfm.job": "sweep", PARENT: _digest(options.model_dump(exclude={"cache"}))}
     with run_of(f"sweep-{','.join(categories)}"[:250], tags) as run:
         mlflow.set_tags(tags)  # in a run that was taken over, too
         parameters = {f"resolved_{k}": v for k, v in options.model_dump().items()}
         log_parameters(run.info.run_id, {k: v for k, v in parameters.items() if v != "auto"})
-        book = _Book(run, tags[_PARENT])
+        book = Book(run, tags[PARENT])
         found, failures = {}, {}
         for category in categories:
             own = [options.options(category, c) for c in configurations]
@@ -131,7 +120,7 @@ def sweep(options: SweepOptions) -> SweepResult:
                 failures[category] = _words(error)
                 book.fail(own, configurations, failures[category], {i for c, i in found
                                                                     if c == category})  # fmt: skip
-        tables = {name: _table(found, categories, configurations, name) for name in TABLES}
+        tables = {name: table_of(found, categories, configurations, name) for name in TABLES}
         result = SweepResult(run.info.run_id, tables, failures, book.n_resumed)
         _log_tables(result)
         if failures and mlflow.active_run().info.run_id == run.info.run_id:
@@ -141,7 +130,7 @@ def sweep(options: SweepOptions) -> SweepResult:
 
 
 def _sweep_category(
-    given: Sequence[Options], configurations: Sequence[Mapping[str, str]], book: "_Book"
+    given: Sequence[Options], configurations: Sequence[Mapping[str, str]], book: Book
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Give the metrics of each configuration of one category, and log its child."""
     resolved = [o.resolve() for o in given]
@@ -260,71 +249,6 @@ class _Shared:
         return pd.DataFrame(about | {c: [r.get(c) for r in rows] for c in columns})
 
 
-class _Book:
-    """The children of a sweep, and those that an interrupted one of the same options left."""
-
-    def __init__(self, parent: Run, key: str):
-        self._client, self._parent = MlflowClient(), parent.info
-        self.n_resumed = 0
-        self._known: dict[str, Run] = {}
-        for earlier in self._search(f"tags.`{_PARENT}` = '{key}'"):
-            if earlier.info.run_id == self._parent.run_id or earlier.info.status == "FINISHED":
-                continue
-            for child in self._search(
-                f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{earlier.info.run_id}' "
-                "and attributes.status = 'FINISHED'"
-            ):
-                self._known[child.data.tags.get(_CHILD, "")] = child
-
-    def finished(self, key: str) -> dict[str, float] | None:
-        """Take over the finished child of this key, and give its metrics; None if there is none."""
-        child = self._known.get(key)
-        if child is None:
-            return None
-        self._client.set_tag(child.info.run_id, MLFLOW_PARENT_RUN_ID, self._parent.run_id)
-        self.n_resumed += 1
-        return child.data.metrics
-
-    def log(
-        self, options: Options, configuration: Mapping[str, str], key: str,
-        metrics: Mapping[str, float],
-    ) -> None:  # fmt: skip
-        """Log one child in few requests."""
-        child, now = self._create(options, configuration), int(time.time() * 1000)
-        self._client.log_batch(
-            child,
-            metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()],
-            params=[Param(f"resolved_{k}", str(v)) for k, v in options.model_dump().items()],
-        )
-        self._client.set_tag(child, _CHILD, key)
-        self._client.set_terminated(child)
-
-    def fail(
-        self, given: Sequence[Options], configurations: Sequence[Mapping[str, str]], why: str,
-        done: set[int],
-    ) -> None:  # fmt: skip
-        """Log the children of a category that are not there, with the reason."""
-        for i, (options, configuration) in enumerate(zip(given, configurations, strict=True)):
-            if i in done:
-                continue
-            child = self._create(options, configuration)
-            self._client.set_tag(child, "dfm.failed", why[:5000])
-            self._client.set_terminated(child, "FAILED")
-
-    def _create(self, options: Options, configuration: Mapping[str, str]) -> str:
-        tags = {
-            MLFLOW_PARENT_RUN_ID: self._parent.run_id,
-            MLFLOW_RUN_NAME: f"{options.category}, {_label(configuration, options)}"[:250],
-            "dfm.job": "sweep-child",
-            "dfm.category": options.category,
-            "dfm.preset": options.preset,
-        }
-        return self._client.create_run(self._parent.experiment_id, tags=tags).info.run_id
-
-    def _search(self, query: str) -> list[Run]:
-        return self._client.search_runs([self._parent.experiment_id], query, max_results=5000)
-
-
 def _part(options: Options, names: Sequence[str]) -> str:
     values = [str(getattr(options, name)) for name in names]
     if names is _NETWORK and options.weights == "random":
@@ -346,28 +270,6 @@ def _words(error: Exception) -> str:
         return str(error)
     _logger.error("Unexpected", exc_info=error)
     return f"{type(error).__name__}: {error}"
-
-
-def _label(configuration: Mapping[str, str], options: Options | SweepOptions | None = None) -> str:
-    if not configuration:
-        return f"preset={options.preset}" if options else "preset"
-    return ", ".join(f"{name}={value}" for name, value in configuration.items())
-
-
-def _table(
-    found: Mapping[tuple[str, int], Mapping[str, float]],
-    categories: Sequence[str],
-    configurations: Sequence[Mapping[str, str]],
-    metric: str,
-) -> pd.DataFrame:
-    rows = {}
-    for i, configuration in enumerate(configurations):
-        values = [found.get((c, i), {}).get(metric, np.nan) for c in categories]
-        rows[_label(configuration)] = [float(np.nanmean(values)) if not np.isnan(values).all()
-                                       else np.nan, *values]  # fmt: skip
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["Avg", *categories])
-    table.index.name = "configuration"
-    return table
 
 
 def _log_tables(result: SweepResult) -> None:

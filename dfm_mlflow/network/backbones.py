@@ -4,7 +4,6 @@ The architecture comes from torchvision (or the package that defines it); only t
 last used layer is kept, so that a weights file may lack the rest.
 """
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -15,19 +14,17 @@ from typing import TypeVar
 import torch
 from safetensors.torch import save
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
 from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.network.folding import fold_batch_norms
 from dfm_mlflow.network.tracing import tracing
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
-# Convolutions that use their weight as it is; a weight-standardised one, for example, cannot fold.
-_PLAIN = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding"}
 
 T = TypeVar("T")
 
@@ -126,7 +123,7 @@ def _build(
             own = {k: v for k, v in module.state_dict().items() if k not in published}
             needed = {k for k in published & module.state_dict().keys() if not _is_counter(k)}
             _assign(module, {**own, **weights(needed)})
-        module = _fold_batch_norms(module)
+        module = fold_batch_norms(module)
     return names, module
 
 
@@ -182,11 +179,11 @@ def _without_data(build: Callable[[], T]) -> T:
 def _rebuild(
     name: str, layers: tuple[str, ...], size: tuple[int, int], folded: dict[str, Tensor]
 ) -> fx.GraphModule:
-    module = _without_data(lambda: _fold_batch_norms(_truncate(name, layers, size)))
+    module = _without_data(lambda: fold_batch_norms(_truncate(name, layers, size)))
     _assign(module, folded)
     if any(b.is_meta for b in module.buffers()):  # a constant, such as a blur, is in no state dict
         with torch.random.fork_rng(devices=[]):
-            module = _fold_batch_norms(_truncate(name, layers, size))
+            module = fold_batch_norms(_truncate(name, layers, size))
         _assign(module, folded)
     return module
 
@@ -310,52 +307,3 @@ def _octave(output: Tensor, size: tuple[int, int]) -> int | None:
     """
     height, width = (round(math.log2(s / o)) for s, o in zip(size, output.shape[2:], strict=True))
     return height if height == width else None
-
-
-def _fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
-    """Fold each batch norm that alone reads a convolution into that convolution."""
-    module = copy.deepcopy(module)
-    modules = dict(module.named_modules())
-    for node in list(module.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
-            continue
-        source = node.args[0]
-        if source.op != "call_module" or len(source.users) > 1:
-            continue
-        if sum(n.target in (source.target, node.target) for n in module.graph.nodes) > 2:
-            continue  # a module that is called twice keeps its batch norm
-        fused = _fuse(modules[source.target], modules[node.target])
-        if fused is None:
-            continue
-        module.set_submodule(source.target, fused[0])
-        module.set_submodule(node.target, fused[1])
-        if isinstance(fused[1], nn.Identity):
-            node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
-    for block in module.modules():  # blocks that the tracer keeps whole
-        if isinstance(block, nn.Sequential) and type(block).forward is nn.Sequential.forward:
-            _fold_inside(block)
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
-
-
-def _fold_inside(block: nn.Sequential) -> None:
-    for i in range(len(block) - 1):
-        fused = _fuse(block[i], block[i + 1])
-        if fused is not None:
-            block[i], block[i + 1] = fused
-
-
-def _fuse(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """Give the convolution with the batch norm in it, and what is left to do after it."""
-    if not isinstance(conv, nn.Conv2d) or type(conv).__name__ not in _PLAIN:
-        return None
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
-        return None
-    if type(norm) is nn.BatchNorm2d:
-        return fuse_conv_bn_eval(conv, norm), nn.Identity()
-    if type(norm).__name__ == "BatchNormAct2d":  # timm's, with dropout and activation inside
-        after = [m for m in (norm.drop, norm.act) if not isinstance(m, nn.Identity)]
-        return fuse_conv_bn_eval(conv, norm), nn.Sequential(*after) if after else nn.Identity()
-    return None

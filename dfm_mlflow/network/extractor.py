@@ -4,9 +4,9 @@ import copy
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.storage import S3Object, threads_for
+from dfm_mlflow.images.storage import S3Object
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
-from dfm_mlflow.network.forward import Network
+from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, workers
+from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
 
 Source = bytes | Path | S3Object | np.ndarray
@@ -27,70 +28,6 @@ Source = bytes | Path | S3Object | np.ndarray
 Runner = Callable[[Tensor], list[Tensor]]
 
 _CACHE_VERSION = 3
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """Features of the pictures that could be read.
-
-    Attributes
-    ----------
-    features : list of Tensor
-        One per layer, of shape ``(m, C, h, w)``, float32, on the extractor's device.
-    kept : list of int
-        Index of the source of each of the m rows, ascending.
-    errors : dict of int to str
-        Why a source could not be read.
-    sizes : list of tuple of int
-        Height and width of each kept picture in pixels.
-    """
-
-    features: list[Tensor]
-    kept: list[int]
-    errors: dict[int, str]
-    sizes: list[tuple[int, int]]
-
-
-@dataclass
-class _Prepared:
-    size: tuple[int, int]
-    pixels: Tensor | None = None  # (3, H, W) uint8
-    cached: list[np.ndarray] | None = None
-    key: str | None = None
-
-
-class _Table:
-    """Feature maps of n pictures, one array a layer, filled in any order and held once."""
-
-    def __init__(self, n: int, device: torch.device):
-        self._n, self._device = n, device
-        self._layers: list[Tensor] = []
-
-    def put(self, index: list[int], maps: Sequence[Tensor]) -> None:
-        """Store one map of shape (m, C, h, w) a layer for m pictures."""
-        if not self._layers:
-            self._layers = [
-                torch.empty((self._n, *m.shape[1:]), dtype=torch.float32, device=self._device)
-                for m in maps
-            ]
-        for layer, values in zip(self._layers, maps, strict=True):
-            layer[index] = values.to(self._device)
-
-    def rows(self, kept: list[int]) -> list[Tensor]:
-        """Give the rows of some pictures in each layer."""
-        if len(kept) == self._n:
-            return self._layers
-        return [layer[kept] for layer in self._layers]
-
-
-@contextmanager
-def _pool_for(sources: Sequence[Source]) -> Iterator[Executor | None]:
-    """Threads that read and decode; none for a single picture, which they would only delay."""
-    if len(sources) == 1:
-        yield None
-        return
-    with ThreadPoolExecutor(max_workers=threads_for(sources)) as pool:
-        yield pool
 
 
 class Extractor:
@@ -143,7 +80,7 @@ class Extractor:
         self.cache = cache
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
         self._decoding: AbstractContextManager = nullcontext()
-        self._known: dict[Source, _Prepared] = {}
+        self._known: dict[Source, Prepared] = {}
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
@@ -181,7 +118,7 @@ class Extractor:
         if self.cache:
             self.cache.put(self._key(digest), [*arrays, np.array(size)])
         else:
-            self._known[source] = _Prepared(size, cached=arrays)
+            self._known[source] = Prepared(size, cached=arrays)
 
     def extract(self, sources: Sequence[Source], *, progress: str | None = None) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
@@ -195,12 +132,19 @@ class Extractor:
         """
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
-        table = _Table(len(sources), self.device)
-        waiting: list[tuple[int, _Prepared]] = []
+        table = Table(len(sources), self.device)
         bar = tqdm(
             total=len(sources), desc=progress, unit="img", disable=None if progress else True
         )
-        with bar, _pool_for(sources) as pool:
+        # Few pictures are sooner ready where all cores join in each pass.
+        cores = torch.get_num_threads() if self.device.type == "cpu" and not self._runner else 1
+        together = cores > 1 and len(sources) >= 2 * CPU_PASS * cores
+        with bar, workers(sources, cores if together else 1) as pool:
+            batches = Batches(
+                CPU_PASS if together else self.batch_size,
+                partial(self._forward_all, table=table, pool=None if together else pool),
+                pool if together else None,
+            )
             for i, outcome in self._prepare_all(sources, pool):
                 bar.update()
                 if isinstance(outcome, ImageError):
@@ -209,18 +153,15 @@ class Extractor:
                 sizes[i] = outcome.size
                 if outcome.cached is not None:
                     table.put([i], [torch.from_numpy(a)[None] for a in outcome.cached])
-                    continue
-                waiting.append((i, outcome))
-                if len(waiting) == self.batch_size:
-                    self._forward_all(waiting, table, pool)
-            if waiting:
-                self._forward_all(waiting, table, pool)
+                else:
+                    batches.add(i, outcome)
+            batches.finish()
         kept = sorted(sizes)
         return Extraction(table.rows(kept), kept, errors, [sizes[i] for i in kept])
 
     def _prepare_all(
         self, sources: Sequence[Source], pool: Executor | None
-    ) -> Iterator[tuple[int, _Prepared | ImageError]]:
+    ) -> Iterator[tuple[int, Prepared | ImageError]]:
         """Decode ahead of the network in threads, at most four batches of pixels in memory."""
         if pool is None:
             yield from ((i, self._prepare(source)) for i, source in enumerate(sources))
@@ -235,26 +176,25 @@ class Extractor:
             yield index, future.result()
 
     def _forward_all(
-        self, waiting: list[tuple[int, _Prepared]], table: "_Table", pool: Executor | None
+        self, batch: list[tuple[int, Prepared]], *, table: Table, pool: Executor | None
     ) -> None:
-        pixels = torch.stack([item.pixels for _, item in waiting if item.pixels is not None])
+        pixels = torch.stack([item.pixels for _, item in batch if item.pixels is not None])
         maps = (self._runner or self.run_batch)(pixels)
-        table.put([i for i, _ in waiting], maps)
+        table.put([i for i, _ in batch], maps)
         if self.cache:
             arrays = [m.cpu().numpy() for m in maps]
-            for row, (_, item) in enumerate(waiting):
+            for row, (_, item) in enumerate(batch):
                 if item.key:
                     entry = [*(a[row] for a in arrays), np.array(item.size)]
                     if pool is None:
                         self.cache.put(item.key, entry)
                     else:  # written while the network goes on
                         pool.submit(self.cache.put, item.key, entry)
-        waiting.clear()
 
-    def _prepare(self, source: Source) -> _Prepared | ImageError:
+    def _prepare(self, source: Source) -> Prepared | ImageError:
         try:
             if isinstance(source, np.ndarray):
-                return _Prepared(_shape(source), self.resized(source))
+                return Prepared(_shape(source), self.resized(source))
             if self._known and source in self._known:
                 return self._known.pop(source)
             try:
@@ -265,10 +205,10 @@ class Extractor:
             cached = self.cache.get(key) if self.cache and key else None
             if cached is not None:
                 *maps, size = cached
-                return _Prepared(tuple(size.tolist()), cached=maps)
+                return Prepared(tuple(size.tolist()), cached=maps)
             with self._decoding:
                 image = decode_image(data)
-                return _Prepared(_shape(image), self.resized(image), key=key)
+                return Prepared(_shape(image), self.resized(image), key=key)
         except ImageError as error:
             return error
 

@@ -152,7 +152,7 @@ class Interrupted(BaseException):
 
 
 def interrupt_after(n, monkeypatch):
-    log, logged = job._Book.log, []
+    log, logged = job.Book.log, []
 
     def counted(book, *given):
         if len(logged) == n:
@@ -160,7 +160,7 @@ def interrupt_after(n, monkeypatch):
         logged.append(given)
         log(book, *given)
 
-    monkeypatch.setattr(job._Book, "log", counted)
+    monkeypatch.setattr(job.Book, "log", counted)
     return logged
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from dfm_mlflow.errors import BackboneError, WeightsError
-from dfm_mlflow.network import backbones
+from dfm_mlflow.network import backbones, folding
 from dfm_mlflow.network.backbones import IMAGENET_MEAN, backbone_requirements, build_backbone
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.weights import load_weights
@@ -109,8 +109,8 @@ def test_a_tensor_made_by_the_code_is_not_asked_of_the_weights(monkeypatch):
 def test_weight_standardised_convolutions_are_not_folded():
     torch.manual_seed(0)
     conv = timm.layers.StdConv2d(3, 8, 3).eval()
-    assert backbones._fuse(conv, nn.BatchNorm2d(8).eval()) is None
-    assert backbones._fuse(nn.Conv2d(3, 8, 3).eval(), nn.BatchNorm2d(8).eval()) is not None
+    assert folding._fuse(conv, nn.BatchNorm2d(8).eval()) is None
+    assert folding._fuse(nn.Conv2d(3, 8, 3).eval(), nn.BatchNorm2d(8).eval()) is not None
 
 
 def test_normalisation_is_that_of_the_weights():

@@ -1,0 +1,25 @@
+"""Every option of every verb: names, types, defaults, presets and what an error says."""
+
+from dfm_mlflow.config.base import StrictOptions
+from dfm_mlflow.config.sweep import SweepOptions, refuse_spark
+from dfm_mlflow.config.train import PRESETS, Options
+from dfm_mlflow.config.verbs import (
+    CompareOptions,
+    EvaluateOptions,
+    PromoteOptions,
+    RecalibrateOptions,
+    ScoreOptions,
+)
+
+__all__ = [
+    "PRESETS",
+    "CompareOptions",
+    "EvaluateOptions",
+    "Options",
+    "PromoteOptions",
+    "RecalibrateOptions",
+    "ScoreOptions",
+    "StrictOptions",
+    "SweepOptions",
+    "refuse_spark",
+]

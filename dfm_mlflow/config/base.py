@@ -1,0 +1,50 @@
+"""What the options of every verb share: strictness, and errors in one sentence."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dfm_mlflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+CATEGORY = r"[^/\\,:.%\"'\s][^/\\,:%\"']*"
+CATEGORIES = rf"^{CATEGORY}(,{CATEGORY})*$"
+
+
+def option(default: Any, help: str, expected: str, pattern: str | None = None, **kw: Any) -> Any:
+    """Declare one option: default, help text, and what an error says was expected."""
+    extra = {"expected": expected}
+    return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
+
+
+class StrictOptions(BaseModel):
+    """Options of one verb: scalars in the notation of the command line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Self":
+        """Build options from command-line or JSON values.
+
+        Raises
+        ------
+        ConfigError
+            One sentence that names the option, the value and what was expected.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_sentence(cls, error)) from None
+
+
+def _sentence(model: type[StrictOptions], error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "options"
+    if first["type"] == "extra_forbidden":
+        return f"There is no option {name!r}: the options are {', '.join(model.model_fields)}."
+    field = model.model_fields[name]
+    expected = (field.json_schema_extra or {})["expected"]  # type: ignore[index,call-overload]
+    return f"{name}={first['input']!r} is not valid: give {expected}."

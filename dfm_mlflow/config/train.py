@@ -1,0 +1,273 @@
+"""The one strict model of every option of a training run, and its presets.
+
+The command line is generated from it, a test holds ``MLproject`` against it, runs log it and
+``detector.json`` stores it. Values are plain scalars, so that all four write them alike.
+"""
+
+import re
+from typing import Any
+
+from pydantic import field_validator
+
+from dfm_mlflow.config.base import CATEGORIES, StrictOptions, option
+from dfm_mlflow.errors import ConfigError
+
+_LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
+PRESETS: dict[str, dict[str, Any]] = {
+    # Why, without looking at a test label: stride 8 sees small defects, stride 16 parts and faint
+    # large ones; cells of 32 pixels on both make one grid and average the noise of single positions
+    # away; dividing by what held-out good pictures show there weighs layers and positions alike;
+    # the mean of the top twentieth keeps a defect of a few cells from drowning in a good rest.
+    "default": {"backbone": "resnet18", "layers": "stride:8,stride:16", "pooling": "stride:32",
+                "image_size": "256", "aggregate": "top:0.05", "normalize": "position"},
+    "anomalib-0.3": {"backbone": "resnet18", "layers": "avgpool", "pooling": "1",
+                     "image_size": "256", "aggregate": "sum"},
+    "anomalib": {"backbone": "resnet18", "layers": "stride:16", "pooling": "2",
+                 "image_size": "256", "aggregate": "sum"},
+    "accurate": {"backbone": "efficientnet_b5", "layers": "features.6", "pooling": "2",
+                 "image_size": "456", "aggregate": "sum"},
+}  # fmt: skip
+_COMMON = {"resize": "stretch", "pca_level": "0.97", "score": "fre", "normalize": "none"}
+_LAYER = r"(stride:[1-9]\d*|[\w.]+)"
+
+
+class Options(StrictOptions):
+    """Every option of a training run.
+
+    ``auto`` means "as the preset says"; :meth:`resolve` replaces it. Fields are scalars in the
+    notation of the command line; the properties give them parsed.
+    """
+
+    category: str = option(
+        "bottle",
+        "Category to train on; 'a,b' is one class-conditional model over both.",
+        "names separated by commas, without / : % or quotes",
+        CATEGORIES,
+    )
+    data: str = option(
+        "auto",
+        "auto, mvtec_ad, elpv, a folder or s3:// prefix with one MVTec-layout folder a category or "
+        "of good images alone, or a manifest .csv (path,split,label,mask,class,group).",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    preset: str = option(
+        "default",
+        "Published or recommended configuration that 'auto' options follow.",
+        ", ".join(PRESETS),
+        "^(" + "|".join(map(re.escape, PRESETS)) + ")$",
+    )
+    backbone: str = option(
+        "auto",
+        "A torchvision classification model, efficientnet_lite0, or timm:<name>.",
+        "a model name such as resnet18 or timm:resnet18.a1_in1k",
+        r"^(\w+|timm:[\w.-]+)$",
+    )
+    layers: str = option(
+        "auto",
+        "Layers whose outputs are used, separated by commas; stride:N is the last one at that "
+        "stride.",
+        "layer names or stride:N, separated by commas",
+        rf"^{_LAYER}(,{_LAYER})*$",
+    )
+    pooling: str = option(
+        "auto",
+        "Average-pooling kernel on the feature maps; stride:N pools each to cells of N pixels.",
+        "a whole number of at least 1, or stride:N",
+        r"^(auto|(stride:)?[1-9]\d{0,2})$",
+    )
+    image_size: str = option(
+        "auto",
+        "Network input, N or HxW in pixels.",
+        "N or HxW, each 16 to 4096",
+        r"^(auto|[1-9]\d{1,3}(x[1-9]\d{1,3})?)$",
+    )
+    resize: str = option(
+        "auto",
+        "stretch to the input size, or keep the aspect ratio and pad.",
+        "auto, stretch or keep",
+        "^(auto|stretch|keep)$",
+    )
+    pca_level: str = option(
+        "auto",
+        "Share of the variance that the subspace keeps.",
+        "a number in (0, 1]",
+        rf"^(auto|{_LEVEL})$",
+    )
+    score: str = option(
+        "auto",
+        "Anomaly score: feature reconstruction error or negative log-likelihood.",
+        "auto, fre or nll",
+        "^(auto|fre|nll)$",
+    )
+    aggregate: str = option(
+        "auto",
+        "How the FRE map becomes one number: sum, max, or top:q, the mean of the largest "
+        "share q of positions.",
+        "auto, sum, max or top:q with q in (0, 1]",
+        rf"^(auto|sum|max|top:{_LEVEL})$",
+    )
+    normalize: str = option(
+        "auto",
+        "Division of each layer's map by what held-out good images show, on average (global) or "
+        "at each position.",
+        "auto, none, global or position",
+        "^(auto|none|global|position)$",
+    )
+    weights: str = option(
+        "imagenet",
+        "imagenet, random, or a .safetensors/.pth state dict, local or s3://.",
+        "imagenet, random or a path that ends in .safetensors or .pth",
+        r"^(imagenet|random|.+\.(safetensors|pth|pt))$",
+    )
+    fpr: float = option(
+        0.01,
+        "False-positive rate that the threshold promises on good images.",
+        "a number in (0, 1)",
+        gt=0,
+        lt=1,
+    )
+    tail: str = option(
+        "empirical",
+        "P-values beyond the largest held-out score: empirical stops at 1/(n+1), gpd extends them "
+        "tenfold by a generalised Pareto tail.",
+        "empirical or gpd",
+        "^(empirical|gpd)$",
+    )
+    retest: str = option(
+        "none",
+        "Second, larger false-positive rate: pictures between the two are to be looked at again.",
+        "none or a number in (0, 1) above fpr",
+        r"^(none|0?\.\d*[1-9]\d*)$",
+    )
+    roi: str = option(
+        "none",
+        "Mask PNG whose nonzero pixels are the region that matters.",
+        "none or a PNG",
+        min_length=1,
+    )
+    tile: str = option(
+        "none",
+        "Let the network see overlapping tiles of N pixels of a large image_size.",
+        "none or a multiple of 128 up to 1024",
+        "^(none|128|256|384|512|640|768|896|1024)$",
+    )
+    group_by: str = option(
+        "none",
+        "Regular expression on the path; images with the same match (burst captures) are "
+        "never split between calibration folds.",
+        "none or a regular expression",
+        min_length=1,
+    )
+    device: str = option(
+        "auto",
+        "auto, cpu, cuda or cuda:N.",
+        "auto, cpu, cuda or cuda:N",
+        r"^(auto|cpu|cuda(:\d+)?)$",
+    )
+    precision: str = option(
+        "auto", "Arithmetic of the network.", "auto, fp32, bf16 or fp16", "^(auto|fp32|bf16|fp16)$"
+    )
+    engine: str = option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
+    cache: bool = option(True, "Keep extracted features for the next run.", "true or false")
+    seed: int = option(
+        42, "Seed of folds and random weights.", "a whole number from 0 to 2^32-1", ge=0, lt=2**32
+    )
+    registered_model: str = option(
+        "auto", "Registered model name; auto is dfm-<category>, none does not register.",
+        "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
+
+    @field_validator("fpr", "seed", mode="before")
+    @classmethod
+    def _finite_text(cls, value: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
+    # -- parsed views ------------------------------------------------------------------------------
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Category names in the order given, without repetition."""
+        return tuple(dict.fromkeys(self.category.split(",")))
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Layer names."""
+        return tuple(self.layers.split(","))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Network input as (height, width) in pixels."""
+        height, _, width = self.image_size.partition("x")
+        return int(height), int(width or height)
+
+    @property
+    def pooling_rule(self) -> int | str:
+        """Kernel of the pooling, or the rule ``stride:N``."""
+        return self.pooling if self.pooling.startswith("stride:") else int(self.pooling)
+
+    @property
+    def retest_rate(self) -> float | None:
+        """Second false-positive rate, or None where there is no band to look at again."""
+        return None if self.retest == "none" else float(self.retest)
+
+    @property
+    def tile_size(self) -> int | None:
+        """Side of a tile in pixels, or None where the network sees the whole picture."""
+        return None if self.tile == "none" else int(self.tile)
+
+    @property
+    def model_name(self) -> str | None:
+        """Registered model name, or None when the model is not registered."""
+        if self.registered_model == "none":
+            return None
+        if self.registered_model == "auto":
+            return "dfm-" + re.sub(r"[,.]", "-", self.category)
+        return self.registered_model
+
+    def resolve(self) -> "Options":
+        """Replace every ``auto`` that a preset decides, and refuse what does not go together.
+
+        Raises
+        ------
+        ConfigError
+            For a combination that has no meaning or is not there yet.
+        """
+        decided = {**_COMMON, **PRESETS[self.preset]}
+        backbone = self.backbone if self.backbone != "auto" else decided["backbone"]
+        if self.preset == "anomalib" and backbone.startswith("wide_resnet50"):
+            decided["pooling"] = "4"  # as published for Wide ResNet-50
+        score = self.score if self.score != "auto" else decided["score"]
+        if score == "nll":
+            decided["aggregate"] = "sum"  # a likelihood is one number, not a map
+        update = {k: v for k, v in decided.items() if getattr(self, k) == "auto"}
+        resolved = self.model_copy(update=update)
+        resolved._check_combination()
+        return resolved
+
+    def _check_combination(self) -> None:
+        if self.score == "nll" and self.aggregate != "sum":
+            raise ConfigError(
+                f"aggregate={self.aggregate} needs a map, and score=nll has none: "
+                "use aggregate=sum or score=fre."
+            )
+        if min(self.size) < 16 or max(self.size) > 4096:
+            raise ConfigError(
+                f"image_size={self.image_size} is outside 16 to 4096 pixels: choose a size between."
+            )
+        if self.tile_size and (min(self.size) < self.tile_size or any(s % 32 for s in self.size)):
+            raise ConfigError(
+                f"tile={self.tile} does not cut image_size={self.image_size}: give sizes that are "
+                "multiples of 32 and at least the tile's."
+            )
+        if self.retest_rate is not None and not self.fpr < self.retest_rate < 1:
+            raise ConfigError(
+                f"retest={self.retest} is not above fpr={self.fpr}: pictures between the two rates "
+                "are looked at again, so give a larger one."
+            )
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            raise ConfigError(
+                f"group_by={self.group_by!r} is not a regular expression ({error}): correct it or "
+                "give none."
+            ) from None

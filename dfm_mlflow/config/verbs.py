@@ -1,0 +1,167 @@
+"""The options of the verbs beside train, tune and sweep."""
+
+import re
+
+from pydantic import field_validator
+
+from dfm_mlflow.config.base import CATEGORIES, CATEGORY, StrictOptions, option
+from dfm_mlflow.errors import ConfigError
+
+
+class EvaluateOptions(StrictOptions):
+    """Every option of an evaluation."""
+
+    model: str = option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    data: str = option(
+        "auto",
+        "Pictures as for train, or a flat folder of unlabelled ones; auto is the model's own data.",
+        "auto, mvtec_ad, elpv or a folder",
+        min_length=1,
+    )
+    category: str = option(
+        "auto",
+        "Category of the pictures; auto is that of the model.",
+        "auto, or names separated by commas, without / : % or quotes",
+        CATEGORIES,
+    )
+
+
+class ScoreOptions(StrictOptions):
+    """Every option of scoring without a server."""
+
+    model: str = option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    images: str = option(
+        ...,
+        "Pictures: a folder or s3:// prefix with all folders below it, or a pattern such as "
+        "'s3://bucket/2025/**/*.jpg'.",
+        "a folder, an s3:// prefix or a pattern",
+        min_length=1,
+    )
+    output: str = option(
+        ...,
+        "Parquet, local or s3://: one file, or with a slash at the end and with engine=spark a "
+        "folder of parts, with which a broken run goes on.",
+        "a name that ends in .parquet or /",
+        r"^.*(\.parquet|[^/:]/)$",
+    )
+    engine: str = option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
+
+
+class CompareOptions(StrictOptions):
+    """Every option of a comparison of runs."""
+
+    runs: tuple[str, ...] = option(
+        ...,
+        "Run ids, run names or model URIs; the others are held against the first.",
+        "at least two runs",
+        min_length=2,
+    )
+    confidence: float = option(
+        0.95, "That all intervals hold at once.", "a number from 0.5 to below 1", ge=0.5, lt=1
+    )
+    min_images: int = option(
+        5, "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1", ge=1)  # fmt: skip
+    output: str = option(
+        "none", "Write the table here, too, .csv or .md.", "none or a name with .csv or .md",
+        r"^(none|.+\.(csv|md))$")  # fmt: skip
+
+
+class PromoteOptions(StrictOptions):
+    """Every option of a promotion."""
+
+    model: str = option(
+        ..., "Registered model, such as dfm-bottle.", "a registered model's name, without / or :",
+        r"^[^/:]+$")  # fmt: skip
+    version: str = option(..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$")
+    to: str = option(
+        ...,
+        "Alias to set, such as staging or production; these two set the stage of that name too.",
+        "an alias of letters, digits, _ and -, other than latest and v1, v2, ...",
+        r"^[\w-]{1,200}$",
+    )
+    data: str = option(
+        "auto",
+        "Labelled pictures to compare on, as for train; auto is the version's own data.",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    force: bool = option(
+        False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
+    )
+    dry_run: bool = option(False, "Run every gate and move nothing.", "true or false")
+    min_auroc: float = option(
+        0.8, "Least image AUROC on the version's test pictures.", "a number from 0 to 1", ge=0, le=1
+    )
+    max_fpr: float = option(
+        0.1,
+        "Without test pictures: most false positives that the held-out good pictures promise.",
+        "a number in (0, 1]",
+        gt=0,
+        le=1,
+    )
+    margin: float = option(
+        0.02,
+        "AUROC that the version may lose against the one that holds the alias.",
+        "a number from 0 to 1",
+        ge=0,
+        le=1,
+    )
+    min_images: int = option(
+        5, "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1", ge=1)  # fmt: skip
+    max_slowdown: float = option(
+        1.5, "Time for a picture, as a multiple of the other version's.",
+        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+    max_growth: float = option(
+        1.5, "Bytes of the model, as a multiple of the other version's.",
+        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+
+    @field_validator("to")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if re.fullmatch(r"(?i)latest|v\d+", value):
+            raise ValueError("reserved by MLflow")
+        return value
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises
+        ------
+        ConfigError
+            For force without a reason.
+        """
+        if self.force and self.reason.strip().lower() == "none":
+            raise ConfigError(
+                "force=true needs a reason for the record: give one, such as "
+                "reason='the new camera has no test pictures yet'."
+            )
+
+
+class RecalibrateOptions(StrictOptions):
+    """Every option of a recalibration."""
+
+    model: str = option(
+        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI", min_length=1)  # fmt: skip
+    images: str = option(
+        ...,
+        "New good pictures that the model was never fitted to: a flat folder, or as for train.",
+        "a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    category: str = option(
+        "auto",
+        "Class that the pictures belong to; auto is the only one.",
+        "auto, or one name without / : , % or quotes",
+        rf"^{CATEGORY}$",
+    )
+    registered_model: str = option(
+        "auto", "Registered model name; auto is that of the model, none does not register.",
+        "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip

@@ -1,0 +1,88 @@
+"""Blocks of features that stay where they are, and what goes over them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Features of a few pictures of one class.
+
+    Attributes
+    ----------
+    index : ndarray of shape (m,), int
+        Place of each picture in the list of the class.
+    features : list of ndarray of shape (m, C, h, w), float32
+        One for each layer.
+    """
+
+    index: np.ndarray
+    features: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutBlock:
+    """What the pictures of a block look like under the subspaces of other folds, in each layer.
+
+    Attributes
+    ----------
+    index : ndarray of shape (m,), int
+    maps : list of ndarray of shape (m, h, w), float32
+    fre, mahalanobis : list of ndarray of shape (m,), float64
+    """
+
+    index: np.ndarray
+    maps: list[np.ndarray]
+    fre: list[np.ndarray]
+    mahalanobis: list[np.ndarray]
+
+
+class Passes(Protocol):
+    """Blocks that stay where they are; functions go there."""
+
+    def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
+        """Merge what a function gives for every block; any order and grouping."""
+
+    def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
+        """What a function gives for every block; `large` where all together are."""
+
+    def derive(self, work: Callable[[Any], Any]) -> "Passes":
+        """What a function gives for every block, kept where the blocks are."""
+
+    def join(self, other: "Passes", merge: Callable[[Any, Any], Any]) -> "Passes":
+        """Merge block by block with what was derived from the same blocks."""
+
+    def drop(self) -> None:
+        """Give back the space of what was derived."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalPasses:
+    """Blocks in this process."""
+
+    blocks: Sequence[Any]
+
+    def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
+        """Merge what a function gives for every block."""
+        return reduce(merge, map(work, self.blocks))
+
+    def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
+        """What a function gives for every block."""
+        return map(work, self.blocks)
+
+    def derive(self, work: Callable[[Any], Any]) -> "LocalPasses":
+        """What a function gives for every block."""
+        return LocalPasses([work(b) for b in self.blocks])
+
+    def join(self, other: "LocalPasses", merge: Callable[[Any, Any], Any]) -> "LocalPasses":
+        """Merge block by block."""
+        return LocalPasses([merge(a, b) for a, b in zip(self.blocks, other.blocks, strict=True)])
+
+    def drop(self) -> None:
+        """Nothing is kept elsewhere."""

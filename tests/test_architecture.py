@@ -1,0 +1,76 @@
+"""The recipes of ARCHITECTURE.md work as they stand, on a copy of the package."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Trains by all four recipes at once, and says what came of it.
+TRAIN = """
+import json, sys
+from dfm_mlflow.config import Options
+from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.evaluation import image_metrics, score_items
+from dfm_mlflow.images.catalog import load_catalog
+from dfm_mlflow.jobs.extractor import build_extractor
+
+options = Options.parse({"backbone": "two_convolutions", "layers": "2", "pooling": "1",
+                         "image_size": "64", "score": "rms", "weights": "random",
+                         "category": "stripes", "data": "good:" + sys.argv[1] + "/train"}).resolve()
+train = load_catalog(options.data, options.categories).train
+extractor, weights, options = build_extractor(options, train)
+extraction = extractor.extract([item.path for item in train])
+detector = AnomalyDetector.fit(options, extractor, extraction, ["stripes"] * len(train), weights)
+test = load_catalog(sys.argv[1] + "/..", ["stripes"]).test
+print(json.dumps(image_metrics(score_items(detector, test).table)))
+"""
+
+
+def recipes():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for block in re.findall(r"```diff\n(.*?)```", text, re.DOTALL):
+        for part in re.split(r"^--- ", block, flags=re.MULTILINE)[1:]:
+            name, _, lines = part.partition("\n")
+            yield name.strip(), lines.splitlines()
+
+
+def apply(recipe, file):
+    """Replace the one place that the context and the removed lines name."""
+    before = "".join(line[1:] + "\n" for line in recipe if line[0] in " -")
+    after = "".join(line[1:] + "\n" for line in recipe if line[0] in " +")
+    text = file.read_text()
+    assert text.count(before) == 1, f"{file} has {text.count(before)} times\n{before}"
+    file.write_text(text.replace(before, after))
+
+
+@pytest.fixture
+def changed_package(tmp_path):
+    shutil.copytree(ROOT / "dfm_mlflow", tmp_path / "dfm_mlflow",
+                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    for name, recipe in recipes():
+        apply(recipe, tmp_path / name)
+    return tmp_path
+
+
+def test_recipes_add_a_backbone_a_source_a_score_and_a_metric(changed_package, mvtec_like):
+    assert len(list(recipes())) == 5
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, mvtec_like / "stripes"], cwd=changed_package,
+        env={**os.environ, "PYTHONPATH": str(changed_package)}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < metrics["flagged_share"] < 1
+    assert metrics["image_auroc"] > 0.5
+
+
+def test_recipes_are_short():
+    for name, recipe in recipes():
+        assert sum(line[0] == "+" for line in recipe) <= 5, name

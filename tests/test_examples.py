@@ -1,0 +1,52 @@
+"""The examples run as they are, on small pictures."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(mvtec_like, tmp_path_factory, empty_store):
+    """Run an example in a folder with a store of its own; gives what it printed."""
+    here = tmp_path_factory.mktemp("examples")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{here}/mlflow.db"}
+
+    def call(name, *arguments):
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / name, *map(str, arguments)],
+            cwd=here, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return call
+
+
+def test_a_folder_becomes_a_served_model_and_gives_maps(run, mvtec_like, tmp_path):
+    shutil.copytree(mvtec_like / "stripes/train/good", tmp_path / "bottles")
+    printed = run("own_folder.py", tmp_path / "bottles", "--weights", "random")
+    assert "p-value" in printed
+    assert "anomaly: " in printed
+    defect = mvtec_like / "stripes/test/hole/000.png"
+    printed = run("anomaly_maps.py", "models:/dfm-bottles/1", tmp_path / "maps", defect)
+    assert "p-value 0.0" in printed
+    with Image.open(tmp_path / "maps/000.png") as image:
+        assert image.size == (2 * 64, 64)
+
+
+def test_one_model_knows_several_categories(run, mvtec_like):
+    printed = run("several_categories.py", mvtec_like, "stripes,bands", "--weights", "random")
+    assert "predicted_class" in printed
+    assert "models:/dfm-stripes-bands/1" in printed
+
+
+def test_digits_that_are_unknown_are_told_from_known_ones(run):
+    table = run("ood_digits.py").splitlines()
+    assert float(table[2].split("|")[2]) > 0.95
