@@ -8,7 +8,7 @@ TORCH ?= torch==2.9.0 torchvision==0.24.0
 CORE_TESTS := tests/core tests/images tests/network tests/test_artifact.py tests/test_config.py \
 	tests/test_detector.py tests/test_format1.py
 
-.PHONY: help venv demo stack test test-lowest coverage lint dist
+.PHONY: help venv demo stack test test-lowest coverage readme lint dist
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */|/' | column -t -s '|'
@@ -46,6 +46,9 @@ test-lowest:  ## Test on the lowest versions of the ranges, with the pair that T
 
 coverage: $(BIN)/.installed  ## Measure the branches that the tests take
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
+
+readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
+	PATH="$(BIN):$$PATH" $(BIN)/python -m tests.readme
 
 lint: $(BIN)/.installed  ## Check style (ruff), types (mypy) and layers (import-linter)
 	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples docs

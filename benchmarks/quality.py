@@ -11,6 +11,7 @@ no label chooses anything. Prints Markdown.
 """
 
 import csv
+import itertools
 import time
 from pathlib import Path
 
@@ -42,14 +43,17 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def measure(preset: str, data: str, category: str, backbone: str, weights: str) -> dict[str, float]:
-    """Fit, score and compute every metric of one category."""
-    given = {"preset": preset, "data": data, "category": category, "weights": weights}
+def measure(
+    preset: str, data: str, category: str, backbone: str, weights: str, precision: str
+) -> tuple[str, dict[str, float]]:
+    """Fit, score and compute every metric of one category; gives the precision, too."""
+    given = {"preset": preset, "data": data, "category": category, "weights": weights,
+             "precision": precision}  # fmt: skip
     if backbone != "auto":
         given["backbone"] = backbone
     options = Options.parse(given).resolve()
     catalog = load_catalog(options.data, options.categories)
-    extractor, about, options = build_extractor(options)
+    extractor, about, options = build_extractor(options, catalog.train)
     extractor.cache = None  # speed is that of a first run
     extraction = extractor.extract([i.path for i in catalog.train], progress=category)
     labels = [catalog.train[i].category for i in extraction.kept]
@@ -64,13 +68,14 @@ def measure(preset: str, data: str, category: str, backbone: str, weights: str) 
         "fit_seconds": fitted - start,
         "images_per_second": len(catalog.test) / (scored - fitted),
     }
-    return metrics | {k: v[category] for k, v in PUBLISHED.items() if category in v}
+    published = {k: v[category] for k, v in PUBLISHED.items() if category in v}
+    return extractor.precision, metrics | published
 
 
 def cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f}" if name == "images_per_second" else f"{value:.3f}"
+    return f"{value:.0f}" if name == "images_per_second" else f"{value:.4f}"
 
 
 @click.command()
@@ -80,10 +85,11 @@ def cell(name: str, value: float | None) -> str:
 @click.option("--backbone", default="auto", show_default=True)
 @click.option("--weights", default="imagenet", show_default=True)
 @click.option("--preset", "presets", multiple=True, default=("anomalib", "default"))
+@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True)
 @click.option(
     "--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table here too."
 )
-def main(roots, elpv, only, backbone, weights, presets, csv_file):
+def main(roots, elpv, only, backbone, weights, presets, precisions, csv_file):
     """Print the table."""
     places = [("elpv", c) for c in ELPV] if elpv else []
     places += [
@@ -93,18 +99,20 @@ def main(roots, elpv, only, backbone, weights, presets, csv_file):
         if (folder / "train" / "good").is_dir() and (folder / "test").is_dir()
     ]
     places = [p for p in places if not only or p[1] in only]
-    click.echo(f"| category | preset | {' | '.join(COLUMNS.values())} |")
-    click.echo("|---" * (len(COLUMNS) + 2) + "|")
+    click.echo(f"| category | preset | precision | {' | '.join(COLUMNS.values())} |")
+    click.echo("|---" * (len(COLUMNS) + 3) + "|")
     rows = []
     for data, category in places:
-        for preset in presets:
-            metrics = measure(preset, data, category, backbone, weights)
-            rows.append({"category": category, "preset": preset, **metrics})
-            cells = " | ".join(cell(name, metrics.get(name)) for name in COLUMNS)
-            click.echo(f"| {category} | `{preset}` | {cells} |")
+        for preset, asked in itertools.product(presets, precisions):
+            precision, metrics = measure(preset, data, category, backbone, weights, asked)
+            about = {"category": category, "preset": preset, "precision": precision}
+            rows.append(about | metrics)
+            cells = [*about.values(), *(cell(name, metrics.get(name)) for name in COLUMNS)]
+            click.echo(f"| {' | '.join(cells)} |")
     if csv_file and rows:
         with csv_file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["category", "preset", *COLUMNS], extrasaction="ignore")
+            names = ["category", "preset", "precision", *COLUMNS]
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 

@@ -4,8 +4,9 @@
 
 CATEGORY_DIR has MVTec's layout (train/good, test/<label>). Both sides use ResNet-18 with the same
 weights, layer3, pooled by 2, 256x256, FRE. Each measurement is a process of its own; the two sides
-take turns, and ratios are of medians. Ours includes the calibration by 20 held-out folds, which
-anomalib does not have; its threshold needs defects, by default half of the test pictures.
+take turns, and ratios are of medians; memory is looked at in a turn of its own. Ours includes the
+calibration by 20 held-out folds, which anomalib does not have; its threshold needs defects, by
+default half of the test pictures.
 ``--scale`` prints the cost of 100, 1,000 and 10,000 pictures, ``--phases CATEGORY`` the phases of
 a whole ``train``, as `mlflow run` does it.
 """
@@ -26,20 +27,26 @@ HERE = Path(__file__).parent
 VALIDATION = ("default", "none")
 
 
-def measured(python: Path | str, script: str, *arguments: object) -> dict:
-    """Run a measuring script to its end; the JSON of its last line, and its peak memory in MB."""
+def measured(python: Path | str, script: str, *arguments: object, watch: bool = False) -> dict:
+    """Run a measuring script to its end; the JSON of its last line.
+
+    With `watch` its peak memory, too, in MB; looking stops the process for milliseconds each time,
+    so the times of such a run do not count.
+    """
     command = [str(python), str(HERE / script), *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
         peak = 0.0
-        while process.poll() is None:
+        while watch and process.poll() is None:
             peak = max(peak, memory(process.pid))
-            time.sleep(0.3)  # looking stops the process for some milliseconds
+            time.sleep(0.1)
+        process.wait()
         for file in (out, err):
             file.seek(0)
         if process.returncode:
             raise click.ClickException(f"{script} failed:\n{err.read()[-2000:]}")
-        return json.loads(out.read().splitlines()[-1]) | {"memory": peak}
+        found = json.loads(out.read().splitlines()[-1])
+        return {"memory": peak} if watch else found
 
 
 def memory(pid: int) -> float:
@@ -63,14 +70,20 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
     ours: list[dict] = []
     theirs: dict[str, list[dict]] = {v: [] for v in VALIDATION}
     with tempfile.TemporaryDirectory() as name:
-        for turn in range(rounds):
-            click.echo(f"round {turn + 1} of {rounds}", err=True)
-            ours.append(measured(sys.executable, "speed_ours.py", "compare", category, weights))
+        for turn in range(rounds + 1):
+            watch = turn == rounds  # once more, for the memory
+            click.echo(f"round {turn + 1} of {rounds + 1}", err=True)
+            ours.append(measured(sys.executable, "speed_ours.py", "compare", category, weights,
+                                 watch=watch))  # fmt: skip
             for kind in VALIDATION:
                 theirs[kind].append(
                     measured(python, "anomalib_speed.py", category, "--weights", weights,
-                             "--validation", kind, "--folder", Path(name) / f"{turn}-{kind}")
+                             "--validation", kind, "--folder", Path(name) / f"{turn}-{kind}",
+                             watch=watch)
                 )  # fmt: skip
+    for rows in (ours, *theirs.values()):
+        watched = rows.pop()
+        rows[:] = [row | watched for row in rows]
     first = ours[0]
     sides = (f"ours ({first['precision']})", "ours (fp32)", "anomalib", "no validation")
     click.echo(f"| | {' | '.join(sides)} |")
@@ -147,6 +160,8 @@ def main(
     if scale:
         for n in (100, 1000, 10000):
             row = measured(sys.executable, "speed_ours.py", "scale", category, weights, n)
+            row |= measured(sys.executable, "speed_ours.py", "scale", category, weights, n,
+                            watch=True)  # fmt: skip
             click.echo(f"{n:6d} pictures: {row['seconds']:7.2f} s, {1000 * row['seconds'] / n:.2f} "
                        f"ms each, {row['memory']:.0f} MB at most")  # fmt: skip
     elif phases:

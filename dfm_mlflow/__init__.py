@@ -4,6 +4,7 @@ Importing the package is light: torch and MLflow load with the first function th
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _EXPORTS = {
 __all__ = ["__version__", "client", *(name for name in _EXPORTS if not name.startswith("_"))]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Load a public name from the module that holds it, on first use (PEP 562)."""
     if name == "client":
         return importlib.import_module(f"{__name__}.client")

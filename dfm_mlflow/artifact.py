@@ -7,6 +7,7 @@ import hashlib
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -320,7 +321,9 @@ def _read(path: Path, expected: str | None, most: int | None = None) -> bytes:
     return data
 
 
-def _tensors(load: Any, path: Path, expected: str | None) -> dict[str, Any]:
+def _tensors(
+    load: Callable[[bytes], dict[str, Any]], path: Path, expected: str | None
+) -> dict[str, Any]:
     if expected is None:
         raise ArtifactError(f"{DETECTOR} gives no SHA-256 of {path.name}.")
     try:

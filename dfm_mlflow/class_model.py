@@ -50,7 +50,7 @@ class Grid:
 
     def fre_map(self, residual: Tensor) -> Tensor:
         """FRE map of shape (n, h, w) from residuals of shape (n, D); 0 in other cells."""
-        values = residual_map(residual, self.shape[0])
+        values: Tensor = residual_map(residual, self.shape[0])
         if not self.cells.all():
             index = torch.from_numpy(np.flatnonzero(self.cells)).to(values.device)
             full = values.new_zeros((values.shape[0], self.cells.size))

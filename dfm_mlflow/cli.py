@@ -1,4 +1,4 @@
-"""The command line, generated from the options; ``MLproject`` calls only this."""
+"""The command line, generated from ``config`` where options are there; ``MLproject`` calls it."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ from dfm_mlflow.errors import ConfigError, DfmError
 
 def options_of(
     model: type[StrictOptions], argument: str | None = None
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one option for each field of a model, other than the one given by position."""
 
-    def add(command: Callable) -> Callable:
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
             if name == argument:
                 many = field.annotation not in (str, int, float, bool)
@@ -124,10 +124,10 @@ def evaluate(**values: Any) -> None:
 @click.option("--url", help="Server that mlflow models serve started.")
 @click.option("--model", help="Instead of a server: any MLflow model URI, loaded here.")
 @click.option("--images", "found", help="With --model, the same as IMAGES.")
-@click.option("--output", help="Write a table here: .parquet, .csv, or with --model a folder/.")
+@click.option("--output", help="Table: .parquet or .csv; with --model .parquet or a folder/.")
 @click.option("--engine", default="local", show_default=True, metavar="local|spark")
-@click.option("--fpr", type=float, help="False-positive rate; the model's own by default.")
-@click.option("--anomaly-map", is_flag=True, help="Ask for anomaly maps.")
+@click.option("--fpr", type=float, help="Asked of a server: false-positive rate, if not its own.")
+@click.option("--anomaly-map", is_flag=True, help="Asked of a server: anomaly maps, too.")
 @click.option("--on-error", default="raise", show_default=True, metavar="raise|report")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds for one request.")
 @click.argument("images", nargs=-1)
@@ -155,6 +155,7 @@ def score(
     from dfm_mlflow.client import find_pictures, write_table
     from dfm_mlflow.client import score as score_on_server
 
+    assert url is not None
     paths = find_pictures(images)
     write = write_table(output)  # a name that cannot be written is refused before the work
     table = score_on_server(url, paths, **values)

@@ -92,7 +92,8 @@ def score(
     params: dict[str, Any] = {"fpr": fpr} if fpr is not None else {}
     params |= {"anomaly_map": True} if anomaly_map else {}
     params |= {"on_error": on_error} if on_error != "raise" else {}
-    target, rows = _target(url), {}
+    target = _target(url)
+    rows: dict[int, dict[str, Any]] = {}
     errors: dict[int, str] = {}
     for part in _parts(images, request_bytes, on_error, errors):
         body, kind = _body([data for _, data in part], params)

@@ -14,7 +14,8 @@ from dfm_mlflow.class_model import MOST_LEADING, ClassModel, ClassScores, Grid, 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
-from dfm_mlflow.network.extractor import Extraction, Extractor, Source
+from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extractor import Extractor, Source
 from dfm_mlflow.network.maps import smooth_map, to_level, to_png
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class AnomalyDetector:
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
         grids = [
-            Grid((f.shape[1], f.shape[2], f.shape[3]), extractor.roi_cells(tuple(f.shape[2:])))
-            for f in extraction.features
+            Grid((c, h, w), extractor.roi_cells((h, w)))
+            for _, c, h, w in (f.shape for f in extraction.features)
         ]
         if not all(g.cells.any() for g in grids):
             raise FitError("The roi touches no cell of a layer: paint a larger region.")
@@ -124,7 +125,7 @@ class AnomalyDetector:
         models = []
         for name in dict.fromkeys(labels):
             mine = np.flatnonzero(known == name)
-            own_groups = None if groups is None else [groups[i] for i in mine]
+            own_groups = None if groups is None else [groups[i] for i in mine.tolist()]
             features = [f[torch.from_numpy(mine)] for f in extraction.features]
             try:
                 models.append(fit_class(name, features, own_groups, grids, options))

@@ -11,8 +11,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.detector import AnomalyDetector, Observation
-from dfm_mlflow.images.catalog import GOOD, Item
 from dfm_mlflow.images.decode import decode_mask
+from dfm_mlflow.images.item import GOOD, Item
 
 # Where curves are logged, in per mille: closest where a line works. 82 steps.
 STEPS = np.r_[0:20, 20:100:5, 100:1001:20]

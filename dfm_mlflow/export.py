@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import dfm_mlflow
-from dfm_mlflow.artifact import FORMAT
+from dfm_mlflow.artifact_record import FORMAT
 from dfm_mlflow.class_model import score_class
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.detector import AnomalyDetector
@@ -205,6 +205,7 @@ def _trace(detector: AnomalyDetector) -> "ModelProto":
             f"The backbone {detector.options.backbone} cannot be written as ONNX ({why}): choose "
             "another one."
         ) from error
+    assert program is not None
     model = program.model_proto
     del model.graph.value_info[:]  # shapes between the nodes, which a reader infers
     for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):

@@ -169,7 +169,7 @@ def schema_of(detector: AnomalyDetector) -> pa.Schema:
 
 def n_errors(table: pa.Table) -> int:
     """Pictures that could not be read."""
-    return len(table) - table["error"].null_count
+    return len(table) - int(table["error"].null_count)
 
 
 def _read_plan(folder: OutputFolder, model: str) -> int:
@@ -194,8 +194,8 @@ def _read_plan(folder: OutputFolder, model: str) -> int:
 def _deal(sources: Sequence[Path | S3Object], n_parts: int) -> list[Part]:
     dealt: list[list[Path | S3Object]] = [[] for _ in range(n_parts)]
     for source in sources:
-        digest = hashlib.sha256(os.fsencode(str(source))).digest()
-        dealt[int.from_bytes(digest[:8], "big") % n_parts].append(source)
+        hashed = hashlib.sha256(os.fsencode(str(source))).digest()
+        dealt[int.from_bytes(hashed[:8], "big") % n_parts].append(source)
     parts = []
     for number, mine in enumerate(dealt):
         content = "\n".join(f"{s} {s.etag}" if isinstance(s, S3Object) else str(s) for s in mine)

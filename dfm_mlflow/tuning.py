@@ -227,10 +227,13 @@ class _Level:
     nll: tuple[Tensor, Tensor]
 
 
+_Known = dict[tuple[str, tuple[int, int], float], _Level]  # by layer, kernel and PCA level
+
+
 def _score_class(
     options: Sequence[Options], pictures: Pictures, roi_cells: RoiCells
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    known: dict[tuple, _Level] = {}
+    known: _Known = {}
     levels = sorted({float(o.pca_level) for o in options})
     for layer, rule in dict.fromkeys((n, o.pooling_rule) for o in options for n in o.layer_names):
         kernel = pictures.kernel(layer, rule)
@@ -246,18 +249,16 @@ def _levels(
     roi_cells: RoiCells,
 ) -> Iterator[tuple[float, _Level]]:
     pooled = [pool(f, kernel) for f in (pictures.good[layer], pictures.defects[layer])]
-    shape = tuple(pooled[0].shape[1:])
-    grid = Grid(shape, roi_cells(shape[1:]))
+    _, c, h, w = pooled[0].shape
+    grid = Grid((c, h, w), roi_cells((h, w)))
     x, others = (grid.rows(f).cpu().numpy() for f in pooled)
     folds = pictures.folds, pictures.their_folds
     for level, found in crossfit_with(x, folds[0], others, folds[1], levels):
         both = found.rows, found.others
         noise = float(found.rows.fre.mean()) / max(1.0, x.shape[1] - found.n_components) or 1.0
-        yield level, _Level(
-            grid,
-            tuple(grid.fre_map(torch.from_numpy(h.residual())) for h in both),
-            tuple(torch.from_numpy(0.5 * (h.mahalanobis + h.fre / noise)) for h in both),
-        )
+        maps = [grid.fre_map(torch.from_numpy(h.residual())) for h in both]
+        nll = [torch.from_numpy(0.5 * (h.mahalanobis + h.fre / noise)) for h in both]
+        yield level, _Level(grid, (maps[0], maps[1]), (nll[0], nll[1]))
 
 
 class _Usual:
@@ -279,7 +280,7 @@ class _Usual:
 
 
 def _score(
-    options: Options, known: dict[tuple, _Level], usual: _Usual, pictures: Pictures
+    options: Options, known: _Known, usual: _Usual, pictures: Pictures
 ) -> tuple[np.ndarray, np.ndarray]:
     layers = []
     for name in options.layer_names:

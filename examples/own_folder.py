@@ -23,8 +23,6 @@ def main(folder: Path, weights: str) -> None:
     result = train(Options(data=str(folder), category=folder.resolve().name, weights=weights))
     for sentence in result.sentences:  # what the threshold promises
         print(sentence)
-    for sentence in result.sentences:  # what the threshold promises
-        print(sentence)
     with served(result.registered_uri) as url:
         picture = client.find_pictures([str(folder)])[0]
         row = client.score(url, [picture]).iloc[0]

@@ -2,15 +2,9 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 
-from .servers import free_port
+from .servers import started
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -22,30 +16,12 @@ _QUIET = """try {
 } catch { /* a sandboxed frame has no storage */ }"""
 
 
-@contextmanager
 def mlflow_server(folder, store):
     """``mlflow server`` over an existing store; gives its address."""
-    port = free_port()
-    with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
-             "--artifacts-destination", str(folder / "artifacts"), "--workers", "1",
-             "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )  # fmt: skip
-    try:
-        for _ in range(300):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    command = ["server", "--backend-store-uri", store, "--workers", "1",
+               "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return started(command, "/health", folder / "server.log", environment)
 
 
 @contextmanager

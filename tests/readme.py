@@ -30,8 +30,8 @@ def blocks() -> list[str]:
     """Indented blocks, each with its continued lines joined."""
     text = re.sub(r"\\\n\s*", " ", (ROOT / "README.md").read_text())
     text = re.sub(r"\|\n {6}", "| ", text)
-    return [re.sub(r"^    ", "", b, flags=re.M).strip()
-            for b in re.findall(_BLOCK, text, re.M)]  # fmt: skip
+    found = [re.sub(r"^    ", "", b, flags=re.M).strip() for b in re.findall(_BLOCK, text, re.M)]
+    return [b for b in found if not b.startswith("@")]  # citations
 
 
 def in_order() -> list[str]:

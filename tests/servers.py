@@ -57,17 +57,16 @@ class Url(str):
 
 
 @contextmanager
-def serving(path, log, **model_config):
-    """Serve a model until the block ends; gives its address."""
+def started(command, page, log, environment=None):
+    """Run one of MLflow's servers in the folder of its log until the block ends; gives its address.
+
+    The server is there when it answers at `page`.
+    """
     url = Url(f"http://127.0.0.1:{free_port()}")
-    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
-    path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path_list,
-                   "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}  # fmt: skip
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(path), "--env-manager",
-             "local", "--host", "127.0.0.1", "--port", url.rpartition(":")[2]],
+            [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port",
+             url.rpartition(":")[2]],
             env=environment, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     url.process = process
@@ -75,7 +74,7 @@ def serving(path, log, **model_config):
         for _ in range(600):
             assert process.poll() is None, log.read_text()
             try:
-                urllib.request.urlopen(f"{url}/ping", timeout=2)
+                urllib.request.urlopen(f"{url}{page}", timeout=2)
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -84,3 +83,13 @@ def serving(path, log, **model_config):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
+
+
+def serving(path, log, *, environment=os.environ, **model_config):
+    """Serve a model until the block ends; gives its address."""
+    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
+    path_list = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment = {**environment, "PATH": path_list,
+                   "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}  # fmt: skip
+    command = ["models", "serve", "-m", str(path), "--env-manager", "local"]
+    return started(command, "/ping", log, environment)

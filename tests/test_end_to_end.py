@@ -4,12 +4,8 @@ import base64
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -21,7 +17,7 @@ import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.jobs.train import train
 
-from .servers import free_port, post
+from .servers import post, serving
 
 ROOT = Path(__file__).parent.parent
 MLFLOW = [sys.executable, "-m", "mlflow"]
@@ -58,25 +54,8 @@ def client(story, monkeypatch):
 @pytest.fixture(scope="module")
 def server(story):
     environment, folder = story
-    port = free_port()
-    with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen(
-            [*MLFLOW, "models", "serve", "-m", "models:/dfm-stripes/1", "--env-manager", "local",
-             "--host", "127.0.0.1", "--port", str(port)],
-            env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(300):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    with serving("models:/dfm-stripes/1", folder / "server.log", environment=environment) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -329,7 +330,10 @@ def test_a_bucket_that_is_not_there_gets_a_sentence(server, mvtec_like):
     assert not list(server.versions())
 
 
-def test_a_folder_without_kept_results_gets_a_sentence(tmp_path):
+def test_a_folder_without_kept_results_gets_a_sentence(tmp_path, empty_store):
+    with pytest.raises(DataError, match="holds no results that were kept"):
+        log_kept(str(tmp_path))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")  # a store, but of somebody else
     with pytest.raises(DataError, match="holds no results that were kept"):
         log_kept(str(tmp_path))
 

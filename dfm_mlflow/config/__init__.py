@@ -1,4 +1,4 @@
-"""Every option of every verb: names, types, defaults, presets and what an error says."""
+"""Options: names, types, defaults, presets and what an error says."""
 
 from dfm_mlflow.config.base import StrictOptions
 from dfm_mlflow.config.sweep import SweepOptions, refuse_spark

@@ -16,7 +16,7 @@ CATEGORIES = rf"^{CATEGORY}(,{CATEGORY})*$"
 
 def option(default: Any, help: str, expected: str, pattern: str | None = None, **kw: Any) -> Any:
     """Declare one option: default, help text, and what an error says was expected."""
-    extra = {"expected": expected}
+    extra: dict[str, Any] = {"expected": expected}
     return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
 
 
@@ -46,5 +46,5 @@ def _sentence(model: type[StrictOptions], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"There is no option {name!r}: the options are {', '.join(model.model_fields)}."
     field = model.model_fields[name]
-    expected = (field.json_schema_extra or {})["expected"]  # type: ignore[index,call-overload]
+    expected = (field.json_schema_extra or {})["expected"]  # type: ignore[index]  # a dict: see option
     return f"{name}={first['input']!r} is not valid: give {expected}."

@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import create_model, field_validator
+from pydantic import create_model
 
 from dfm_mlflow.config.base import CATEGORIES, StrictOptions, option
 from dfm_mlflow.config.train import Options
@@ -14,10 +14,13 @@ from dfm_mlflow.errors import ConfigError
 class _Sweep(StrictOptions):
     """What :class:`SweepOptions` knows beside its fields."""
 
-    @field_validator("fpr", "seed", mode="before", check_fields=False)
-    @classmethod
-    def _finite_text(cls, value: Any) -> Any:
-        return value.strip() if isinstance(value, str) else value
+    if TYPE_CHECKING:  # fields that it reads
+        category: str
+        categories: str
+        grid: str
+        preset: str
+        registered_model: str
+        engine: str
 
     @property
     def category_names(self) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class _Sweep(StrictOptions):
 
 
 _NOT_SWEPT = ("category", "data", "registered_model", "engine", "cache")
+_FIELDS: dict[str, Any] = {n: (f.annotation, f) for n, f in Options.model_fields.items()}
 SweepOptions = create_model(
     "SweepOptions",
     __base__=_Sweep,
@@ -97,7 +101,7 @@ SweepOptions = create_model(
         "none, or option=value,value;option=value",
         r"^(none|\w+=[^;=]+(;\w+=[^;=]+)*;?)$",
     )),
-    **{name: (field.annotation, field) for name, field in Options.model_fields.items()},
+    **_FIELDS,
 )  # fmt: skip
 
 

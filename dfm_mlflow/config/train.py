@@ -7,8 +7,6 @@ The command line is generated from it, a test holds ``MLproject`` against it, ru
 import re
 from typing import Any
 
-from pydantic import field_validator
-
 from dfm_mlflow.config.base import CATEGORIES, StrictOptions, option
 from dfm_mlflow.errors import ConfigError
 
@@ -176,11 +174,6 @@ class Options(StrictOptions):
     registered_model: str = option(
         "auto", "Registered model name; auto is dfm-<category>, none does not register.",
         "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
-
-    @field_validator("fpr", "seed", mode="before")
-    @classmethod
-    def _finite_text(cls, value: Any) -> Any:
-        return value.strip() if isinstance(value, str) else value
 
     # -- parsed views ------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ class EvaluateOptions(StrictOptions):
     data: str = option(
         "auto",
         "Pictures as for train, or a flat folder of unlabelled ones; auto is the model's own data.",
-        "auto, mvtec_ad, elpv or a folder",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
     category: str = option(

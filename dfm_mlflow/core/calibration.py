@@ -177,7 +177,8 @@ def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray
         Column of the class with the largest p-value.
     """
     best = p_values == p_values.max(axis=1, keepdims=True)
-    return np.where(best, likelihoods, -np.inf).argmax(axis=1)
+    winner: np.ndarray = np.where(best, likelihoods, -np.inf).argmax(axis=1)
+    return winner
 
 
 @dataclass(frozen=True)

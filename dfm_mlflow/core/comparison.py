@@ -165,7 +165,8 @@ class _Ranking:
         # twice the pairs in order, and once the ties; whole numbers, so equal orders give equal
         # areas to the last bit
         pairs = ((below[:, self._left] + below[:, self._right]) * bad).sum(axis=1)
-        return pairs / (2 * good.sum(axis=1) * bad.sum(axis=1))
+        areas: np.ndarray = pairs / (2 * good.sum(axis=1) * bad.sum(axis=1))
+        return areas
 
 
 def _multiplicities(rng: np.random.Generator, n: int, size: int) -> np.ndarray:

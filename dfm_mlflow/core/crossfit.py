@@ -66,7 +66,8 @@ class HeldOut:
 
     def nll(self, model: Subspace) -> np.ndarray:
         """Held-out negative log-likelihoods, with the spectrum and noise of the final model."""
-        return model.nll_from(self.mahalanobis, self.fre)
+        nll: np.ndarray = model.nll_from(self.mahalanobis, self.fre)
+        return nll
 
 
 def assign_folds(

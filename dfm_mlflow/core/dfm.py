@@ -283,7 +283,9 @@ class DFM(OutlierMixin, BaseEstimator):
     def predict_class(self, X: Any) -> np.ndarray:
         """Label of the class that each row fits best, of shape (n,)."""
         winner = self._winner(*self.class_scores(X))
-        return self.classes_[np.asarray(winner.cpu() if is_torch_array(winner) else winner)]
+        index = np.asarray(winner.cpu() if is_torch_array(winner) else winner)
+        labels: np.ndarray = self.classes_[index]
+        return labels
 
     def score_samples(self, X: Any) -> Any:
         """Opposite of the anomaly score of each row, of shape (n,): higher is more normal."""
@@ -443,7 +445,7 @@ class DFM(OutlierMixin, BaseEstimator):
 _NOT_FINITE = "X holds NaN or infinite values: leave those rows out."
 
 
-def _named(label: Any, n_classes: int, fit: Callable[[], Subspace]) -> Subspace:
+def _named(label: Any, n_classes: int, fit: Callable[..., Subspace]) -> Subspace:
     """Fit one class; where there are several, an error names it."""
     try:
         return fit()

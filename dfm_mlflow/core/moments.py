@@ -126,5 +126,5 @@ def _check_width(n_features: int, limit: int | None) -> None:
     if limit is not None and n_features > limit:
         raise FitError(
             f"Moments of {n_features} features need a matrix of {n_features**2 * 8 / 2**30:.1f} "
-            f"GiB, and {limit} features are the limit: use fit_stream, or pool more."
+            f"GiB, and {limit} features are the limit: use DFM.fit_batches, or pool more."
         )

@@ -141,4 +141,5 @@ def _area_above(above: np.ndarray, at_least: np.ndarray, limit: float) -> np.nda
     width = at_least - above
     # A limit inside the line cuts it at the height run / width.
     under_line = np.divide(run * run, 2 * width, out=np.zeros_like(run), where=width > 0)
-    return (under_line + (limit - stop)) / limit
+    share: np.ndarray = (under_line + (limit - stop)) / limit
+    return share

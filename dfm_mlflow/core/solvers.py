@@ -122,7 +122,7 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
     if not spectrum[0] > 0:
         raise FitError(EQUAL_ROWS)
     check_n_components(n_components)
-    most = max(1, min(most, np.count_nonzero(spectrum > spectrum[0] * 1e-12)))
+    most = max(1, min(most, int(np.count_nonzero(spectrum > spectrum[0] * 1e-12))))
     if isinstance(n_components, int | np.integer):
         if n_components > most and strict:
             raise FitError(
@@ -157,9 +157,10 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all loaded libraries, so once
 
 
-def single_threaded() -> AbstractContextManager:
+def single_threaded() -> AbstractContextManager[object]:
     """Give linear algebra one thread while the context is entered."""
-    return _controller().limit(limits=1, user_api="blas")
+    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
+    return limited
 
 
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

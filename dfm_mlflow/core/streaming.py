@@ -164,7 +164,8 @@ class SubspaceIteration:
 def contribution(x: np.ndarray, mean: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Share of one batch of rows, of shape (m, D), in ``scatter @ block``."""
     centred = x - mean
-    return centred.T @ (centred @ block)
+    share: np.ndarray = centred.T @ (centred @ block)
+    return share
 
 
 def fit_stream(source: Source, n_components: float = 0.97, *, seed: int = 42) -> Subspace:

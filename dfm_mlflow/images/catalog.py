@@ -212,14 +212,16 @@ def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None
 def _images(folder: Path | S3Folder) -> list[Path | S3Object]:
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in EXTENSIONS]
+    files = (p for p in folder.iterdir() if not isinstance(p, S3Folder) and p.is_file())
+    found = [p for p in files if p.suffix.lower() in EXTENSIONS]
     return sorted(found, key=lambda p: p.name)
 
 
 def _folders(folder: Path | S3Folder) -> list[Path | S3Folder]:
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.name)
+    found = [p for p in folder.iterdir() if not isinstance(p, S3Object) and p.is_dir()]
+    return sorted(found, key=lambda p: p.name)
 
 
 def _listing(folder: Path | S3Folder, most: int = 5) -> str:

@@ -17,7 +17,7 @@ MAX_JUNK = 1 << 16  # bytes between the segments of a JPEG
 # Where Pillow looks for an orientation: chunks of a PNG, and keywords of its plain texts.
 _MAY_TURN = (b"eXIf", b"iTXt", b"zTXt")
 _KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp", b"exif\0", b"xmp\0")
-_SOI, _EOI, _SOS, _FILL = 0xD8, 0xD9, 0xDA, 0xFF
+_EOI, _SOS, _FILL = 0xD9, 0xDA, 0xFF
 _ALONE = {0x01, *range(0xD0, _EOI + 1)}  # markers without a length
 
 

@@ -151,7 +151,7 @@ def _check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
 def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
     coloured = image.mode in ("P", "RGBA", "LA", "CMYK")
     pixels = np.asarray(image.convert("RGB") if coloured else image)
-    return pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
+    return np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0)
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
@@ -181,9 +181,10 @@ def _meaning(image: Image.Image) -> tuple[int, bool]:
     """Give the value of white in grey of more than 8 bits, and whether 0 is white instead."""
     if image.format != "TIFF":
         return 65535, False
-    bits = image.tag_v2.get(_BITS, (16,))[0]
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, (16,))[0]
     return (2**bits - 1 if 8 < bits < 16 else 65535,
-            image.tag_v2.get(_MEANING) == _WHITE_IS_ZERO)  # fmt: skip
+            tags.get(_MEANING) == _WHITE_IS_ZERO)  # fmt: skip
 
 
 @cache
@@ -197,4 +198,5 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     # For a PNG without EXIF Pillow looks behind the pixels too, and decodes them for that.
     if image.format == "PNG" and not may_turn(data):
         return 1
-    return image.getexif().get(0x0112, 1)
+    orientation: int = image.getexif().get(0x0112, 1)
+    return orientation

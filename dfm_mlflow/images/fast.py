@@ -1,20 +1,24 @@
 """Faster decoders for the usual pictures: 8-bit PNG in grey or colour, and JPEG.
 
-Measured on pictures of 1024x1024: libspng takes 0.63 of Pillow's time, libjpeg-turbo 0.52. Both
-give Pillow's pixels, and both are strict: a damaged file is left to Pillow, whose word counts. So
-is one whose header they read otherwise: only the size that Pillow read was checked.
+Measured on pictures of 1024x1024: libspng takes 0.6 of Pillow's time, with libdeflate 0.5, and
+libjpeg-turbo 0.52. Both give Pillow's pixels, and both are strict: a damaged file is left to
+Pillow, whose word counts. So is one whose header they read otherwise: only the size that Pillow
+read was checked.
 """
 
 import struct
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from dfm_mlflow.images.inflate import with_stored_rows
+
 try:
     from imagecodecs import spng_decode
 except ImportError:  # pragma: no cover - not built for this platform
-    spng_decode = None
+    spng_decode = None  # type: ignore[assignment]  # a function where the package is there
 try:
     from simplejpeg import decode_jpeg, decode_jpeg_header
 except ImportError:  # pragma: no cover
@@ -62,14 +66,29 @@ def _decoder_for(data: bytes, image: Image.Image) -> Callable[[bytes], np.ndarra
         width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)  # of the first IHDR
         plain = depth == 8 and colour in _CHANNELS and not getattr(image, "is_animated", False)
         plain = plain and (width, height) == image.size
-        return spng_decode if plain and image.mode in ("L", "RGB", "RGBA") else None
+        if plain and image.mode in ("L", "RGB", "RGBA"):
+            return partial(_decode_png, n=height * (1 + width * _CHANNELS[colour]))
+        return None
     if image.format == "JPEG" and decode_jpeg is not None and image.mode in ("L", "RGB"):
         return lambda data: _decode_jpeg(data, image.size)
     return None
+
+
+def _decode_png(data: bytes, n: int) -> np.ndarray:
+    try:
+        stored = with_stored_rows(data, n)
+        if stored is not None:
+            return np.asarray(spng_decode(stored))
+    except MemoryError:
+        raise
+    except Exception:  # damaged, or rows of another size: as it is, then
+        pass
+    return np.asarray(spng_decode(data))
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray:
     height, width, *_ = decode_jpeg_header(data, strict=True)
     if (width, height) != size:
         raise ValueError("the size is not the one that was checked")
-    return decode_jpeg(data, colorspace="RGB", strict=True)
+    pixels: np.ndarray = decode_jpeg(data, colorspace="RGB", strict=True)
+    return pixels

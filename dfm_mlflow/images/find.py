@@ -1,13 +1,15 @@
 """Every picture below a folder or prefix, or that a pattern names; paths only, nothing is read."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.catalog import EXTENSIONS
 from dfm_mlflow.images.storage import SCHEME, S3Folder, S3Object, find, split_uri
 
+T = TypeVar("T", Path, S3Object)
 _WILD = re.compile(r"[*?\[]")
 
 
@@ -61,17 +63,17 @@ def _in_s3(address: str, pattern: bool) -> list[S3Object]:
     if not pattern:
         below = _pictures(S3Folder(address).walk())
         return below or ([find(address)] if Path(key).suffix.lower() in EXTENSIONS else [])
-    head = key[: _WILD.search(key).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    head = key[: _WILD.search(key).start()].rpartition("/")[0]  # type: ignore[union-attr]  # it has one
     root = S3Folder(f"{SCHEME}{bucket}/{head}")
     matches = _matcher(key)
     return [o for o in root.walk() if matches(split_uri(o.uri)[1])]
 
 
-def _pictures(files: Iterable) -> list:
+def _pictures(files: Iterable[T]) -> list[T]:
     return [f for f in files if f.suffix.lower() in EXTENSIONS]
 
 
-def _matcher(pattern: str):
+def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
     """Shell pattern over whole paths; pathlib has one from Python 3.13 on."""
     words = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

@@ -213,7 +213,8 @@ def fetch(source: S3Object) -> bytes:
     """Read an object of any size, from the cache where its ETag and size are known there."""
     # The address too: not every store's ETag follows from the content alone.
     if not source.cached:
-        return _s3().download(*split_uri(source.uri), source.etag, source.size)
+        content: bytes = _s3().download(*split_uri(source.uri), source.etag, source.size)
+        return content
     identity = f"{_s3().endpoint()}\0{source.uri}\0{source.etag}\0{source.size}"
     key = hashlib.sha256(identity.encode()).hexdigest()
     cache = _cache(cache_home() / "content")

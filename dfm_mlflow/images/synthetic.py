@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from scipy import ndimage
 
 from dfm_mlflow.errors import DataError
@@ -57,7 +58,8 @@ class _Spot:
 def plans(n: int, seed: int = 42) -> list[Plan]:
     """Deal n plans, every combination of kind, size and strength as often as any other."""
     cells = [Plan(*cell) for cell in itertools.product(KINDS, SIZES, STRENGTHS)]
-    rng, dealt = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    dealt: list[Plan] = []
     while len(dealt) < n:
         dealt += [cells[i] for i in rng.permutation(len(cells))]
     return dealt[:n]
@@ -66,7 +68,7 @@ def plans(n: int, seed: int = 42) -> list[Plan]:
 def draw_defect(
     image: np.ndarray,
     plan: Plan,
-    rng: np.random.Generator,
+    rng: Generator,
     *,
     other: np.ndarray | None = None,
     inside: np.ndarray | None = None,
@@ -130,9 +132,7 @@ def _places(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.cumsum(np.where(inside, odds, 0), dtype=np.float64)
 
 
-def _patch(
-    inside: np.ndarray, places: np.ndarray, area: float, rng: np.random.Generator
-) -> _Spot:
+def _patch(inside: np.ndarray, places: np.ndarray, area: float, rng: Generator) -> _Spot:
     """Lay out a ragged ellipse, seldom a box."""
     stretch = np.exp(rng.uniform(-0.8, 0.8))
     radii = np.sqrt(area / np.pi) * np.array([stretch, 1 / stretch])
@@ -150,7 +150,7 @@ def _patch(
     return _within(inside, window, np.clip((1 - distance) / soft + 0.5, 0, 1))
 
 
-def _scar(inside: np.ndarray, places: np.ndarray, area: float, rng: np.random.Generator) -> _Spot:
+def _scar(inside: np.ndarray, places: np.ndarray, area: float, rng: Generator) -> _Spot:
     """Lay out a long bent line; larger ones are longer rather than wider."""
     side = np.sqrt(inside.size)
     width = max(1.2, side * rng.uniform(0.005, 0.012))
@@ -167,7 +167,7 @@ def _scar(inside: np.ndarray, places: np.ndarray, area: float, rng: np.random.Ge
 
 
 def _window(
-    inside: np.ndarray, places: np.ndarray, reach: int, rng: np.random.Generator
+    inside: np.ndarray, places: np.ndarray, reach: int, rng: Generator
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Choose a middle and cut the window around it; coordinates are relative to the middle."""
     chosen = np.searchsorted(places, rng.random() * places[-1], side="right")
@@ -182,7 +182,7 @@ def _within(inside: np.ndarray, window: tuple[slice, slice], alpha: np.ndarray) 
     return _Spot(window, np.where(inside[window], alpha, 0))
 
 
-def noise(shape: tuple[int, ...], period: float, rng: np.random.Generator) -> np.ndarray:
+def noise(shape: tuple[int, ...], period: float, rng: Generator) -> np.ndarray:
     """Perlin-like noise of mean about 0 and standard deviation about 0.5: three octaves."""
     total = np.zeros(shape, dtype=np.float32)
     for octave in range(3):
@@ -211,7 +211,9 @@ def _shape(spot: _Spot) -> tuple[int, int]:
     return spot.alpha.shape
 
 
-def _cut_paste(image, spot, strength, rng, other):
+def _cut_paste(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Cut a patch elsewhere, perhaps turned, and paste it."""
     source = image if other is None or rng.random() < 0.5 else other
     h, w = (min(a, b) for a, b in zip(_shape(spot), source.shape[:2], strict=True))
@@ -224,39 +226,53 @@ def _cut_paste(image, spot, strength, rng, other):
     return here + min(1.0, 0.3 + strength) * (patch + jitter - here)
 
 
-def _scratch(image, spot, strength, rng, other):
+def _scratch(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Darken or brighten evenly, or fill with one colour of the picture."""
     here = image[spot.window].astype(np.float32)
     if rng.random() < 0.3:
-        colour = image[rng.integers(image.shape[0]), rng.integers(image.shape[1])]
-        return here + strength * (colour - here) + rng.choice([-1, 1]) * 25 * strength
-    return here + rng.choice([-1, 1]) * 110 * strength
+        colour: np.ndarray = image[rng.integers(image.shape[0]), rng.integers(image.shape[1])]
+        shift: float = rng.choice([-1, 1]) * 25 * strength
+        return here + strength * (colour - here) + shift
+    shift = rng.choice([-1, 1]) * 110 * strength
+    return here + shift
 
 
-def _texture(image, spot, strength, rng, other):
+def _texture(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Lay Perlin noise of two random tints over the surface."""
     here = image[spot.window].astype(np.float32)
     mean = here.mean(axis=(0, 1))
     tints = mean + rng.normal(0, 55, 3) * _hue(image, rng) + rng.normal(0, 55)
     weave = noise(_shape(spot), np.exp(rng.uniform(np.log(2), np.log(24))), rng)[:, :, None]
-    return here + strength * (tints + 70 * weave - here)
+    woven: np.ndarray = here + strength * (tints + 70 * weave - here)
+    return woven
 
 
-def _blurred(image, spot, strength, rng, other):
+def _blurred(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Smear."""
     here = image[spot.window].astype(np.float32)
     sigma = (0.5 + 3 * strength) * max(image.shape[:2]) / 256
-    return ndimage.gaussian_filter(here, (sigma, sigma, 0))
+    smeared: np.ndarray = ndimage.gaussian_filter(here, (sigma, sigma, 0))
+    return smeared
 
 
-def _brightness(image, spot, strength, rng, other):
+def _brightness(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Stain: brighten or darken, of coloured pictures some channels more than others."""
     here = image[spot.window].astype(np.float32)
-    shift = rng.choice([-1, 1]) * 75 * strength
+    shift: float = rng.choice([-1, 1]) * 75 * strength
     return here + shift * (1 + 0.5 * rng.normal(size=3) * _hue(image, rng))
 
 
-def _distortion(image, spot, strength, rng, other):
+def _distortion(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Push the surface aside: scratches and edges bend."""
     here = image[spot.window].astype(np.float32)
     reach = (0.02 + 0.06 * strength) * max(image.shape[:2])
@@ -270,7 +286,9 @@ def _distortion(image, spot, strength, rng, other):
     return np.stack(moved, axis=2)
 
 
-def _missing(image, spot, strength, rng, other):
+def _missing(
+    image: np.ndarray, spot: _Spot, strength: float, rng: Generator, other: np.ndarray | None
+) -> np.ndarray:
     """Take the part away: what is around it, or the background, closes over it."""
     here = image[spot.window].astype(np.float32)
     outside = (spot.alpha <= 0).astype(np.float32)
@@ -286,7 +304,7 @@ def _missing(image, spot, strength, rng, other):
     return here + min(1.0, 0.25 + strength) * (fill - here)
 
 
-def _hue(image: np.ndarray, rng: np.random.Generator) -> float:
+def _hue(image: np.ndarray, rng: Generator) -> float:
     """0 for a grey picture, whose defects are grey too."""
     sample = image[::8, ::8].astype(np.int16)
     return float((np.ptp(sample, axis=2) > 4).mean() > 0.02)

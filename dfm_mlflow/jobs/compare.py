@@ -153,7 +153,7 @@ def _keyed(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
 
 def _names(tables: Sequence[pd.DataFrame]) -> list[pd.Series]:
     """Category, label, and as little of the end of the path as tells pictures apart."""
-    parts = [t["path"].str.replace("\\", "/").str.split("/") for t in tables]
+    parts: list[pd.Series] = [t["path"].str.replace("\\", "/").str.split("/") for t in tables]
     deepest = max(int(p.str.len().max()) for p in parts)
     for depth in range(1, deepest + 1):
         keys = [

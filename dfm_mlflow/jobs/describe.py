@@ -10,7 +10,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
-from dfm_mlflow.artifact import DETECTOR
+from dfm_mlflow.artifact_record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import FLAVOR_NAME

@@ -20,7 +20,8 @@ from dfm_mlflow.evaluation import (
     pixel_metrics_of,
     score_items,
 )
-from dfm_mlflow.images.catalog import GOOD, Item, load_catalog
+from dfm_mlflow.images.catalog import load_catalog
+from dfm_mlflow.images.item import GOOD, Item
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,23 +54,25 @@ def build_extractor(
         With the names of the layers, the device and the precision.
     """
     device = choose_device(options.device)
-    weights = load_weights(options.weights, options.backbone, options.seed)
-    take = weights.take if weights.state is not None else None
-    backbone = build_backbone(
-        options.backbone, options.layer_names, options.size, take, seed=options.seed
-    )
-    cache, roi = FeatureCache() if options.cache else None, _load_roi(options.roi)
+    half = half_precision(device) if options.precision == "auto" and items else None
+    with ThreadPoolExecutor(1) as beside:  # pictures are decoded while the network is built
+        sample = beside.submit(read_sample, items) if half else None
+        weights = load_weights(options.weights, options.backbone, options.seed)
+        take = weights.take if weights.state is not None else None
+        backbone = build_backbone(
+            options.backbone, options.layer_names, options.size, take, seed=options.seed
+        )
+        cache, roi = FeatureCache() if options.cache else None, _load_roi(options.roi)
 
-    def make(precision: str) -> Extractor:
-        return Extractor(backbone, options.size, options.resize, options.pooling_rule, device,
-                         precision, cache=cache, tile=options.tile_size, roi=roi)  # fmt: skip
+        def make(precision: str) -> Extractor:
+            return Extractor(backbone, options.size, options.resize, options.pooling_rule, device,
+                             precision, cache=cache, tile=options.tile_size, roi=roi)  # fmt: skip
 
-    extractor = make(choose_precision(options.precision, device))
-    half = half_precision(device) if options.precision == "auto" else None
-    if half and items:
-        candidate = make(half)
-        if _stands(extractor, candidate, items, options):
-            extractor = candidate
+        extractor = make(choose_precision(options.precision, device))
+        if half and sample:
+            candidate = make(half)
+            if _stands(extractor, candidate, sample.result(), options):
+                extractor = candidate
     resolved = options.model_copy(
         update={
             "layers": ",".join(backbone.layers), "device": str(device),
@@ -85,11 +87,11 @@ def build_extractor(
 
 
 def _stands(
-    full: Extractor, half: Extractor, items: Sequence[Item], options: Options
+    full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options
 ) -> bool:
     """Whether good pictures keep their scores in half precision."""
     try:
-        change = precision_change(full, half, items, float(options.pca_level), options.seed)
+        change = precision_change(full, half, sample, float(options.pca_level), options.seed)
     except FitError as error:
         _logger.info("precision=auto takes %s: %s", full.precision, error)
         return False
@@ -103,19 +105,19 @@ def _stands(
 
 
 def precision_change(
-    full: Extractor, half: Extractor, items: Sequence[Item], level: float, seed: int = 42
+    full: Extractor, half: Extractor, sample: Sequence["Seen"], level: float, seed: int = 42
 ) -> float:
     """How much held-out FREs of good pictures change with the precision.
 
-    A few pictures of one class go through both networks, and are held out of subspaces of the
-    others. `half` remembers their maps, and its cache the result.
+    Pictures of one class go through both networks, and are held out of subspaces of the others.
+    `half` remembers their maps, and its cache the result.
 
     Parameters
     ----------
     full, half : Extractor
         The same network in two precisions.
-    items : sequence of Item
-        Good pictures.
+    sample : sequence of Seen
+        Of :func:`read_sample`.
     level : float
         Share of the variance that the subspaces keep.
     seed : int
@@ -131,20 +133,16 @@ def precision_change(
     FitError
         For fewer than 8 pictures that can be read, or pictures that are all the same.
     """
-    mine = [i for i in items if i.category == items[0].category]
-    step = max(1, len(mine) // N_MEASURED)
-    seen = map_in_threads(partial(_seen, full), [i.path for i in mine[::step][:N_MEASURED]])
-    seen = [one for one in seen if one]
-    if len(seen) < FEWEST_MEASURED:
-        raise FitError(f"{len(seen)} pictures are too few to measure half precision on.")
-    parts = [full.fingerprint, half.fingerprint, str(level), str(seed), *(s.digest for s in seen)]
+    if len(sample) < FEWEST_MEASURED:
+        raise FitError(f"{len(sample)} pictures are too few to measure half precision on.")
+    parts = [full.fingerprint, half.fingerprint, str(level), str(seed), *(s.digest for s in sample)]
     key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
-    if known and (found := known.get(key)):
-        return float(found[0])
-    pixels = torch.stack([s.pixels for s in seen])
+    if known and (measured := known.get(key)):
+        return float(measured[0])
+    pixels = torch.stack([full.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)
-    for i, one in enumerate(seen):
-        half.remember(one.path, one.digest, [m[i] for m in after], one.size)
+    for i, one in enumerate(sample):
+        half.remember(one.path, one.digest, [m[i] for m in after], one.image.shape[:2])
     change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
     if known:
         known.put(key, [np.array(change)])
@@ -152,21 +150,28 @@ def precision_change(
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class Seen:
+    """A decoded picture, with the SHA-256 of its file."""
+
     path: Path | S3Object
     digest: str
-    pixels: Tensor
-    size: tuple[int, int]
+    image: np.ndarray
 
 
-def _seen(extractor: Extractor, path: Path | S3Object) -> _Seen | None:
+def read_sample(items: Sequence[Item]) -> list[Seen]:
+    """Read a few pictures of the first class, evenly spread; unreadable ones are left out."""
+    mine = [i for i in items if i.category == items[0].category]
+    step = max(1, len(mine) // N_MEASURED)
+    found = map_in_threads(_seen, [i.path for i in mine[::step][:N_MEASURED]])
+    return [one for one in found if one]
+
+
+def _seen(path: Path | S3Object) -> Seen | None:
     try:
         data = path.read_bytes()
-        image = decode_image(data)
+        return Seen(path, hashlib.sha256(data).hexdigest(), decode_image(data))
     except (OSError, ImageError):  # the extraction reports it
         return None
-    digest = hashlib.sha256(data).hexdigest()
-    return _Seen(path, digest, extractor.resized(image), image.shape[:2])
 
 
 def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Run
 from mlflow.models import Model
 
 from dfm_mlflow.errors import DataError
@@ -75,7 +75,7 @@ def kept_on_outage(
             _logger.warning("The results cannot be kept in %s: %s", folder, second)
             raise failure from error
         then = f"`dfm-mlflow log {folder}` logs and registers the results, which are kept there"
-        raise outage(error, then) from error
+        raise outage(error, then) or failure from error
 
 
 def _keep(folder: Path, name: str, tags: Mapping[str, str], log: Callable[[str], Any]) -> None:
@@ -120,6 +120,8 @@ def log_kept(folder: str) -> LogResult:
     """
     root = Path(folder).expanduser().absolute()
     kept, artifacts, metrics = _read(root)
+    assert kept.outputs is not None  # MLflow's store fills both
+    assert kept.inputs is not None
     (output,) = kept.outputs.model_outputs
     with _store(root):
         model_folder = _compat.download(artifact_uri=f"models:/{output.model_id}")
@@ -146,16 +148,19 @@ def log_kept(folder: str) -> LogResult:
     return LogResult(run_id, uri)
 
 
-def _read(root: Path) -> tuple[Run, Path, list]:
+def _read(root: Path) -> tuple[Run, Path, list[Metric]]:
     """Give the kept run, the folder of its artifacts, and every value of its metrics."""
+    nothing = DataError(
+        f"{root} holds no results that were kept: give the folder that the failure named, "
+        f"such as {KEPT}/<run id>."
+    )
     if not (root / _DATABASE).is_file():
-        raise DataError(
-            f"{root} holds no results that were kept: give the folder that the failure named, "
-            f"such as {KEPT}/<run id>."
-        )
+        raise nothing
     with _store(root):
         client = MlflowClient()
         experiment = client.get_experiment_by_name(_EXPERIMENT)
+        if experiment is None:  # somebody else's store
+            raise nothing
         (found,) = client.search_runs([experiment.experiment_id])
         run = client.get_run(found.info.run_id)
         metrics = [m for key in run.data.metrics

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -192,7 +193,7 @@ def _to_time(challenger: Candidate, catalog: Catalog | None, scored: pd.DataFram
 
 def _decision(
     options: PromoteOptions, move: Move, run_id: str, gates: Sequence[Gate], forced: list[str]
-) -> dict:
+) -> dict[str, Any]:
     return {
         "model": options.model,
         "version": options.version,
@@ -215,7 +216,7 @@ def _act(
     client: MlflowClient,
     options: PromoteOptions,
     move: Move,
-    decision: dict,
+    decision: dict[str, Any],
     barred: Sequence[Gate],
 ) -> tuple[str, PromotionError | None]:
     """Move the alias, unless a gate or a dry run is in the way; gives the outcome, never raises."""
@@ -242,7 +243,7 @@ def _act(
     return MOVED, None
 
 
-def _record(decision: dict, gates: Sequence[Gate]) -> None:
+def _record(decision: dict[str, Any], gates: Sequence[Gate]) -> None:
     mlflow.log_dict(decision, DECISION)
     mlflow.log_metrics({k: float(v) for gate in gates for k, v in gate.figures.items()})
     mlflow.set_tag("dfm.promotion.outcome", decision["outcome"])

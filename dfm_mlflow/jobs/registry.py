@@ -162,7 +162,8 @@ def _set_alias(client: MlflowClient, move: Move) -> str:
     try:
         client.set_registered_model_alias(move.model, move.alias, move.version)
     except MlflowException as error:  # a database refuses when two insert the same alias at once
-        return error.error_code
+        code: str = error.error_code
+        return code
     return ""
 
 

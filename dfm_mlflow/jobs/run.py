@@ -115,7 +115,9 @@ def log_results(
     if not labelled:
         table = evaluation.table.assign(label="unlabelled", defective=None)
         evaluation = Evaluation(table, evaluation.seen)
-    run = mlflow.get_run(mlflow.active_run().info.run_id)
+    active = mlflow.active_run()
+    assert active is not None
+    run = mlflow.get_run(active.info.run_id)
     gallery = build_gallery(detector, catalog, evaluation)
     origin = _provenance(run, detector, catalog, model_uri)
     with tempfile.TemporaryDirectory() as name:

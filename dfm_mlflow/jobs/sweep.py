@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -18,19 +19,20 @@ import torch
 
 import dfm_mlflow
 from dfm_mlflow.class_fit import finish_class, fit_layers
-from dfm_mlflow.class_model import Grid, RawScores, finish_scores, raw_scores
+from dfm_mlflow.class_model import Grid, LayerModel, RawScores, finish_scores, raw_scores
 from dfm_mlflow.config import Options, SweepOptions
 from dfm_mlflow.detector import CHUNK, AnomalyDetector
 from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.evaluation import image_metrics, metric_name
-from dfm_mlflow.images.catalog import GOOD, Catalog, load_catalog
+from dfm_mlflow.images.catalog import Catalog, load_catalog
+from dfm_mlflow.images.item import GOOD
 from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of
 from dfm_mlflow.jobs.sweep_book import PARENT, Book, table_of
 from dfm_mlflow.jobs.tracking import outage
 from dfm_mlflow.jobs.train import facts_of, groups_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
-from dfm_mlflow.network.extractor import Extraction
+from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
 
@@ -123,7 +125,8 @@ def sweep(options: SweepOptions) -> SweepResult:
         tables = {name: table_of(found, categories, configurations, name) for name in TABLES}
         result = SweepResult(run.info.run_id, tables, failures, book.n_resumed)
         _log_tables(result)
-        if failures and mlflow.active_run().info.run_id == run.info.run_id:
+        active = mlflow.active_run()
+        if failures and active and active.info.run_id == run.info.run_id:
             mlflow.set_tag("dfm.failed", "; ".join(f"{c}: {w}" for c, w in failures.items())[:5000])
             mlflow.end_run("FAILED")
     return result
@@ -195,8 +198,8 @@ class _Shared:
     ) -> Iterator[tuple[int, Options, dict[str, float]]]:
         first = pairs[0][1]
         features = self._features(self._train, first)
-        grids = [Grid(shape, self._extractor.roi_cells(shape[1:]))
-                 for shape in (tuple(f.shape[1:]) for f in features)]  # fmt: skip
+        grids = [Grid((c, h, w), self._extractor.roi_cells((h, w)))
+                 for _, c, h, w in (f.shape for f in features)]  # fmt: skip
         groups = groups_of(first.group_by, self._items)
         fitted = fit_layers(features, groups, grids, first)
         raw = None
@@ -220,7 +223,9 @@ class _Shared:
 
     @staticmethod
     @torch.inference_mode()
-    def _raw(layers, features: Sequence[torch.Tensor], grids: Sequence[Grid]) -> RawScores:
+    def _raw(
+        layers: Sequence[LayerModel], features: Sequence[torch.Tensor], grids: Sequence[Grid]
+    ) -> RawScores:
         parts = [raw_scores(layers, [f[i : i + CHUNK] for f in features], grids)
                  for i in range(0, len(features[0]), CHUNK)]  # fmt: skip
         return RawScores(
@@ -233,7 +238,8 @@ class _Shared:
     def _score(self, detector: AnomalyDetector, raw: RawScores | None) -> pd.DataFrame:
         """Make the table of :func:`~dfm_mlflow.evaluation.score_items`, without paths."""
         items, kept = self._catalog.test, self._test.kept
-        rows: list[dict] = [{"error": self._test.errors.get(i)} for i in range(len(items))]
+        errors = self._test.errors
+        rows: list[dict[str, Any]] = [{"error": errors.get(i)} for i in range(len(items))]
         if raw is not None:
             model = detector.classes[0].on(self._extractor.device)
             scored = finish_scores(model, raw, detector.grids, detector.options)

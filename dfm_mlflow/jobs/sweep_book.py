@@ -73,7 +73,9 @@ class Book:
             "dfm.category": options.category,
             "dfm.preset": options.preset,
         }
-        return self._client.create_run(self._parent.experiment_id, tags=tags).info.run_id
+        run = self._client.create_run(self._parent.experiment_id, tags=tags)
+        run_id: str = run.info.run_id
+        return run_id
 
     def _search(self, query: str) -> list[Run]:
         return self._client.search_runs([self._parent.experiment_id], query, max_results=5000)

@@ -27,14 +27,16 @@ from dfm_mlflow.evaluation import (
     pixel_metrics_of,
     score_items,
 )
-from dfm_mlflow.images.catalog import Catalog, Item, load_catalog
+from dfm_mlflow.images.catalog import Catalog, load_catalog
 from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.images.item import Item
 from dfm_mlflow.jobs.extractor import build_extractor
 from dfm_mlflow.jobs.golden import log_golden
 from dfm_mlflow.jobs.kept import kept_on_outage
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import log_model
-from dfm_mlflow.network.extractor import Extraction, Extractor
+from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extractor import Extractor
 
 # Options that tell runs of one preset apart.
 _NAMED = ("layers", "pooling", "image_size", "resize", "pca_level", "score", "aggregate",
@@ -209,7 +211,9 @@ def _log(fitted: _Fitted, catalog: Catalog, dataset: Dataset) -> str:
         input_example=example_of(fitted.items[0], detector.options.size),
         metadata={"calibration": sentences[0]},
     )
-    metrics["model_megabytes"] = Model.load(info.model_uri).model_size_bytes / 1e6
+    size = Model.load(info.model_uri).model_size_bytes
+    assert size is not None  # save_model states it
+    metrics["model_megabytes"] = size / 1e6
     metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
     mlflow.log_metrics(metrics, model_id=info.model_id, dataset=dataset)
     mlflow.set_tag("calibration", " ".join(sentences))

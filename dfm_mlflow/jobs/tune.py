@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlflow
 import numpy as np
@@ -152,7 +153,8 @@ def search(options: Options, items: Sequence[Item]) -> Search:
         update={"layers": ",".join(layers_of(tried)), "pooling": str(base)}
     )
     extractor, _, _ = build_extractor(widest, items)
-    classes, dealt, examples = [], [], []
+    classes, dealt = [], []
+    examples: list[tuple[Plan, np.ndarray, np.ndarray]] = []
     for category in dict.fromkeys(i.category for i in items):
         mine = [i for i in items if i.category == category]
         pictures, own, shown = _draw(extractor, base, mine, options)
@@ -253,7 +255,7 @@ def _inside(
 ) -> list[np.ndarray | None]:
     if extractor.roi is None:
         return [None] * len(sizes)
-    seen = []
+    seen: list[np.ndarray | None] = []
     for size in sizes:
         parts = extractor.filled_part(size)
         target = tuple(round(s * part) for s, part in zip(extractor.size, parts, strict=True))
@@ -296,7 +298,7 @@ def _log_candidates(run: mlflow.ActiveRun, found: Search) -> None:
         mlflow.log_artifact(str(path))
     client, now = MlflowClient(), int(time.time() * 1000)
     for place, (i, row) in enumerate(table.iterrows(), 1):
-        options = found.scored[int(i)].options
+        options = found.scored[cast(int, i)].options
         name = ", ".join(getattr(options, field) for field in SEARCHED)
         tags = {
             MLFLOW_PARENT_RUN_ID: run.info.run_id, MLFLOW_RUN_NAME: name,

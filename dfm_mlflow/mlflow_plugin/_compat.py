@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,15 +40,15 @@ REQUIREMENTS_FILE, CONSTRAINTS_FILE = _REQUIREMENTS_FILE_NAME, _CONSTRAINTS_FILE
 
 save_example = _save_example
 download = _download_artifact_from_uri
-conda_env_of = _mlflow_conda_env
-process_conda_env = _process_conda_env
-process_pip_requirements = _process_pip_requirements
+conda_env_of: Callable[..., dict[str, Any]] = _mlflow_conda_env
+process_conda_env: Callable[..., Any] = _process_conda_env
+process_pip_requirements: Callable[..., Any] = _process_pip_requirements
 PythonEnv = _PythonEnv
-validate_env_arguments = _validate_env_arguments
-copy_extra_files = _copy_extra_files
-flavor_configuration = _get_flavor_configuration
-name_and_version = get_model_name_and_version
-prepare_target = _validate_and_prepare_target_save_path
+validate_env_arguments: Callable[..., None] = _validate_env_arguments
+copy_extra_files: Callable[..., dict[str, Any]] = _copy_extra_files
+flavor_configuration: Callable[..., dict[str, Any]] = _get_flavor_configuration
+name_and_version: Callable[..., tuple[str, ...]] = get_model_name_and_version
+prepare_target: Callable[..., None] = _validate_and_prepare_target_save_path
 pinned = _get_pinned_requirement
 
 
@@ -98,7 +98,7 @@ def upload_bars() -> Iterator[None]:
 
 @cache
 def _watch_s3() -> None:
-    upload = S3ArtifactRepository._upload_file
+    upload: Callable[..., None] = S3ArtifactRepository._upload_file
 
     def with_bar(self: Any, s3_client: Any, local_file: str, bucket: str, key: str) -> None:
         size = os.path.getsize(local_file)
@@ -108,13 +108,13 @@ def _watch_s3() -> None:
         with tqdm(total=size, desc=name, unit="B", unit_scale=True) as bar:
             upload(self, _Watched(s3_client, bar), local_file, bucket, key)
 
-    S3ArtifactRepository._upload_file = with_bar
+    S3ArtifactRepository._upload_file = with_bar  # type: ignore[method-assign]  # patched
 
 
 class _Watched:
     """A client of S3 that tells a bar how far its uploads are."""
 
-    def __init__(self, client: Any, bar: tqdm):
+    def __init__(self, client: Any, bar: "tqdm[Any]"):
         self._client, self._bar = client, bar
 
     def upload_file(self, **arguments: Any) -> None:

@@ -46,6 +46,11 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
         self.catalog = catalog
         super().__init__(_source_of(catalog), name or catalog.name[:500], digest)
 
+    if TYPE_CHECKING:  # abstract in MLflow, though "may not be implemented by all datasets"
+
+        def to_pyfunc(self) -> Any:
+            """Give nothing: MLflow evaluates through :meth:`to_evaluation_dataset`."""
+
     def _compute_digest(self) -> str:
         return self.catalog.digest
 
@@ -126,7 +131,8 @@ class ImageFolderEvaluationDataset(EvaluationDataset):
         items = pictures.to_score
         table = pd.DataFrame({"image": [str(i.path) for i in items],
                               "label": [i.label for i in items]})  # fmt: skip
-        super().__init__(table, targets="label" if pictures.labelled else None, path=path,
+        super().__init__(table,  # type: ignore[no-untyped-call]  # MLflow's
+                         targets="label" if pictures.labelled else None, path=path,
                          name=pictures.name, digest=pictures.digest,
                          feature_names=["image"])  # fmt: skip
 
@@ -139,7 +145,7 @@ class ImageFolderEvaluationDataset(EvaluationDataset):
 
 
 def from_image_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     category: str | Sequence[str] | None = None,
     name: str | None = None,
     digest: str | None = None,
@@ -199,18 +205,23 @@ def _only_category(address: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _is_category(root: Any) -> bool:
-    return (root / "train").is_dir() or (root / "test").is_dir()
+    return bool((root / "train").is_dir() or (root / "test").is_dir())
 
 
 def _source_of(catalog: "Catalog") -> DatasetSource:
     from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.sources import LocalArtifactDatasetSource
+    from mlflow.data.sources import (  # type: ignore[attr-defined]  # made at run time
+        LocalArtifactDatasetSource,
+    )
 
     if catalog.source.startswith("s3://"):
         return resolve_dataset_source(catalog.source)
     if catalog.source == "elpv":  # the folder that the package installed
-        return LocalArtifactDatasetSource(os.path.commonpath([i.path for i in catalog.items]))
-    return LocalArtifactDatasetSource(os.path.abspath(os.path.expanduser(catalog.source)))
+        folder = os.path.commonpath([str(i.path) for i in catalog.items])
+    else:
+        folder = os.path.abspath(os.path.expanduser(catalog.source))
+    source: DatasetSource = LocalArtifactDatasetSource(folder)
+    return source
 
 
 def _text(size: tuple[int, int]) -> str:

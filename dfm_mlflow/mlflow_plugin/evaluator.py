@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mlflow.data.evaluation_dataset import EvaluationDataset
 
     from dfm_mlflow.detector import AnomalyDetector
-    from dfm_mlflow.images.catalog import Catalog, Item
+    from dfm_mlflow.images.catalog import Catalog
+    from dfm_mlflow.images.item import Item
 
 MODEL_TYPE = "dfm"
 _REMEDY = ("give a pandas DataFrame with the bytes of pictures in a column 'image', or "
@@ -49,7 +50,7 @@ class DfmEvaluator(ModelEvaluator):
         evaluator_config: Mapping[str, Any] | None,
         model: Any = None,
         extra_metrics: Sequence[EvaluationMetric] | None = None,
-        custom_artifacts: Sequence | None = None,
+        custom_artifacts: Sequence[Any] | None = None,
         predictions: str | None = None,
         model_id: str | None = None,
         **kwargs: Any,
@@ -128,7 +129,8 @@ def _detector_of(model: Any, asked: bool) -> "AnomalyDetector | None":
     flavors = getattr(getattr(model, "metadata", None), "flavors", {})
     if "dfm" in flavors:
         try:
-            return model.get_raw_model()
+            detector: AnomalyDetector = model.get_raw_model()
+            return detector
         except (AttributeError, NotImplementedError):
             raise ConfigError(
                 "The evaluator dfm needs the model in its own process: leave env_manager out."
@@ -175,7 +177,7 @@ def _written(
 ) -> "list[Item]":
     """Write the pictures of a table into ``<label>/<row>``, where the report finds them."""
     from dfm_mlflow.evaluation import metric_name
-    from dfm_mlflow.images.catalog import Item
+    from dfm_mlflow.images.item import Item
     from dfm_mlflow.mlflow_plugin.pyfunc import to_bytes
 
     def written(value: Any, kind: str, i: int) -> Path:

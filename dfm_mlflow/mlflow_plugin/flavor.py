@@ -13,7 +13,8 @@ from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import dfm_mlflow
-from dfm_mlflow.artifact import DETECTOR, FORMAT, load_detector, save_detector
+from dfm_mlflow.artifact import load_detector, save_detector
+from dfm_mlflow.artifact_record import DETECTOR, FORMAT
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError
@@ -69,7 +70,7 @@ def signature_of(options: Options) -> ModelSignature:
         ParamSpec("on_error", DataType.string, "raise"),
     ]
     return ModelSignature(
-        Schema([ColSpec(DataType.binary, "image")]), Schema(outputs), ParamSchema(params)
+        Schema([ColSpec(DataType.binary, "image")]), Schema([*outputs]), ParamSchema(params)
     )
 
 
@@ -205,7 +206,7 @@ def log_model(
     mlflow.models.model.ModelInfo
     """
     with _compat.upload_bars():
-        return Model.log(
+        info: ModelInfo = Model.log(
             artifact_path=artifact_path,
             name=name,
             flavor=sys.modules[__name__],
@@ -215,6 +216,7 @@ def log_model(
             params=params,
             **kwargs,
         )
+        return info
 
 
 def load_model(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -110,7 +110,7 @@ def _build(
 ) -> tuple[tuple[str, ...], nn.Module]:
     """Give the names of the layers, and the truncated network with folded batch norms."""
     with _explained(name, size):
-        names = _without_data(lambda: _layer_names(name, layers, size))
+        names, published = _without_data(lambda: _layer_names(name, layers, size))
     if folded is not None:
         module = _rebuild(name, names, size, folded)
     else:
@@ -118,7 +118,6 @@ def _build(
             torch.manual_seed(seed)
             module = _truncate(name, names, size)
         if weights is not None:
-            published = _without_data(lambda: _architecture(name, size).state_dict().keys())
             # Tensors that the code itself makes are no weights; they keep their value.
             own = {k: v for k, v in module.state_dict().items() if k not in published}
             needed = {k for k in published & module.state_dict().keys() if not _is_counter(k)}
@@ -136,7 +135,7 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
         As :func:`build_backbone`.
     """
     with tracing(), _explained(name, size):
-        return _without_data(lambda: _layer_names(name, layers, size))
+        return _without_data(lambda: _layer_names(name, layers, size))[0]
 
 
 def backbone_requirements(name: str) -> list[str]:
@@ -222,7 +221,8 @@ def _architecture(name: str, size: tuple[int, int]) -> nn.Module:
     # These two renormalise their input when pretrained; without it their weights see wrong colours.
     renormalise = {"transform_input": True, "init_weights": False}
     extra = renormalise if name in ("googlenet", "inception_v3") else {}
-    return models.get_model(name, weights=None, **extra)
+    model: nn.Module = models.get_model(name, weights=None, **extra)
+    return model
 
 
 def _efficientnet_lite(size: tuple[int, int]) -> nn.Module:
@@ -233,10 +233,11 @@ def _efficientnet_lite(size: tuple[int, int]) -> nn.Module:
             "The backbone efficientnet_lite0 needs the package efficientnet-lite-pytorch: "
             "pip install 'dfm-mlflow[sample]'."
         ) from None
-    return EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=list(size))
+    return model
 
 
-def _tracer_options(name: str, model: nn.Module) -> dict:
+def _tracer_options(name: str, model: nn.Module) -> dict[str, Any]:
     is_timm = name.startswith(timm_backbones.PREFIX)
     options = timm_backbones.tracer_options(name) if is_timm else {"leaf_modules": []}
     # EfficientNet-Lite subclasses Conv2d outside torch.nn; kept whole, its batch norms can fold.
@@ -253,7 +254,10 @@ def _truncate(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.G
     return fx.GraphModule(extractor, extractor.graph).eval()
 
 
-def _layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
+def _layer_names(
+    name: str, layers: tuple[str, ...], size: tuple[int, int]
+) -> tuple[tuple[str, ...], set[str]]:
+    """Give the names of layers, and those of all tensors of the whole architecture."""
     model = _architecture(name, size).eval()
     nodes = get_graph_node_names(
         model, tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
@@ -273,7 +277,7 @@ def _layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> t
                 f"{name} has no layer {layer!r}: its layers are {', '.join(top)}, and inside them "
                 f"{', '.join(deeper) or 'none'}."
             )
-    return layers
+    return layers, set(model.state_dict())
 
 
 def _last_at_stride(

@@ -47,7 +47,7 @@ def half_precision(device: torch.device) -> str | None:
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    capable = getattr(torch.cpu, "get_capabilities", dict)()
+    capable: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capable.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bf16" if native and torch.backends.mkldnn.is_available() else None
 

@@ -49,7 +49,7 @@ class Extractor:
     precision : {"fp32", "bf16", "fp16"}
         Arithmetic of the network; features are float32.
     batch_size : int
-        Pictures in one forward pass.
+        Pictures in one forward pass; where passes share the cores of a CPU they are smaller.
     cache : FeatureCache, optional
         Where features are kept between runs.
     tile : int, optional
@@ -79,14 +79,14 @@ class Extractor:
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self.cache = cache
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
-        self._decoding: AbstractContextManager = nullcontext()
+        self._decoding: AbstractContextManager[object] = nullcontext()
         self._known: dict[Source, Prepared] = {}
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self.fingerprint = self._make_fingerprint() if cache else ""
 
-    def with_runner(self, runner: Runner, decoding: AbstractContextManager) -> "Extractor":
+    def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
         """Return a copy whose forward passes go through another hand.
 
         Parameters
@@ -162,11 +162,11 @@ class Extractor:
     def _prepare_all(
         self, sources: Sequence[Source], pool: Executor | None
     ) -> Iterator[tuple[int, Prepared | ImageError]]:
-        """Decode ahead of the network in threads, at most four batches of pixels in memory."""
+        """Decode ahead of the network in threads, at most four batches of pictures."""
         if pool is None:
             yield from ((i, self._prepare(source)) for i, source in enumerate(sources))
             return
-        ahead: deque[tuple[int, Future]] = deque()
+        ahead: deque[tuple[int, Future[Prepared | ImageError]]] = deque()
         for i, source in enumerate(sources):
             ahead.append((i, pool.submit(self._prepare, source)))
             if len(ahead) >= 4 * self.batch_size:
@@ -245,5 +245,3 @@ class Extractor:
 
 def _shape(image: np.ndarray) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
-
-

@@ -5,13 +5,13 @@ import logging
 import sys
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dfm_mlflow.errors import BackboneError, DeviceError
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.fusion import fused
+from dfm_mlflow.network.pooling import kernel_of, pool
 from dfm_mlflow.network.tiles import run_tiles
 from dfm_mlflow.network.tracing import running
 
@@ -55,7 +55,7 @@ class Network:
         self.layers, self.size, self.pooling, self.tile = backbone.layers, size, pooling, tile
         self.device, self._dtype = device, DTYPES[precision]
         self._fitting = sys.maxsize  # pictures that the memory of the device was seen to hold
-        self.module = copy.deepcopy(backbone.module).to(
+        self.module = copy.deepcopy(backbone.module).to(  # type: ignore[call-overload]  # not in its stubs: all three
             device=device, dtype=self._dtype, memory_format=torch.channels_last
         )
         if fuse and device.type == "cpu":
@@ -130,16 +130,4 @@ class Network:
                 "choose a convolutional layer."
             )
         output = output.float()
-        kernel = tuple(
-            min(_kernel(self.pooling, s, pixels), s)
-            for s, pixels in zip(output.shape[2:], self.size, strict=True)
-        )
-        if kernel != (1, 1):
-            output = F.avg_pool2d(output, kernel, ceil_mode=True)
-        return output.contiguous()
-
-
-def _kernel(pooling: int | str, cells: int, pixels: int) -> int:
-    if isinstance(pooling, str):
-        return max(1, round(int(pooling.removeprefix("stride:")) * cells / pixels))
-    return pooling
+        return pool(output, kernel_of(self.pooling, 1, output, self.size)).contiguous()

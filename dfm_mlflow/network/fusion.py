@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 _logger = logging.getLogger(__name__)
 
 # What oneDNN calls the activations, and their constants.
-_NAMES: dict[type[nn.Module], tuple[str, list[float]]] = {
+_NAMES: dict[type, tuple[str | None, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
@@ -38,15 +38,18 @@ class FusedConvolution(nn.Module):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve `x`, add `other` where it is given, and apply the activation."""
         operation = torch.ops.mkldnn._convolution_pointwise
+        out: Tensor
         if other is None:
-            return operation(
+            out = operation(
                 x, self.weight, self.bias, *self.geometry,
                 self.activation or "none", self.constants, "",
             )  # fmt: skip
-        return operation.binary(
-            x, other, self.weight, self.bias, *self.geometry,
-            "add", 1.0, self.activation, self.constants, "",
-        )  # fmt: skip
+        else:
+            out = operation.binary(
+                x, other, self.weight, self.bias, *self.geometry,
+                "add", 1.0, self.activation, self.constants, "",
+            )  # fmt: skip
+        return out
 
 
 class StridedMaxPool(nn.Module):
@@ -121,14 +124,17 @@ def _fuse(
     if conv is None:
         return
     others = [a for a in last.args if a is not conv] if last is not conv else []
-    name, constants = None, []
+    name: str | None = None
+    constants: list[float] = []
     after = next(iter(last.users))
     if len(last.users) == 1 and after.op == "call_module":
         name, constants = _NAMES.get(type(modules.get(str(after.target))), (None, []))
     if name is None and last is conv:
         return  # nothing to gain
     target = f"fused_{last.name}"
-    new.set_submodule(target, FusedConvolution(modules[conv.target], name, constants))
+    alone = modules[str(conv.target)]
+    assert isinstance(alone, nn.Conv2d)
+    new.set_submodule(target, FusedConvolution(alone, name, constants))
     end = after if name else last
     with new.graph.inserting_before(end):
         node = new.graph.call_module(target, (conv.args[0], *others))

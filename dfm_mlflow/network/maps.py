@@ -29,7 +29,7 @@ def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
     -------
     Tensor of shape (n, h, w)
     """
-    grid = max((tuple(m.shape[1:]) for m in maps), key=math.prod)
+    grid = max(((m.shape[1], m.shape[2]) for m in maps), key=math.prod)
     return torch.stack([_to_grid(m / u, grid) for m, u in zip(maps, usual, strict=True)]).mean(0)
 
 
@@ -130,7 +130,8 @@ def overlay(image: np.ndarray, level: np.ndarray) -> np.ndarray:
         [np.full_like(above, 255), 220 * (1 - above), np.full_like(above, 30)], axis=-1
     )
     opacity = 0.65 * np.sqrt(above)
-    return (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+    blend: np.ndarray = (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+    return blend
 
 
 def to_png(pixels: np.ndarray) -> bytes:

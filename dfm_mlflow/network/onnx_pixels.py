@@ -88,7 +88,8 @@ def _inside(full: int, target: Tensor, first: Tensor) -> Tensor:
 
 def _nearest(new: Any, old: int) -> Tensor:
     """Index of ``tiles.scaled_mask``, ``(i + 0.5) * old / new``, in whole numbers."""
-    return (2 * torch.arange(new) + 1) * old // (2 * new)
+    index: Tensor = (2 * torch.arange(new) + 1) * old // (2 * new)
+    return index
 
 
 def picture_like(size: tuple[int, int], seed: int) -> np.ndarray:
@@ -102,4 +103,5 @@ def picture_like(size: tuple[int, int], seed: int) -> np.ndarray:
         )
     )
     noise = rng.normal(0, 6, (*size, 3))
-    return (rng.uniform(90, 160, 3) + waves + noise).clip(0, 255).astype(np.uint8)
+    picture: np.ndarray = (rng.uniform(90, 160, 3) + waves + noise).clip(0, 255).astype(np.uint8)
+    return picture

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import logging
 from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -25,7 +26,8 @@ def architecture(name: str) -> nn.Module:
         If timm is not installed or knows no such model or tag.
     """
     timm, model = _find(name)
-    return timm.create_model(model, pretrained=False)
+    module: nn.Module = timm.create_model(model, pretrained=False)
+    return module
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -35,7 +37,7 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
     return config and (tuple(config.mean), tuple(config.std))
 
 
-def tracer_options(name: str) -> dict[str, list]:
+def tracer_options(name: str) -> dict[str, list[Any]]:
     """What timm says that torch.fx has to keep whole."""
     timm, _ = _find(name)
     return {

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -52,10 +55,10 @@ class Passes(Protocol):
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
         """What a function gives for every block; `large` where all together are."""
 
-    def derive(self, work: Callable[[Any], Any]) -> "Passes":
+    def derive(self, work: Callable[[Any], Any]) -> "Self":
         """What a function gives for every block, kept where the blocks are."""
 
-    def join(self, other: "Passes", merge: Callable[[Any, Any], Any]) -> "Passes":
+    def join(self, other: "Self", merge: Callable[[Any, Any], Any]) -> "Self":
         """Merge block by block with what was derived from the same blocks."""
 
     def drop(self) -> None:

@@ -24,7 +24,7 @@ from dfm_mlflow.passes.layer import by_key, fit_layer
 def fit_class_in_passes(
     name: str, passes: Passes, folds: np.ndarray, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
-    """Fit and calibrate a class, as :func:`dfm_mlflow.class_model.fit_class` does up to rounding.
+    """Fit and calibrate a class, as :func:`dfm_mlflow.class_fit.fit_class` does up to rounding.
 
     Parameters
     ----------
@@ -152,10 +152,11 @@ def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
 def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
     """Held-out likelihoods: two numbers a picture and layer come to this process."""
     parts = list(held.each(lambda block: (block.mahalanobis, block.fre)))
-    return sum(
+    nll: np.ndarray = sum(
         s.nll_from(*(np.concatenate([p[i][j] for p in parts]) for i in range(2)))
         for j, s in enumerate(subspaces)
     )
+    return nll
 
 
 def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:

@@ -70,7 +70,8 @@ class _Rows:
 
     def of_fold(self, block: Block, fold: int) -> np.ndarray:
         """Rows of the pictures of one fold."""
-        return self.of(block)[self.folds[block.index] == fold]
+        rows: np.ndarray = self.of(block)[self.folds[block.index] == fold]
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,15 +94,15 @@ class _Layer:
         at_once = max(1, BUDGET // (8 * rows.grid.n_features**2))
         held = None
         for group in _groups(self.fold_numbers, at_once):
-            apart = self.passes.total(
-                lambda b, group=group: {
-                    f: Moments.of(rows.of_fold(b, f), limit=None) for f in group
-                },
-                by_key,
-            )
+
+            def moments(b: Block, group: list[int] = group) -> dict[int, Moments]:
+                return {f: Moments.of(rows.of_fold(b, f), limit=None) for f in group}
+
+            apart = self.passes.total(moments, by_key)
             models = {f: fit_without(whole, part, self.level) for f, part in apart.items()}
             del apart
             held = self.hold_out(models, held)
+        assert held is not None
         return subspace, held
 
     def by_rows(self) -> tuple[Subspace, Passes]:
@@ -138,11 +139,13 @@ class _Layer:
             for f in [None, *apart]
         }
         models = self.iterate({f: SubspaceIteration(s, self.level) for f, s in without.items()})
-        subspace = models.pop(None)
+        subspace = models[None]
+        of_folds = {f: model for f, model in models.items() if f is not None}
         at_once = max(1, BUDGET // (8 * subspace.basis.size))
         held = None
-        for group in _groups(list(models), at_once):
-            held = self.hold_out({f: models[f] for f in group}, held)
+        for group in _groups(list(of_folds), at_once):
+            held = self.hold_out({f: of_folds[f] for f in group}, held)
+        assert held is not None
         return subspace, held
 
     def iterate(
@@ -154,7 +157,7 @@ class _Layer:
             group = _within_budget(active)
             sent = {f: (i.summary.mean, i.block) for f, i in group.items()}
 
-            def shares(block: Block, sent: dict = sent) -> dict[int | None, np.ndarray]:
+            def shares(block: Block, sent: dict[Any, Any] = sent) -> dict[int | None, np.ndarray]:
                 x, folds = rows.of(block), rows.folds[block.index]
                 return {f: contribution(x if f is None else x[folds != f], mean, directions)
                         for f, (mean, directions) in sent.items()}  # fmt: skip

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -17,12 +17,12 @@ from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.catalog import GOOD
+from dfm_mlflow.images.item import GOOD
 
 # Of text and axes: near black on a white PNG, the page's own colour in SVG.
 _INK = "#1f2933"
 _RIGHT, _WRONG, _PLAIN = "#3b82c4", "#e8710a", "#8a94a3"  # told apart on white and on black
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
     "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "axes.titlesize": 10, "font.size": 9, "legend.frameon": False,
@@ -181,7 +181,7 @@ def _lines(table: pd.DataFrame) -> list[tuple[str, dict[str, Any], np.ndarray, n
     lines = []
     several = table["category"].nunique()
     if 1 < several <= _MOST_LINES:
-        colours = mpl.colormaps["Dark2"].colors
+        colours = mpl.color_sequences["Dark2"]
         for colour, (name, rows) in zip(colours, table.groupby("category"), strict=False):
             if rows["defective"].nunique() == 2:
                 style = {"color": colour, "lw": 1, "alpha": 0.8}
@@ -218,7 +218,7 @@ def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame
     _frame(axes, "lower right")
 
 
-def _frame(axes: Axes, where: str) -> None:
+def _frame(axes: Axes, where: Literal["lower left", "lower right"]) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))

@@ -4,6 +4,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlflow
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.detector import AnomalyDetector, Observation
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.evaluation import Evaluation, metric_name
 from dfm_mlflow.images import storage
@@ -75,7 +76,7 @@ def build_gallery(
         gallery[title] = []
         for i, row in rows.iterrows():
             try:
-                shown = _draw(detector, row, evaluation.seen[i], masks.get(row["path"]))
+                shown = _draw(detector, row, evaluation.seen[cast(int, i)], masks.get(row["path"]))
             except (DfmError, OSError) as error:  # it was there a minute ago
                 _logger.warning("%s is not in the report: %s", row["path"], error)
             else:
@@ -110,7 +111,12 @@ def _typical(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return rows.loc[turn.index[:most]]
 
 
-def _draw(detector: AnomalyDetector, row: pd.Series, seen, mask_file) -> Shown:
+def _draw(
+    detector: AnomalyDetector,
+    row: pd.Series,
+    seen: Observation,
+    mask_file: Path | storage.S3Object | None,
+) -> Shown:
     pixels = shrunk(decode_image(storage.read(row["path"])), _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale

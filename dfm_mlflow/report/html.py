@@ -4,15 +4,18 @@ import base64
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.evaluation import Evaluation, defect_table
-from dfm_mlflow.images.catalog import GOOD
+from dfm_mlflow.images.item import GOOD
 from dfm_mlflow.report import figures, words
 from dfm_mlflow.report.gallery import Shown, shrunk
 
@@ -121,14 +124,19 @@ def _histograms(
     folder: Path, detector: AnomalyDetector, table: pd.DataFrame
 ) -> list[dict[str, object]]:
     """One for each category, whose scores are on one scale."""
-    draw, drawn = figures.Charts(folder).draw, []
+    draw = figures.Charts(folder).draw
+    drawn: list[dict[str, object]] = []
     names = detector.class_names
     thresholds = detector.thresholds()
     for i, name in enumerate(names[:_MOST_HISTOGRAMS]):
         rows = figures.score_rows(detector, table, name)
         file = "scores" if len(names) == 1 else f"scores_{i + 1}"
 
-        def paint(figure, rows=rows, limit=thresholds[name]):
+        def paint(
+            figure: Figure,
+            rows: dict[str, pd.DataFrame] = rows,
+            limit: float = thresholds[name],
+        ) -> None:
             figures.paint_scores(figure, rows, limit)
 
         drawn.append(
@@ -140,7 +148,7 @@ def _histograms(
 def _curves(
     folder: Path, detector: AnomalyDetector, table: pd.DataFrame, metrics: dict[str, float]
 ) -> list[Markup]:
-    wanted: dict[str, Callable] = {}
+    wanted: dict[str, Callable[[Figure], Any]] = {}
     if "image_auroc" in metrics:
         wanted["roc"] = lambda f: figures.paint_roc(f, table, metrics)
         wanted["precision_recall"] = lambda f: figures.paint_precision_recall(f, table, metrics)
@@ -166,7 +174,7 @@ def _case(case: Shown) -> dict[str, object]:
     }
 
 
-def _data_url(pixels) -> str:
+def _data_url(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(shrunk(pixels, _THUMBNAIL)).save(buffer, format="JPEG", quality=78)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -4,7 +4,7 @@ import pandas as pd
 from scipy.stats import betabinom, binomtest
 
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.catalog import GOOD
+from dfm_mlflow.images.item import GOOD
 
 UNLIKELY = 0.05  # a promise is called broken when chance alone would do that more rarely
 
@@ -23,9 +23,9 @@ def verdict(detector: AnomalyDetector, table: pd.DataFrame, metrics: dict[str, f
     where = f"At the threshold {thresholds[0]:.4g}" if len(thresholds) == 1 else "At its thresholds"
     promise = f"promised: at most {percent(detector.effective_fpr())}"
     if table.empty:
-        n = f"{metrics['n_train']:.0f} " if "n_train" in metrics else ""
+        fitted = f"{metrics['n_train']:.0f} " if "n_train" in metrics else ""
         return (
-            f"{where} the model, fitted to {n}good pictures, flags at most "
+            f"{where} the model, fitted to {fitted}good pictures, flags at most "
             f"{percent(detector.effective_fpr())} of good ones; without test pictures nothing is "
             "known of the defects that it finds."
         )
@@ -55,8 +55,9 @@ def _weakest(table: pd.DataFrame) -> str:
     of_defects = table[table["label"] != GOOD].groupby(kinds)["is_anomaly"].agg(["sum", "count"])
     if len(of_defects) < 2 or (of_defects["sum"] == of_defects["count"]).all():
         return ""
-    category, label = (of_defects["sum"] / of_defects["count"]).idxmin()
-    found, n = of_defects.loc[(category, label)]
+    worst = int((of_defects["sum"] / of_defects["count"]).argmin())
+    category, label = of_defects.index[worst]
+    found, n = of_defects.iloc[worst]
     several = table["category"].nunique() > 1
     name = f"{category}/{label}" if several else label
     return f"; it is weakest on {name}, where it finds {int(found)} of {int(n)}"

@@ -111,12 +111,14 @@ class SparkPasses:
                 .reduceByKey(merge, tasks)
                 .values()
             )
-        return reduce(merge, sums.collect())
+        whole: T = reduce(merge, sums.collect())
+        return whole
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
         """What a function gives for every block, in order; large ones a partition at a time."""
         results = self.rdd.map(work)
-        return results.toLocalIterator() if large else results.collect()
+        found: Iterable[T] = results.toLocalIterator() if large else results.collect()
+        return found
 
     def derive(self, work: Callable[[Any], Any]) -> "SparkPasses":
         """What a function gives for every block, on the executors' disks."""
@@ -185,7 +187,8 @@ def fit_on_spark(
         names = list(dict.fromkeys(item.category for item in items))
         places = {name: [i for i, item in enumerate(items) if item.category == name]
                   for name in names}  # fmt: skip
-        passes, kept, errors = {}, {}, {}
+        passes, kept = {}, {}
+        errors: dict[int, str] = {}
         for name, mine in places.items():
             sources = [items[i].path for i in mine]
             passes[name] = SparkPasses(_features(context, recipe, sources, partitions))
@@ -218,7 +221,8 @@ def digests_on_spark(sources: Sequence[Source], *, session: Any = None) -> list[
     """SHA-256 of the contents of many pictures, read by the executors."""
     with session_of(session) as spark:
         rdd = _context(spark).parallelize(list(sources), _n_partitions(spark, len(sources)))
-        return rdd.mapPartitions(lambda part: storage.digests(list(part))).collect()
+        digests: list[str] = rdd.mapPartitions(lambda p: storage.digests(list(p))).collect()
+        return digests
 
 
 def _context(spark: Any) -> Any:
@@ -231,7 +235,7 @@ def _context(spark: Any) -> Any:
 
 
 def _n_partitions(spark: Any, n: int) -> int:
-    parallelism = spark.sparkContext.defaultParallelism
+    parallelism: int = spark.sparkContext.defaultParallelism
     return max(1, min(n, max(2 * parallelism, math.ceil(n / PICTURES))))
 
 

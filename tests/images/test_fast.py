@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images import decode, fast
+from dfm_mlflow.images import decode, fast, inflate
 from dfm_mlflow.images.decode import decode_image
+
+
+@pytest.fixture(scope="module", autouse=True, params=[0, 1 << 40], ids=["libdeflate", "plain"])
+def worth(request):
+    """Every PNG is inflated apart, or none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inflate, "WORTH", request.param)
+        yield request.param
+
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -48,6 +57,24 @@ def test_usual_pngs_take_the_fast_way(mode):
     data = encoded(mode, (5, 7), 0, format="PNG")
     with Image.open(io.BytesIO(data)) as image:
         assert fast.decode_fast(data, image).shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("side", [10, 147, 148, 300])  # around one and several stored blocks
+def test_rows_are_stored_as_they_were(mode, side, worth):
+    data = encoded(mode, (side, side), 7, format="PNG")
+    assert_same(data)
+    n = side * (1 + side * len(mode))
+    stored = inflate.with_stored_rows(data, n)
+    if worth:
+        assert stored is None
+        return
+    assert_same(stored.tobytes())  # a PNG that Pillow reads, with the same pixels
+    np.testing.assert_array_equal(decode_image(stored.tobytes()), decode_image(data))
+    assert inflate.with_stored_rows(data, n + 1) is None
+    with Image.open(io.BytesIO(data)) as image:
+        assert (fast._decode_png(data, n)[:, :].reshape(side, side, -1)
+                == np.asarray(image).reshape(side, side, -1)).all()  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)

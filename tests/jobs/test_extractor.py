@@ -8,7 +8,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.images.catalog import load_catalog
 from dfm_mlflow.jobs import extractor as module
-from dfm_mlflow.jobs.extractor import build_extractor, precision_change
+from dfm_mlflow.jobs.extractor import build_extractor, precision_change, read_sample
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_what_is_asked_for_is_taken(given, bf16):
 def test_the_same_network_changes_nothing(given):
     options, items = given
     extractor = build_extractor(options)[0]
-    assert precision_change(extractor, extractor, items, 0.97) == 0
+    assert precision_change(extractor, extractor, read_sample(items), 0.97) == 0
 
 
 def test_pictures_that_are_all_the_same_say_nothing(given, tmp_path):
@@ -76,7 +76,7 @@ def test_pictures_that_are_all_the_same_say_nothing(given, tmp_path):
         shutil.copy(items[0].path, tmp_path / f"{i}.png")
         copies.append(replace(items[0], path=tmp_path / f"{i}.png"))
     with pytest.raises(FitError, match="too alike"):
-        precision_change(extractor, extractor, copies, 0.97)
+        precision_change(extractor, extractor, read_sample(copies), 0.97)
 
 
 @pytest.mark.parametrize("cache", [True, False])
