@@ -16,9 +16,9 @@ from PIL import Image
 from dfm_mlflow.images.inflate import with_stored_rows
 
 try:
-    from imagecodecs import spng_decode
+    from imagecodecs import png_decode, spng_decode
 except ImportError:  # pragma: no cover - not built for this platform
-    spng_decode = None  # type: ignore[assignment]  # a function where the package is there
+    png_decode = spng_decode = None  # type: ignore[assignment]  # a function where the package is there
 try:
     from simplejpeg import decode_jpeg, decode_jpeg_header
 except ImportError:  # pragma: no cover
@@ -57,7 +57,10 @@ def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (image.height, image.width):
         return None
     if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
+        rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
+        for channel in range(3):  # in half the time of np.repeat
+            rgb[:, :, channel] = pixels[:, :, 0]
+        return rgb
     return np.ascontiguousarray(pixels[:, :, :3])
 
 
@@ -78,7 +81,7 @@ def _decode_png(data: bytes, n: int) -> np.ndarray:
     try:
         stored = with_stored_rows(data, n)
         if stored is not None:
-            return np.asarray(spng_decode(stored))
+            return np.asarray(png_decode(stored))  # quicker with filters than libspng
     except MemoryError:
         raise
     except Exception:  # damaged, or rows of another size: as it is, then

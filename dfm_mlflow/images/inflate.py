@@ -13,7 +13,7 @@ import numpy as np
 try:
     from imagecodecs import deflate_decode
 except ImportError:  # pragma: no cover - not built for this platform
-    deflate_decode = None
+    deflate_decode = None  # type: ignore[assignment]
 
 WORTH = 1 << 18  # bytes of a file from which it pays
 _BLOCK, _FRAME = 65535, 5  # of a stored block: most bytes, and bytes before them
@@ -21,7 +21,7 @@ _HEAD = 33  # bytes of the signature and IHDR
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def with_stored_rows(data: bytes, n: int) -> np.ndarray | None:
+def with_stored_rows(data: bytes, n: int) -> bytearray | None:
     """Write a PNG anew without compression; chunks beside the pixels are left out.
 
     Parameters
@@ -33,7 +33,7 @@ def with_stored_rows(data: bytes, n: int) -> np.ndarray | None:
 
     Returns
     -------
-    ndarray of uint8, or None
+    bytearray or None
         None where there is nothing to gain, or rows of another size.
 
     Raises
@@ -43,12 +43,14 @@ def with_stored_rows(data: bytes, n: int) -> np.ndarray | None:
     """
     if deflate_decode is None or len(data) < WORTH or data[28]:  # interlaced
         return None
-    rows = np.frombuffer(deflate_decode(_pixel_data(data), out=n), np.uint8)
-    if len(rows) != n:
+    inflated = deflate_decode(_pixel_data(data), out=n)
+    if len(inflated) != n:
         return None
+    rows = np.frombuffer(inflated, np.uint8)
     blocks, rest = divmod(n, _BLOCK)
     size = 2 + n + _FRAME * (blocks + 1) + 4
-    out = np.empty(_HEAD + 8 + size + 4 + len(_END), np.uint8)
+    file = bytearray(_HEAD + 8 + size + 4 + len(_END))
+    out = np.frombuffer(file, np.uint8)
     out[:_HEAD] = np.frombuffer(data, np.uint8, _HEAD)
     start = _put(out, _HEAD, struct.pack(">I4s2B", size, b"IDAT", 0x78, 1))
     framed = out[start : start + blocks * (_BLOCK + _FRAME)].reshape(blocks, _BLOCK + _FRAME)
@@ -56,15 +58,16 @@ def with_stored_rows(data: bytes, n: int) -> np.ndarray | None:
     framed[:, _FRAME:] = rows[: blocks * _BLOCK].reshape(blocks, _BLOCK)
     end = _put(out, start + framed.size, struct.pack("<BHH", 1, rest, rest ^ _BLOCK))
     out[end : end + rest] = rows[blocks * _BLOCK :]
-    end = _put(out, end + rest, struct.pack(">I", zlib.adler32(rows)))
-    end = _put(out, end, struct.pack(">I", zlib.crc32(out[_HEAD + 4 : end])))
+    end = _put(out, end + rest, struct.pack(">I", zlib.adler32(inflated)))
+    end = _put(out, end, struct.pack(">I", zlib.crc32(memoryview(file)[_HEAD + 4 : end])))
     _put(out, end, _END)
-    return out
+    return file
 
 
 def _pixel_data(data: bytes) -> bytes:
     """Contents of all IDAT chunks."""
-    view, parts, place = memoryview(data), [], _HEAD
+    view, place = memoryview(data), _HEAD
+    parts: list[memoryview] = []
     while True:
         length, kind = struct.unpack_from(">I4s", data, place)
         if kind == b"IEND":

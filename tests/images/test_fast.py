@@ -69,8 +69,8 @@ def test_rows_are_stored_as_they_were(mode, side, worth):
     if worth:
         assert stored is None
         return
-    assert_same(stored.tobytes())  # a PNG that Pillow reads, with the same pixels
-    np.testing.assert_array_equal(decode_image(stored.tobytes()), decode_image(data))
+    assert_same(bytes(stored))  # a PNG that Pillow reads, with the same pixels
+    np.testing.assert_array_equal(decode_image(bytes(stored)), decode_image(data))
     assert inflate.with_stored_rows(data, n + 1) is None
     with Image.open(io.BytesIO(data)) as image:
         assert (fast._decode_png(data, n)[:, :].reshape(side, side, -1)
