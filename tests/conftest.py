@@ -68,6 +68,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_experiment_is_left():
+    """``mlflow.set_experiment`` tells later processes, too, of a store that is gone by then."""
+    yield
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The tables of an empty store, which take MLflow seconds to make, in one file."""

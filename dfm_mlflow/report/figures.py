@@ -50,6 +50,8 @@ class Charts:
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             paint(figure)
+            figure.draw_without_rendering()  # lays it out, once for both files
+            figure.set_layout_engine("none")
             figure.savefig(self._folder / f"{name}.png", dpi=120)
             buffer = io.StringIO()
             plain = dict.fromkeys(("Creator", "Date", "Format", "Type"))
