@@ -155,10 +155,13 @@ def test_a_defect_outside_the_region_of_interest_changes_nothing():
     outside, inside = image.copy(), image.copy()
     outside[20:40, 32:60] = 0
     inside[20:40, 4:28] = 0
-    scores = detector.score([image, outside, inside], anomaly_map=True)
-    assert scores["anomaly_score"][0] == scores["anomaly_score"][1]
-    assert scores["anomaly_map"][0] == scores["anomaly_map"][1]
-    assert scores["p_value"][2] == 1 / 31 < scores["p_value"][0]
+    # each in a pass of its own: the place in a batch may change the last bit of a sum
+    plain, beside, hit = (
+        detector.score([picture], anomaly_map=True).iloc[0] for picture in (image, outside, inside)
+    )
+    assert plain["anomaly_score"] == beside["anomaly_score"]
+    assert plain["anomaly_map"] == beside["anomaly_map"]
+    assert hit["p_value"] == 1 / 31 < plain["p_value"]
     # fitting saw nothing of it either
     spoilt = [np.array(Image.open(io.BytesIO(p))) for p in pictures(30)]
     for i, picture in enumerate(spoilt):
@@ -169,7 +172,7 @@ def test_a_defect_outside_the_region_of_interest_changes_nothing():
     large = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
     marked = large.copy()
     marked[:, 64:] = 0
-    pair = detector.score([large, marked])["anomaly_score"]
+    pair = [detector.score([picture])["anomaly_score"][0] for picture in (large, marked)]
     assert pair[0] == pair[1]
 
 

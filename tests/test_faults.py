@@ -174,6 +174,7 @@ def test_a_tracking_server_down_at_the_start_and_in_the_middle(
     port = free_port()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
     options = Options.parse({"data": str(mvtec_like), "category": "stripes", "weights": "random",

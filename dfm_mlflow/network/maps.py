@@ -102,7 +102,9 @@ def smooth_map(
     full = F.interpolate(values[None, None].float(), work, mode="bilinear", align_corners=False)
     sigma = [max(0.1, 0.3 * w / c) for w, c in zip(work, values.shape, strict=True)]
     kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, work, strict=True)]
-    full = gaussian_blur(full, kernel[::-1], sigma[::-1])
+    # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
+    full = gaussian_blur(full, [kernel[1], 1], [sigma[1], 1.0])
+    full = gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
     if part != (1.0, 1.0):
         height, width = (max(1, round(w * p)) for w, p in zip(work, part, strict=True))
         top, left = (work[0] - height) // 2, (work[1] - width) // 2
