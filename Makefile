@@ -52,6 +52,7 @@ readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
 
 lint: $(BIN)/.installed  ## Check style (ruff), types (mypy) and layers (import-linter)
 	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples docs
+	$(BIN)/python -m ruff format --check dfm_mlflow tests benchmarks examples docs
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 

@@ -37,12 +37,23 @@ def use_weights(model: Dfm, file: str) -> None:
 def exported(pictures: Path, weights: str | None, folder: Path) -> Path:
     """Fit on all pictures, in anomalib's own way, and give the file of the export."""
     torch.manual_seed(0)
-    model = Dfm(backbone="resnet18", layer="layer3", pre_trained=False, pooling_kernel_size=2,
-                score_type="fre")  # fmt: skip
+    model = Dfm(
+        backbone="resnet18",
+        layer="layer3",
+        pre_trained=False,
+        pooling_kernel_size=2,
+        score_type="fre",
+    )
     if weights:
         use_weights(model, weights)
-    data = Folder(name="pictures", root=pictures.parent, normal_dir=pictures.name, num_workers=0,
-                  test_split_mode="none", val_split_mode="none")  # fmt: skip
+    data = Folder(
+        name="pictures",
+        root=pictures.parent,
+        normal_dir=pictures.name,
+        num_workers=0,
+        test_split_mode="none",
+        val_split_mode="none",
+    )
     # without pictures to validate on, the engine fails unless it is told to use none of them
     engine = Engine(default_root_dir=folder, enable_progress_bar=False, limit_val_batches=0)
     engine.fit(model=model, datamodule=data)

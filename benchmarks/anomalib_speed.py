@@ -33,26 +33,45 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args()
     torch.manual_seed(0)
-    model = Dfm(backbone="resnet18", layer="layer3", pre_trained=False, pooling_kernel_size=2,
-                score_type="fre", visualizer=False)  # fmt: skip
+    model = Dfm(
+        backbone="resnet18",
+        layer="layer3",
+        pre_trained=False,
+        pooling_kernel_size=2,
+        score_type="fre",
+        visualizer=False,
+    )
     use_weights(model, given.weights)
     off = given.validation == "none"
-    defects = sorted(f"test/{p.name}" for p in (given.category / "test").iterdir()
-                     if p.is_dir() and p.name != "good")  # fmt: skip
-    data = Folder(name="category", root=given.category, normal_dir="train/good",
-                  normal_test_dir="test/good", abnormal_dir=defects,
-                  **({"val_split_mode": "none"} if off else {}))  # fmt: skip
-    engine = Engine(default_root_dir=given.folder, enable_progress_bar=False,
-                    **({"limit_val_batches": 0} if off else {}))  # fmt: skip
+    defects = sorted(
+        f"test/{p.name}"
+        for p in (given.category / "test").iterdir()
+        if p.is_dir() and p.name != "good"
+    )
+    data = Folder(
+        name="category",
+        root=given.category,
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir=defects,
+        **({"val_split_mode": "none"} if off else {}),
+    )
+    engine = Engine(
+        default_root_dir=given.folder,
+        enable_progress_bar=False,
+        **({"limit_val_batches": 0} if off else {}),
+    )
     start = time.perf_counter()
     engine.fit(model=model, datamodule=data)
     fitted = time.perf_counter()
     engine.predict(model=model, dataloaders=data.test_dataloader())
     scored = time.perf_counter()
     found = {
-        "fit": fitted - start, "n_train": len(data.train_data),
-        "score": scored - fitted, "n_test": len(data.test_data),
-    }  # fmt: skip
+        "fit": fitted - start,
+        "n_train": len(data.train_data),
+        "score": scored - fitted,
+        "n_test": len(data.test_data),
+    }
     picture = next((given.category / "test" / "good").iterdir())
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     os.environ["TRUST_REMOTE_CODE"] = "1"  # it unpickles what is written here

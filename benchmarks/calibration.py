@@ -48,8 +48,13 @@ class Measured:
 
 def features_of(category: str, data: str, backbone: str, weights: str, preset: str):
     """Features of all good pictures of a category, and the options."""
-    given = {"category": category, "data": data, "backbone": backbone, "weights": weights,
-             "preset": preset}  # fmt: skip
+    given = {
+        "category": category,
+        "data": data,
+        "backbone": backbone,
+        "weights": weights,
+        "preset": preset,
+    }
     options = Options.parse(given).resolve()
     catalog = load_catalog(options.data, options.categories)
     extractor, _, options = build_extractor(options)
@@ -68,8 +73,9 @@ def measure(features, grids, options, n: int, splits: int, seed: int = 0) -> Mea
         seen, unseen = order[:n], order[n:]
         options = options.model_copy(update={"seed": s})
         model = fit_class("good", [f[seen] for f in features], None, grids, options)
-        scored = score_class(model.on(features[0].device), [f[unseen] for f in features], grids,
-                             options)  # fmt: skip
+        scored = score_class(
+            model.on(features[0].device), [f[unseen] for f in features], grids, options
+        )
         p = model.calibration.p_value(scored.score.double().numpy())
         for j, fpr in enumerate(RATES):
             flagged = is_anomaly(p, model.calibration.effective_fpr(fpr))

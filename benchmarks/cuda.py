@@ -75,13 +75,16 @@ def measure(given: dict, files: dict[str, list[Path]]) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
     pixels = torch.randint(0, 256, (BATCH, 3, *extractor.size), dtype=torch.uint8, device=device)
     network = fastest(lambda: extractor.run_batch(pixels), device) / BATCH
-    found = {"network, ms": 1000 * network,
-             "of peak": flops(extractor) / network / peak(given["precision"], device)}  # fmt: skip
+    found = {
+        "network, ms": 1000 * network,
+        "of peak": flops(extractor) / network / peak(given["precision"], device),
+    }
     for kind, paths in files.items():
         seconds = fastest(lambda p=paths: extractor.extract(p), device, 3)
         found[f"{kind}, pictures/s"] = len(paths) / seconds
-    detector = AnomalyDetector.fit(options, extractor, extractor.extract(files["png"]),
-                                   ["drawn"] * len(items), weights)  # fmt: skip
+    detector = AnomalyDetector.fit(
+        options, extractor, extractor.extract(files["png"]), ["drawn"] * len(items), weights
+    )
     picture = decode_image(files["png"][0].read_bytes())
     found["one picture, ms"] = 1000 * fastest(lambda: detector.score([picture]), device, 30)
     if device.type == "cuda":
@@ -89,7 +92,7 @@ def measure(given: dict, files: dict[str, list[Path]]) -> dict[str, float]:
         compiled = torch.compile(extractor.backbone.module.to(device, DTYPES[given["precision"]]))
         inputs = torch.rand(BATCH, 3, *extractor.size, device=device).to(
             DTYPES[given["precision"]], memory_format=torch.channels_last
-        )  # fmt: skip
+        )
         with torch.inference_mode():
             start = time.perf_counter()
             compiled(inputs)
@@ -109,8 +112,14 @@ def main(weights: str, device: str, pictures: int) -> None:
         files = draw(Path(folder), pictures)
         rows = {}
         for precision in ("fp32", "bf16") if device == "cpu" else ("fp32", "bf16", "fp16"):
-            given = {"category": "drawn", "weights": weights, "device": device, "cache": "false",
-                     "precision": precision, "preset": "anomalib"}  # fmt: skip
+            given = {
+                "category": "drawn",
+                "weights": weights,
+                "device": device,
+                "cache": "false",
+                "precision": precision,
+                "preset": "anomalib",
+            }
             rows[precision] = measure(given, files)
     names = list(next(iter(rows.values())))
     click.echo(f"| | {' | '.join(names)} |")

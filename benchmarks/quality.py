@@ -24,31 +24,66 @@ from dfm_mlflow.images.catalog import ELPV, load_catalog
 from dfm_mlflow.jobs.extractor import build_extractor
 
 COLUMNS = {
-    "image_auroc": "image AUROC", "image_average_precision": "AP", "image_f1_max": "F1-max",
-    "image_auroc_nll": "AUROC by NLL", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO",
-    "fit_seconds": "fit, s", "images_per_second": "images/s",
-    "anomalib-0.3": "anomalib 0.3", "anomalib": "anomalib",
-}  # fmt: skip
+    "image_auroc": "image AUROC",
+    "image_average_precision": "AP",
+    "image_f1_max": "F1-max",
+    "image_auroc_nll": "AUROC by NLL",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupro": "AUPRO",
+    "fit_seconds": "fit, s",
+    "images_per_second": "images/s",
+    "anomalib-0.3": "anomalib 0.3",
+    "anomalib": "anomalib",
+}
 PUBLISHED = {
     "anomalib-0.3": {
-        "carpet": 0.864, "grid": 0.558, "leather": 0.945, "tile": 0.984, "wood": 0.946,
-        "bottle": 0.994, "cable": 0.913, "capsule": 0.871, "hazelnut": 0.979, "metal_nut": 0.941,
-        "pill": 0.838, "screw": 0.761, "toothbrush": 0.95, "transistor": 0.911, "zipper": 0.949,
+        "carpet": 0.864,
+        "grid": 0.558,
+        "leather": 0.945,
+        "tile": 0.984,
+        "wood": 0.946,
+        "bottle": 0.994,
+        "cable": 0.913,
+        "capsule": 0.871,
+        "hazelnut": 0.979,
+        "metal_nut": 0.941,
+        "pill": 0.838,
+        "screw": 0.761,
+        "toothbrush": 0.95,
+        "transistor": 0.911,
+        "zipper": 0.949,
     },
     "anomalib": {
-        "carpet": 0.817, "grid": 0.736, "leather": 0.993, "tile": 0.966, "wood": 0.977,
-        "bottle": 1.0, "cable": 0.956, "capsule": 0.944, "hazelnut": 0.994, "metal_nut": 0.922,
-        "pill": 0.961, "screw": 0.89, "toothbrush": 0.969, "transistor": 0.939, "zipper": 0.969,
+        "carpet": 0.817,
+        "grid": 0.736,
+        "leather": 0.993,
+        "tile": 0.966,
+        "wood": 0.977,
+        "bottle": 1.0,
+        "cable": 0.956,
+        "capsule": 0.944,
+        "hazelnut": 0.994,
+        "metal_nut": 0.922,
+        "pill": 0.961,
+        "screw": 0.89,
+        "toothbrush": 0.969,
+        "transistor": 0.939,
+        "zipper": 0.969,
     },
-}  # fmt: skip
+}
 
 
 def measure(
     preset: str, data: str, category: str, backbone: str, weights: str, precision: str
 ) -> tuple[str, dict[str, float]]:
     """Fit, score and compute every metric of one category; gives the precision, too."""
-    given = {"preset": preset, "data": data, "category": category, "weights": weights,
-             "precision": precision}  # fmt: skip
+    given = {
+        "preset": preset,
+        "data": data,
+        "category": category,
+        "weights": weights,
+        "precision": precision,
+    }
     if backbone != "auto":
         given["backbone"] = backbone
     options = Options.parse(given).resolve()

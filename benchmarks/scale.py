@@ -31,8 +31,14 @@ def peak_megabytes() -> float:
 
 @click.command()
 @click.option("--features", default=512, show_default=True)
-@click.option("--rows", "sizes", multiple=True, type=int,
-              default=(10_000, 100_000, 1_000_000), show_default=True)  # fmt: skip
+@click.option(
+    "--rows",
+    "sizes",
+    multiple=True,
+    type=int,
+    default=(10_000, 100_000, 1_000_000),
+    show_default=True,
+)
 def main(features: int, sizes: tuple[int, ...]) -> None:
     """Print a Markdown table."""
     click.echo("| rows | fitting, s | per 10,000 rows, s | components | peak memory, MB | growth |")

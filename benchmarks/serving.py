@@ -68,9 +68,16 @@ ANOMALIB = Path(__file__).with_name("anomalib_server.py")
 class NoModel(mlflow.pyfunc.PythonModel):
     """Answers one and the same row for each picture."""
 
-    row: ClassVar = {"anomaly_score": 12.3456789, "p_value": 0.123456789, "is_anomaly": False,
-           "predicted_class": "stripes", "fre": 12.3456789, "nll": 123.456789,
-           "anomaly_map": None, "error": None}  # fmt: skip
+    row: ClassVar = {
+        "anomaly_score": 12.3456789,
+        "p_value": 0.123456789,
+        "is_anomaly": False,
+        "predicted_class": "stripes",
+        "fre": 12.3456789,
+        "nll": 123.456789,
+        "anomaly_map": None,
+        "error": None,
+    }
 
     def predict(self, context, model_input, params=None):
         """Answer."""
@@ -111,14 +118,20 @@ def good_pictures() -> list[Image.Image]:
 
 
 def save_models(folder: Path, weights: str, image_size: str, preset: str) -> None:
-    given = {"backbone": "resnet18", "category": "stripes", "weights": weights,
-             "image_size": image_size, "preset": preset}  # fmt: skip
+    given = {
+        "backbone": "resnet18",
+        "category": "stripes",
+        "weights": weights,
+        "image_size": image_size,
+        "preset": preset,
+    }
     options = Options.parse(given).resolve()
     loaded = load_weights(weights, options.backbone, options.seed)
     take = loaded.take if loaded.state is not None else None
     backbone = build_backbone(options.backbone, options.layer_names, options.size, take)
-    extractor = Extractor(backbone, options.size, options.resize, options.pooling_rule,
-                          torch.device("cpu"))  # fmt: skip
+    extractor = Extractor(
+        backbone, options.size, options.resize, options.pooling_rule, torch.device("cpu")
+    )
     good = [np.array(image) for image in good_pictures()]
     extraction = extractor.extract(good)
     detector = AnomalyDetector.fit(
@@ -221,9 +234,12 @@ def free_port() -> int:
 def running(command: list[str], port: int, log: Path, **environment: str) -> Iterator[Server]:
     with open(log, "w") as file:
         process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=file, stderr=file,
+            command,
+            env={**os.environ, **environment},
+            stdout=file,
+            stderr=file,
             start_new_session=True,
-        )  # fmt: skip
+        )
     try:
         for _ in range(1200):
             if process.poll() is not None:
@@ -244,18 +260,44 @@ def running(command: list[str], port: int, log: Path, **environment: str) -> Ite
 
 def serving(model: Path, **config) -> AbstractContextManager[Server]:
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model),
-               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(model),
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return running(command, port, model.parent / f"{port}.log", PATH=path,
-                   MLFLOW_PYFUNC_INFERENCE_CONFIG=json.dumps(config))  # fmt: skip
+    return running(
+        command,
+        port,
+        model.parent / f"{port}.log",
+        PATH=path,
+        MLFLOW_PYFUNC_INFERENCE_CONFIG=json.dumps(config),
+    )
 
 
 def serving_anomalib(python: Path, folder: Path) -> AbstractContextManager[Server]:
     port, weights = free_port(), folder / "weights.safetensors"
-    command = [str(python), str(ANOMALIB), "--pictures", str(folder / "good"),
-               "--folder", str(folder / "anomalib"), "--port", str(port)]  # fmt: skip
+    command = [
+        str(python),
+        str(ANOMALIB),
+        "--pictures",
+        str(folder / "good"),
+        "--folder",
+        str(folder / "anomalib"),
+        "--port",
+        str(port),
+    ]
     if weights.exists():
         command += ["--weights", str(weights)]
     return running(command, port, folder / f"{port}.log")
@@ -318,21 +360,29 @@ class Comparison:
         ratios = [np.median(np.divide(self.ours.rates[c], self.ideal)) for c in (8, 32)]
         p99 = float(np.quantile(self.ours.seconds[32], 0.99))
         return [
-            f"{t_null * 1e3:.1f}", f"{t_in * 1e3:.1f}", f"{p50 * 1e3:.1f}",
+            f"{t_null * 1e3:.1f}",
+            f"{t_in * 1e3:.1f}",
+            f"{p50 * 1e3:.1f}",
             f"{p50 / (t_in + 1.3 * t_null):.2f}",
-            f"{self.null.rate(8):.0f}", f"{np.median(self.r_in):.1f}",
-            *(f"{self.ours.rate(c):.1f}" for c in (8, 32)), *(f"{r:.2f}" for r in ratios),
-            f"{p99 * 1e3:.0f}", f"{p99 / (32 / np.median(self.ideal)):.2f}",
-            f"{self.apart.median(1) * 1e3:.1f}", *(f"{self.apart.rate(c):.1f}" for c in (8, 32)),
+            f"{self.null.rate(8):.0f}",
+            f"{np.median(self.r_in):.1f}",
+            *(f"{self.ours.rate(c):.1f}" for c in (8, 32)),
+            *(f"{r:.2f}" for r in ratios),
+            f"{p99 * 1e3:.0f}",
+            f"{p99 / (32 / np.median(self.ideal)):.2f}",
+            f"{self.apart.median(1) * 1e3:.1f}",
+            *(f"{self.apart.rate(c):.1f}" for c in (8, 32)),
             f"{np.quantile(self.apart.seconds[32], 0.99) * 1e3:.0f}",
-        ]  # fmt: skip
+        ]
 
     def anomalib_cells(self) -> list[str]:
         """Give what follows in the row where anomalib takes part."""
         if self.anomalib is None:
             return []
-        return [f"{self.anomalib.median(1) * 1e3:.1f}",
-                *(f"{self.anomalib.rate(c):.1f}" for c in (8, 32))]  # fmt: skip
+        return [
+            f"{self.anomalib.median(1) * 1e3:.1f}",
+            *(f"{self.anomalib.rate(c):.1f}" for c in (8, 32)),
+        ]
 
     def anomalib_ratios(self) -> list[str]:
         """Give a line each; above 1 is in our favour."""
@@ -346,10 +396,26 @@ class Comparison:
         return lines
 
 
-HEAD = ["picture", "form", "T_null, ms", "T_in, ms", "p50 at 1, ms", "**ratio, <= 1**",
-        "R_null, 1/s", "R_in, 1/s", "at 8, 1/s", "at 32, 1/s", "**ratio at 8, >= 0.8**",
-        "**at 32, >= 0.8**", "p99 at 32, ms", "**ratio, <= 4**", "off: p50 at 1, ms",
-        "off: at 8, 1/s", "off: at 32, 1/s", "off: p99 at 32, ms"]  # fmt: skip
+HEAD = [
+    "picture",
+    "form",
+    "T_null, ms",
+    "T_in, ms",
+    "p50 at 1, ms",
+    "**ratio, <= 1**",
+    "R_null, 1/s",
+    "R_in, 1/s",
+    "at 8, 1/s",
+    "at 32, 1/s",
+    "**ratio at 8, >= 0.8**",
+    "**at 32, >= 0.8**",
+    "p99 at 32, ms",
+    "**ratio, <= 4**",
+    "off: p50 at 1, ms",
+    "off: at 8, 1/s",
+    "off: at 32, 1/s",
+    "off: p99 at 32, ms",
+]
 ANOMALIB_HEAD = ["anomalib: p50 at 1, ms", "anomalib: at 8, 1/s", "anomalib: at 32, 1/s"]
 
 
@@ -376,9 +442,14 @@ def soak(folder: Path, n: int) -> None:
 @click.option("--form", "forms", multiple=True, default=("parquet", "json"), show_default=True)
 @click.option("--soak", "n_soak", default=0, help="Send so many requests and watch memory.")
 @click.option("--anomalib", is_flag=True, help="Compare with anomalib's inferencer, too.")
-@click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path, file_okay=False),
-              default=DEFAULT, show_default=".anomalib-venv",
-              help="Its environment; made where there is none.")  # fmt: skip
+@click.option(
+    "--anomalib-venv",
+    "venv",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT,
+    show_default=".anomalib-venv",
+    help="Its environment; made where there is none.",
+)
 def main(
     weights: str,
     image_size: str,

@@ -39,8 +39,13 @@ def draw(folder: Path, n: int) -> None:
 def options():
     from dfm_mlflow.config import Options
 
-    given = {"category": "drawn", "weights": "random", "device": "cpu", "cache": "false",
-             "registered_model": "none"}  # fmt: skip
+    given = {
+        "category": "drawn",
+        "weights": "random",
+        "device": "cpu",
+        "cache": "false",
+        "registered_model": "none",
+    }
     return Options.parse(given).resolve()
 
 
@@ -125,15 +130,21 @@ def measure(master: str, folder: str, name: str) -> dict:
     parts.PICTURES = -(-len(images) // N_PARTS)
 
     def by_job(source: str, target: str) -> None:
-        given = {"model": f"{folder}/model", "images": f"{folder}/{source}", "output": target,
-                 "engine": "spark"}  # fmt: skip
+        given = {
+            "model": f"{folder}/model",
+            "images": f"{folder}/{source}",
+            "output": target,
+            "engine": "spark",
+        }
         score(ScoreOptions.parse(given), session=spark)
 
     def by_udf(source: str, target: str) -> None:
         udf = mlflow.pyfunc.spark_udf(
-            spark, f"{folder}/model", env_manager="local",
+            spark,
+            f"{folder}/model",
+            env_manager="local",
             result_type="anomaly_score double, p_value double, error string",
-        )  # fmt: skip
+        )
         read = spark.read.format("binaryFile").load(f"{folder}/{source}")
         columns = read.select("path", struct(read.content.alias("image")).alias("row"))
         scored = columns.select("path", udf(columns.row.image.alias("image")).alias("found"))

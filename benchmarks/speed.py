@@ -53,8 +53,11 @@ def memory(pid: int) -> float:
     """Megabytes of a process and its children, pages they share counted once."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        children = [c for task in Path(f"/proc/{pid}/task").iterdir()
-                    for c in (task / "children").read_text().split()]  # fmt: skip
+        children = [
+            c
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for c in (task / "children").read_text().split()
+        ]
     except OSError:  # it has just ended
         return 0.0
     own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
@@ -73,14 +76,24 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
         for turn in range(rounds + 1):
             watch = turn == rounds  # once more, for the memory
             click.echo(f"round {turn + 1} of {rounds + 1}", err=True)
-            ours.append(measured(sys.executable, "speed_ours.py", "compare", category, weights,
-                                 watch=watch))  # fmt: skip
+            ours.append(
+                measured(sys.executable, "speed_ours.py", "compare", category, weights, watch=watch)
+            )
             for kind in VALIDATION:
                 theirs[kind].append(
-                    measured(python, "anomalib_speed.py", category, "--weights", weights,
-                             "--validation", kind, "--folder", Path(name) / f"{turn}-{kind}",
-                             watch=watch)
-                )  # fmt: skip
+                    measured(
+                        python,
+                        "anomalib_speed.py",
+                        category,
+                        "--weights",
+                        weights,
+                        "--validation",
+                        kind,
+                        "--folder",
+                        Path(name) / f"{turn}-{kind}",
+                        watch=watch,
+                    )
+                )
     for rows in (ours, *theirs.values()):
         watched = rows.pop()
         rows[:] = [row | watched for row in rows]
@@ -89,9 +102,12 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
     click.echo(f"| | {' | '.join(sides)} |")
     click.echo("|---|---|---|---|---|")
     columns = [
-        [{k.removesuffix("_" + p): v for k, v in row.items() if k.endswith("_" + p)} | row
-         for row in ours] for p in ("auto", "fp32")
-    ]  # fmt: skip
+        [
+            {k.removesuffix("_" + p): v for k, v in row.items() if k.endswith("_" + p)} | row
+            for row in ours
+        ]
+        for p in ("auto", "fp32")
+    ]
     columns += [theirs[kind] for kind in VALIDATION]
     for title, value in (
         (f"fit of {first['n_train']} pictures, s", lambda r: r["fit"]),
@@ -135,14 +151,33 @@ def mlflow_run(category: Path, weights: Path, name: str) -> float:
     """Seconds of the whole command, with a store and a cache that are empty."""
     data = str(category.parent.resolve()) if category.name == name else "auto"
     with tempfile.TemporaryDirectory() as scratch:
-        store = {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/mlflow.db", "DFM_CACHE_HOME": scratch,
-                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
+        store = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/mlflow.db",
+            "DFM_CACHE_HOME": scratch,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         start = time.perf_counter()
         subprocess.run(
-            ["mlflow", "run", str(HERE.parent), "--env-manager", "local", "-P", f"category={name}",
-             "-P", f"data={data}", "-P", "backbone=resnet18", "-P", f"weights={weights.resolve()}"],
-            env={**os.environ, **store}, check=True, capture_output=True, cwd=scratch,
-        )  # fmt: skip
+            [
+                "mlflow",
+                "run",
+                str(HERE.parent),
+                "--env-manager",
+                "local",
+                "-P",
+                f"category={name}",
+                "-P",
+                f"data={data}",
+                "-P",
+                "backbone=resnet18",
+                "-P",
+                f"weights={weights.resolve()}",
+            ],
+            env={**os.environ, **store},
+            check=True,
+            capture_output=True,
+            cwd=scratch,
+        )
         return time.perf_counter() - start
 
 
@@ -150,8 +185,13 @@ def mlflow_run(category: Path, weights: Path, name: str) -> float:
 @click.argument("category", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--weights", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--rounds", default=3, show_default=True, help="Turns of both sides.")
-@click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path, file_okay=False),
-              default=DEFAULT, show_default=".anomalib-venv")  # fmt: skip
+@click.option(
+    "--anomalib-venv",
+    "venv",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT,
+    show_default=".anomalib-venv",
+)
 @click.option("--scale", is_flag=True, help="Only the cost of 100, 1,000 and 10,000 pictures.")
 @click.option("--phases", help="Only the phases of training this category (mono, or of the data).")
 def main(
@@ -160,10 +200,13 @@ def main(
     if scale:
         for n in (100, 1000, 10000):
             row = measured(sys.executable, "speed_ours.py", "scale", category, weights, n)
-            row |= measured(sys.executable, "speed_ours.py", "scale", category, weights, n,
-                            watch=True)  # fmt: skip
-            click.echo(f"{n:6d} pictures: {row['seconds']:7.2f} s, {1000 * row['seconds'] / n:.2f} "
-                       f"ms each, {row['memory']:.0f} MB at most")  # fmt: skip
+            row |= measured(
+                sys.executable, "speed_ours.py", "scale", category, weights, n, watch=True
+            )
+            click.echo(
+                f"{n:6d} pictures: {row['seconds']:7.2f} s, {1000 * row['seconds'] / n:.2f} "
+                f"ms each, {row['memory']:.0f} MB at most"
+            )
     elif phases:
         row = measured(sys.executable, "speed_ours.py", "phases", category, weights, phases)
         whole = mlflow_run(category, weights, phases)

@@ -28,8 +28,9 @@ imported = time.perf_counter()
 
 def options(category: str, weights: str, **more: object) -> Options:
     folder, name = os.path.split(category.rstrip("/"))
-    return Options(category=name, data=folder, preset="anomalib", backbone="resnet18",
-                   weights=weights, **more).resolve()  # fmt: skip
+    return Options(
+        category=name, data=folder, preset="anomalib", backbone="resnet18", weights=weights, **more
+    ).resolve()
 
 
 def prepared(given: Options) -> tuple:
@@ -66,8 +67,11 @@ def network(extractor) -> dict[str, float]:
         for _ in range(8):
             seconds = min(seconds, clock(lambda: extractor.run_batch(pixels))[1] / 16)
             product = min(product, clock(lambda: a @ a)[1])
-    return {"ms": 1000 * seconds, "gflops": counter.get_total_flops() / seconds / 1e9,
-            "peak": 2 * 2048**3 / product / 1e9}  # fmt: skip
+    return {
+        "ms": 1000 * seconds,
+        "gflops": counter.get_total_flops() / seconds / 1e9,
+        "peak": 2 * 2048**3 / product / 1e9,
+    }
 
 
 def compare(category: str, weights: str) -> dict:
@@ -83,8 +87,11 @@ def compare(category: str, weights: str) -> dict:
             lambda d=detector, c=catalog: d.score([i.path for i in c.test])
         )
         if name == "auto":
-            found |= {"precision": extractor.precision,
-                      "n_train": len(catalog.train), "n_test": len(scores)}  # fmt: skip
+            found |= {
+                "precision": extractor.precision,
+                "n_train": len(catalog.train),
+                "n_test": len(scores),
+            }
         found[f"latency_{name}"] = latency(detector, catalog)
         found["network"][extractor.precision] = network(extractor)
     with tempfile.TemporaryDirectory() as folder:

@@ -36,8 +36,14 @@ def main(categories, data, weights, backbone, seed, with_sweep):
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        given = {"data": data, "weights": weights, "backbone": backbone, "cache": "false",
-                 "seed": seed, "registered_model": "none"}  # fmt: skip
+        given = {
+            "data": data,
+            "weights": weights,
+            "backbone": backbone,
+            "cache": "false",
+            "seed": seed,
+            "registered_model": "none",
+        }
         if with_sweep:
             sweeps(categories, given)
         else:
@@ -49,8 +55,10 @@ def tunes(categories: tuple[str, ...], given: dict[str, str]) -> None:
     from dfm_mlflow.jobs.train import train
     from dfm_mlflow.jobs.tune import tune
 
-    click.echo("| category | default | tuned | difference | synthetic, default | synthetic, chosen "
-               "| train, s | tune, s | ratio | chosen |")  # fmt: skip
+    click.echo(
+        "| category | default | tuned | difference | synthetic, default | synthetic, chosen "
+        "| train, s | tune, s | ratio | chosen |"
+    )
     click.echo("|---" * 10 + "|")
     for category in categories:
         options = Options.parse(given | {"category": category})

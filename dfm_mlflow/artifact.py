@@ -132,9 +132,16 @@ def load_detector(
             f"{folder / BACKBONE} does not fit {options.backbone}. {error}"
         ) from None
     extractor = Extractor(
-        backbone, options.size, options.resize, options.pooling_rule, choose_device(device),
-        record.precision, batch_size, tile=options.tile_size,
-        roi=_roi(record, statistics))  # fmt: skip
+        backbone,
+        options.size,
+        options.resize,
+        options.pooling_rule,
+        choose_device(device),
+        record.precision,
+        batch_size,
+        tile=options.tile_size,
+        roi=_roi(record, statistics),
+    )
     grids = _grids(record, extractor)
     classes = [_class(c, i, statistics, grids, options.tail) for i, c in enumerate(record.classes)]
     _check_names(record, statistics)
@@ -179,8 +186,12 @@ def _check_weights(state: dict[str, torch.Tensor]) -> None:
 
 def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
     kinds = ("mean", "basis", "variances", "usual", "leading")
-    known = {f"{i}.{j}.{kind}" for i, c in enumerate(record.classes)
-             for j in range(len(c.layers)) for kind in kinds}  # fmt: skip
+    known = {
+        f"{i}.{j}.{kind}"
+        for i, c in enumerate(record.classes)
+        for j in range(len(c.layers))
+        for kind in kinds
+    }
     known |= {f"{i}.held_out" for i in range(len(record.classes))}
     known |= {"roi"} if record.roi_shape is not None else set()
     others = sorted(set(statistics) - known)
@@ -278,16 +289,18 @@ def _class(
                 )
         lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)
         if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any():
-            raise ArtifactError(f"{STATISTICS} holds directions that are no unit vectors in "
-                                f"{i}.{j}.basis.")  # fmt: skip
+            raise ArtifactError(
+                f"{STATISTICS} holds directions that are no unit vectors in {i}.{j}.basis."
+            )
         subspace = Subspace(mean, basis, variances, layer.noise_variance, record.n_samples)
         shape = (record.n_held_out, n_leading(subspace))
         leading = _array(statistics, f"{i}.{j}.leading", shape)
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
         layers.append(LayerModel(subspace, usual, leading))
-    return ClassModel(record.name, tuple(layers), Calibration(held_out, record.n_folds, method),
-                      record.map_scale)  # fmt: skip
+    return ClassModel(
+        record.name, tuple(layers), Calibration(held_out, record.n_folds, method), record.map_scale
+    )
 
 
 def _array(

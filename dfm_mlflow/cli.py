@@ -37,9 +37,14 @@ def options_of(
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             required = field.is_required()
             command = click.option(
-                *spellings, name, default=None if required else default, required=required,
-                show_default=not required, help=field.description, metavar=name.upper(),
-            )(command)  # fmt: skip
+                *spellings,
+                name,
+                default=None if required else default,
+                required=required,
+                show_default=not required,
+                help=field.description,
+                metavar=name.upper(),
+            )(command)
         return command
 
     return add

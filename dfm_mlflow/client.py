@@ -25,9 +25,16 @@ from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
 
 Picture = str | Path | bytes | np.ndarray
 
-_KINDS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool",
-          "predicted_class": "object", "fre": "float64", "nll": "float64",
-          "anomaly_map": "object", "error": "object"}  # fmt: skip
+_KINDS = {
+    "anomaly_score": "float64",
+    "p_value": "float64",
+    "is_anomaly": "bool",
+    "predicted_class": "object",
+    "fre": "float64",
+    "nll": "float64",
+    "anomaly_map": "object",
+    "error": "object",
+}
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _ROWS = 64  # pictures in one request: a server answers them long before it gives up on a request
 _LONGEST_PAUSE = 5.0

@@ -21,9 +21,16 @@ from dfm_mlflow.network.maps import smooth_map, to_level, to_png
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = {"anomaly_score": "float64", "p_value": "float64", "is_anomaly": "bool",
-           "predicted_class": "object", "fre": "float64", "nll": "float64",
-           "anomaly_map": "object", "error": "object"}  # fmt: skip
+COLUMNS = {
+    "anomaly_score": "float64",
+    "p_value": "float64",
+    "is_anomaly": "bool",
+    "predicted_class": "object",
+    "fre": "float64",
+    "nll": "float64",
+    "anomaly_map": "object",
+    "error": "object",
+}
 # Only in models with a retest band: reject, retest or pass.
 DECISION = {"decision": "object"}
 CHUNK = 256  # images whose features are in memory at once while scoring

@@ -100,8 +100,10 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     defective = table["defective"].to_numpy(bool)
     metrics = ranking_metrics(defective, table["anomaly_score"].to_numpy())
     metrics |= decision_metrics(defective, table["is_anomaly"].to_numpy(bool))
-    named = {f"image_auroc_{column}": auroc(defective, table[column].to_numpy())
-             for column in ("fre", "nll")}  # fmt: skip
+    named = {
+        f"image_auroc_{column}": auroc(defective, table[column].to_numpy())
+        for column in ("fre", "nll")
+    }
     several = table["category"].nunique() > 1
     for category, rows in table.groupby("category"):
         prefix = f"image_auroc/{metric_name(str(category))}" if several else "image_auroc"

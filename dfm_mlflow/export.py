@@ -132,8 +132,14 @@ class _Graph(nn.Module):
         self.resized = PixelsForOnnx(detector.extractor)
         extractor = detector.extractor
         # without fused operations, which ONNX does not have
-        self.network = Network(extractor.backbone, extractor.size, extractor.pooling,
-                               extractor.device, extractor.precision, fuse=False)  # fmt: skip
+        self.network = Network(
+            extractor.backbone,
+            extractor.size,
+            extractor.pooling,
+            extractor.device,
+            extractor.precision,
+            fuse=False,
+        )
         self.module = self.network.module  # its weights keep their names
         self.classes = [c.on(torch.device("cpu")) for c in detector.classes]
         self.held_out = [
@@ -156,8 +162,14 @@ class _Graph(nn.Module):
         likelihood = torch.where(p == p.amax(dim=1, keepdim=True), -nll, -torch.inf)
         best = likelihood.argmax(dim=1)
         row = torch.arange(image.shape[0])
-        return (score[row, best], p[row, best], best, fre[row, best], nll[row, best],
-                maps[row, best])  # fmt: skip
+        return (
+            score[row, best],
+            p[row, best],
+            best,
+            fre[row, best],
+            nll[row, best],
+            maps[row, best],
+        )
 
 
 def _p_value(calibration: Calibration, held_out: Tensor, score: Tensor) -> Tensor:

@@ -113,8 +113,10 @@ def candidates(given: Options) -> list[Options]:
     axes: dict[str, tuple[str, ...]] = dict(GRID)
     if start.score == "nll":  # one number a picture: nothing to normalise or to aggregate
         axes |= {"aggregate": ("sum",), "normalize": (start.normalize,)}
-    values = [axes[name] if getattr(given, name) == "auto" else (getattr(start, name),)
-              for name in SEARCHED]  # fmt: skip
+    values = [
+        axes[name] if getattr(given, name) == "auto" else (getattr(start, name),)
+        for name in SEARCHED
+    ]
     grid = (
         start.model_copy(update=dict(zip(SEARCHED, chosen, strict=True)))
         for chosen in itertools.product(*values)
@@ -192,22 +194,32 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
         changed = ", ".join(_changes(scored[best], scored[0]))
         return Choice(best, found, f"Chosen over preset={preset}: {changed} ({figures}).")
     return Choice(
-        0, found, f"preset={preset} stays: the best of {len(scored) - 1} others has {figures}; "
-        f"more than {MARGIN} and, surely, {LEAST} are asked for.")  # fmt: skip
+        0,
+        found,
+        f"preset={preset} stays: the best of {len(scored) - 1} others has {figures}; "
+        f"more than {MARGIN} and, surely, {LEAST} are asked for.",
+    )
 
 
 def _changes(scored: Scored, first: Scored) -> list[str]:
     after, before = scored.options, first.options
-    return [f"{name}={getattr(after, name)}" for name in SEARCHED
-            if getattr(after, name) != getattr(before, name)]  # fmt: skip
+    return [
+        f"{name}={getattr(after, name)}"
+        for name in SEARCHED
+        if getattr(after, name) != getattr(before, name)
+    ]
 
 
 def _compare(challenger: Scored, champion: Scored, seed: int) -> Comparison:
     defective, scores = _joined(challenger)
     return compare_auroc(
-        defective, scores, _joined(champion)[1],
-        n_resamples=_RESAMPLES, confidence=CONFIDENCE, seed=seed,
-    )  # fmt: skip
+        defective,
+        scores,
+        _joined(champion)[1],
+        n_resamples=_RESAMPLES,
+        confidence=CONFIDENCE,
+        seed=seed,
+    )
 
 
 def _joined(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +257,10 @@ def _score_class(
 
 
 def _levels(
-    pictures: Pictures, layer: str, kernel: tuple[int, int], levels: Sequence[float],
+    pictures: Pictures,
+    layer: str,
+    kernel: tuple[int, int],
+    levels: Sequence[float],
     roi_cells: RoiCells,
 ) -> Iterator[tuple[float, _Level]]:
     pooled = [pool(f, kernel) for f in (pictures.good[layer], pictures.defects[layer])]

@@ -66,8 +66,9 @@ def dent(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     radius = rng.uniform(12, 30)
     inside = np.exp(-(((y - cy) ** 2 + (x - cx) ** 2) / radius**2))
     slope = (y - cy) / radius * inside
-    bent = map_coordinates(image, [y + 9 * slope, x + 5 * (x - cx) / radius * inside],
-                           order=1, mode="nearest")  # fmt: skip
+    bent = map_coordinates(
+        image, [y + 9 * slope, x + 5 * (x - cx) / radius * inside], order=1, mode="nearest"
+    )
     return bent + rng.uniform(25, 75) * slope, inside > 0.3
 
 
@@ -76,8 +77,11 @@ def stain(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     y, x = np.mgrid[:SIDE, :SIDE].astype(float)
     cy, cx = rng.uniform(70, SIDE - 70, 2)
     angle = np.arctan2(y - cy, x - cx)
-    radius = rng.uniform(18, 45) * (1 + 0.15 * np.sin(3 * angle + rng.uniform(0, 6))
-                                    + 0.08 * np.sin(5 * angle + rng.uniform(0, 6)))  # fmt: skip
+    radius = rng.uniform(18, 45) * (
+        1
+        + 0.15 * np.sin(3 * angle + rng.uniform(0, 6))
+        + 0.08 * np.sin(5 * angle + rng.uniform(0, 6))
+    )
     distance = np.hypot(y - cy, x - cx) / radius
     film = 1 / (1 + np.exp(14 * (distance - 1)))
     rim = np.exp(-(((distance - 1) / 0.09) ** 2))

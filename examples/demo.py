@@ -24,8 +24,21 @@ def main() -> None:
     os.environ["MLFLOW_TRACKING_URI"] = STORE
     mlflow.set_tracking_uri(STORE)
     start = time.monotonic()
-    run([sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local",
-         "-P", "category=mono", "-P", "backbone=efficientnet_lite0"])  # fmt: skip
+    run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            ".",
+            "--env-manager",
+            "local",
+            "-P",
+            "category=mono",
+            "-P",
+            "backbone=efficientnet_lite0",
+        ]
+    )
     version = max(
         mlflow.MlflowClient().search_model_versions("name='dfm-mono'"), key=lambda v: int(v.version)
     )

@@ -20,10 +20,24 @@ def served(uri: str, seconds: float = 120) -> Iterator[str]:
     # MLflow looks for `uvicorn` on the path: it must be the one beside this Python.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local",
-         "--host", "127.0.0.1", "--port", url.rpartition(":")[2]],
-        env={**os.environ, "PATH": path}, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            uri,
+            "--env-manager",
+            "local",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            url.rpartition(":")[2],
+        ],
+        env={**os.environ, "PATH": path},
+        start_new_session=True,
+    )
     try:
         wait_for(f"{url}/ping", server, seconds)
         yield url

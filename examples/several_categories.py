@@ -27,8 +27,11 @@ def main(data: str, categories: str, weights: str) -> None:
     test = load_catalog(data, categories.split(",")).test
     model = mlflow.pyfunc.load_model(result.registered_uri)  # any MLflow host loads it like this
     rows = model.predict(pd.DataFrame({"image": [item.path.read_bytes() for item in test]}))
-    print(pd.crosstab(pd.Series([item.category for item in test], name="category"),
-                      rows["predicted_class"]))  # fmt: skip
+    print(
+        pd.crosstab(
+            pd.Series([item.category for item in test], name="category"), rows["predicted_class"]
+        )
+    )
 
 
 if __name__ == "__main__":

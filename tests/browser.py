@@ -18,8 +18,15 @@ _QUIET = """try {
 
 def mlflow_server(folder, store):
     """``mlflow server`` over an existing store; gives its address."""
-    command = ["server", "--backend-store-uri", store, "--workers", "1",
-               "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+    command = [
+        "server",
+        "--backend-store-uri",
+        store,
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     return started(command, "/health", folder / "server.log", environment)
 

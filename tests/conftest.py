@@ -88,8 +88,9 @@ def store(tmp_path, monkeypatch, empty_store):
     """A real sqlite tracking store and registry of its own."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        database.execute("UPDATE experiments SET artifact_location = ?",
-                         [str(tmp_path / "mlruns/0")])  # fmt: skip
+        database.execute(
+            "UPDATE experiments SET artifact_location = ?", [str(tmp_path / "mlruns/0")]
+        )
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

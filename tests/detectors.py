@@ -22,8 +22,10 @@ def png(image: np.ndarray) -> bytes:
 
 def pictures(n: int, seed: int = 0, defect: bool = False, shift: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
-    return [png((texture(rng, defect=defect).astype(int) + shift).clip(0, 255).astype(np.uint8))
-            for _ in range(n)]  # fmt: skip
+    return [
+        png((texture(rng, defect=defect).astype(int) + shift).clip(0, 255).astype(np.uint8))
+        for _ in range(n)
+    ]
 
 
 def fit(
@@ -31,14 +33,24 @@ def fit(
 ) -> AnomalyDetector:
     """Two layers whose grids differ, unless said otherwise."""
     classes = classes or {"stripes": pictures(30)}
-    given = {"image_size": "64", "layers": "layer1,layer2", "pooling": "2",
-             "category": ",".join(classes), **options}  # fmt: skip
+    given = {
+        "image_size": "64",
+        "layers": "layer1,layer2",
+        "pooling": "2",
+        "category": ",".join(classes),
+        **options,
+    }
     resolved = Options.parse(given).resolve()
     backbone = build_backbone("resnet18", resolved.layer_names, resolved.size, seed=1)
     extractor = Extractor(
-        backbone, resolved.size, resolved.resize, resolved.pooling_rule, torch.device("cpu"),
-        tile=resolved.tile_size, roi=roi,
-    )  # fmt: skip
+        backbone,
+        resolved.size,
+        resolved.resize,
+        resolved.pooling_rule,
+        torch.device("cpu"),
+        tile=resolved.tile_size,
+        roi=roi,
+    )
     labels = [name for name, images in classes.items() for _ in images]
     extraction = extractor.extract([p for images in classes.values() for p in images])
     weights = {"id": "random:1", "sha256": ""}

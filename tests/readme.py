@@ -57,12 +57,19 @@ def commands() -> list[str]:
 
 def stood_in(command: str, folder: Path, port: int) -> str:
     """Put what is at hand in the place of the README's placeholders."""
-    for name, there in {"/pictures": folder / "pictures", "/archive": folder / "pictures",
-                        "cell.png": folder / "cell.png", ":5001": f":{port}",
-                        "--port 5001": f"--port {port}",
-                        " pictures/": f" {folder}/pictures/today "}.items():  # fmt: skip
-        command = re.sub(rf"(?<![\w:/]){re.escape(name)}(?!\w)" if name[0] == "/" else
-                         re.escape(name), str(there), command)  # fmt: skip
+    for name, there in {
+        "/pictures": folder / "pictures",
+        "/archive": folder / "pictures",
+        "cell.png": folder / "cell.png",
+        ":5001": f":{port}",
+        "--port 5001": f"--port {port}",
+        " pictures/": f" {folder}/pictures/today ",
+    }.items():
+        command = re.sub(
+            rf"(?<![\w:/]){re.escape(name)}(?!\w)" if name[0] == "/" else re.escape(name),
+            str(there),
+            command,
+        )
     if "category=mono" in command:  # graphs are of fp32
         command += " -P precision=fp32"
     if "-e tune" in command:
@@ -102,8 +109,11 @@ def run_all(folder: Path, environment: dict[str, str], port: int) -> list[str]:
             print("$", real, flush=True)
             page = next((p for start, p in SERVERS.items() if command.startswith(start)), None)
             if page:
-                servers.append(subprocess.Popen(real, shell=True, cwd=folder, env=environment,
-                                                start_new_session=True))  # fmt: skip
+                servers.append(
+                    subprocess.Popen(
+                        real, shell=True, cwd=folder, env=environment, start_new_session=True
+                    )
+                )
                 there = wait_for(5000 if "ui" in command else port, page)
                 failed += [] if there else [command]
                 continue
@@ -138,16 +148,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {
-            **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "AWS_ENDPOINT_URL": "http://{}:{}".format(*s3.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
-        }  # fmt: skip
+            "AWS_ACCESS_KEY_ID": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        }
         prepare(folder)
-        fill = ("import boto3, pathlib; s3 = boto3.client('s3')\n"
-                "s3.create_bucket(Bucket='archive')\n"
-                f"for p in pathlib.Path({str(folder)!r}, 'pictures/today').iterdir():\n"
-                f"    s3.upload_file(str(p), 'archive', '2025/05/' + p.stem + '.jpg')")  # fmt: skip
+        fill = (
+            "import boto3, pathlib; s3 = boto3.client('s3')\n"
+            "s3.create_bucket(Bucket='archive')\n"
+            f"for p in pathlib.Path({str(folder)!r}, 'pictures/today').iterdir():\n"
+            f"    s3.upload_file(str(p), 'archive', '2025/05/' + p.stem + '.jpg')"
+        )
         subprocess.run([sys.executable, "-c", fill], env=environment, check=True)
         failed = run_all(folder, environment, free_port())
     s3.stop()

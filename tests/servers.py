@@ -65,10 +65,22 @@ def started(command, page, log, environment=None):
     url = Url(f"http://127.0.0.1:{free_port()}")
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port",
-             url.rpartition(":")[2]],
-            env=environment, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                *command,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                url.rpartition(":")[2],
+            ],
+            env=environment,
+            cwd=log.parent,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     url.process = process
     try:
         for _ in range(600):
@@ -89,7 +101,10 @@ def serving(path, log, *, environment=os.environ, **model_config):
     """Serve a model until the block ends; gives its address."""
     # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
     path_list = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment = {**environment, "PATH": path_list,
-                   "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}  # fmt: skip
+    environment = {
+        **environment,
+        "PATH": path_list,
+        "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config),
+    }
     command = ["models", "serve", "-m", str(path), "--env-manager", "local"]
     return started(command, "/ping", log, environment)

@@ -25,8 +25,11 @@ from .servers import free_port
 
 BUCKET = "mlflow"
 ACCOUNT = "postgres"  # PostgreSQL refuses to run as root
-MOTO_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
-             "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+MOTO_KEYS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 class StackError(RuntimeError):
@@ -66,9 +69,15 @@ class Postgres:
         as_root = os.name == "posix" and os.getuid() == 0
         account = {"user": ACCOUNT, "group": ACCOUNT, "extra_groups": []} if as_root else {}
         done = subprocess.run(
-            [self.binaries / program, *arguments], cwd=self.folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, **account,
-        )  # fmt: skip
+            [self.binaries / program, *arguments],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            **account,
+        )
         if done.returncode:
             log = self.folder / "log"
             more = log.read_text()[-2000:] if log.exists() else ""
@@ -99,8 +108,19 @@ def postgres() -> Iterator[Postgres]:
         if os.getuid() == 0:
             for path in (folder, folder / "password"):
                 shutil.chown(path, ACCOUNT, ACCOUNT)
-        server.call("initdb", "-D", str(folder / "data"), "-U", "mlflow", "-E", "UTF8", "-A",
-                    "scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync")  # fmt: skip
+        server.call(
+            "initdb",
+            "-D",
+            str(folder / "data"),
+            "-U",
+            "mlflow",
+            "-E",
+            "UTF8",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={folder / 'password'}",
+            "--no-sync",
+        )
         server.start()
         try:
             yield server
@@ -141,12 +161,27 @@ def tracking_server(
     settings = {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-             "--workers", "1", "--default-artifact-root", root,
-             "--artifacts-destination", f"s3://{bucket}"],
-            env={**os.environ, **environment, **settings}, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                "--default-artifact-root",
+                root,
+                "--artifacts-destination",
+                f"s3://{bucket}",
+            ],
+            env={**os.environ, **environment, **settings},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}"
@@ -185,12 +220,13 @@ def make_bucket(environment: Mapping[str, str], bucket: str) -> None:
     from botocore.exceptions import ClientError
 
     client = boto3.client(
-        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"],
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
         region_name=environment.get("AWS_DEFAULT_REGION"),
         aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
         aws_session_token=environment.get("AWS_SESSION_TOKEN"),
-    )  # fmt: skip
+    )
     try:
         client.head_bucket(Bucket=bucket)
     except ClientError:
@@ -215,9 +251,14 @@ def main() -> None:
             database = stack.enter_context(postgres())
             print(f"PostgreSQL from {database.binaries} on port {database.port}", flush=True)
             url = stack.enter_context(
-                tracking_server(database.url, given.bucket, environment, folder / "server.log",
-                                proxied=given.proxied)
-            )  # fmt: skip
+                tracking_server(
+                    database.url,
+                    given.bucket,
+                    environment,
+                    folder / "server.log",
+                    proxied=given.proxied,
+                )
+            )
             print(f"MLflow on {url}, artifacts in s3://{given.bucket}. In another shell:\n")
             exported = {"MLFLOW_TRACKING_URI": url}
             if not given.proxied:

@@ -51,8 +51,9 @@ def apply(recipe, file):
 
 @pytest.fixture
 def changed_package(tmp_path):
-    shutil.copytree(ROOT / "dfm_mlflow", tmp_path / "dfm_mlflow",
-                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    shutil.copytree(
+        ROOT / "dfm_mlflow", tmp_path / "dfm_mlflow", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name, recipe in recipes():
         apply(recipe, tmp_path / name)
     return tmp_path
@@ -61,10 +62,13 @@ def changed_package(tmp_path):
 def test_recipes_add_a_backbone_a_source_a_score_and_a_metric(changed_package, mvtec_like):
     assert len(list(recipes())) == 5
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, mvtec_like / "stripes"], cwd=changed_package,
-        env={**os.environ, "PYTHONPATH": str(changed_package)}, capture_output=True, text=True,
+        [sys.executable, "-c", TRAIN, mvtec_like / "stripes"],
+        cwd=changed_package,
+        env={**os.environ, "PYTHONPATH": str(changed_package)},
+        capture_output=True,
+        text=True,
         timeout=200,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads(done.stdout.splitlines()[-1])
     assert 0 < metrics["flagged_share"] < 1

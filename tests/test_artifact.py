@@ -199,10 +199,20 @@ def of(kind, shape, end=4):
 @pytest.mark.parametrize("name", [STATISTICS, BACKBONE])
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff" * 40, of("F4", [8]), of("F8_E4M3", [4]), of("Q9", [4]), of("F32", [2**40], 2**42),
-     of("F32", [2**62, 0], 0), of("F32", [2**40]), (2**63).to_bytes(8, "little") + b"{}",
-     with_header([1]), with_header({"x" * 10**5: 1})],
-)  # fmt: skip
+    [
+        b"",
+        b"\xff" * 40,
+        of("F4", [8]),
+        of("F8_E4M3", [4]),
+        of("Q9", [4]),
+        of("F32", [2**40], 2**42),
+        of("F32", [2**62, 0], 0),
+        of("F32", [2**40]),
+        (2**63).to_bytes(8, "little") + b"{}",
+        with_header([1]),
+        with_header({"x" * 10**5: 1}),
+    ],
+)
 def test_headers_that_lie_are_refused_with_a_short_sentence(folder, name, data):
     (folder / name).write_bytes(data)
     edit(folder, lambda r: r["sha256"].update({name: sha256(folder / name)}))

@@ -15,8 +15,16 @@ from PIL import Image
 from dfm_mlflow import client
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
 
-ROW = {"anomaly_score": 1.0, "p_value": 0.5, "is_anomaly": False, "predicted_class": "a",
-       "fre": 1.0, "nll": 2.0, "anomaly_map": None, "error": None}  # fmt: skip
+ROW = {
+    "anomaly_score": 1.0,
+    "p_value": 0.5,
+    "is_anomaly": False,
+    "predicted_class": "a",
+    "fre": 1.0,
+    "nll": 2.0,
+    "anomaly_map": None,
+    "error": None,
+}
 
 
 class Handler(BaseHTTPRequestHandler):

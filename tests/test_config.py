@@ -27,16 +27,25 @@ def project():
 
 @pytest.mark.parametrize(
     ("entry", "model"),
-    [("main", Options), ("tune", Options), ("sweep", SweepOptions), ("evaluate", EvaluateOptions),
-     ("promote", PromoteOptions), ("score", ScoreOptions)],
+    [
+        ("main", Options),
+        ("tune", Options),
+        ("sweep", SweepOptions),
+        ("evaluate", EvaluateOptions),
+        ("promote", PromoteOptions),
+        ("score", ScoreOptions),
+    ],
 )
 def test_mlproject_has_the_options_with_their_defaults(entry, model):
     point = project()["entry_points"][entry]
     fields = model.model_fields
     assert list(point["parameters"]) == list(fields)
     defaults = {k: v["default"] for k, v in point["parameters"].items() if "default" in v}
-    required = {name: "1" if name != "output" else "scores/"
-                for name, field in fields.items() if field.is_required()}  # fmt: skip
+    required = {
+        name: "1" if name != "output" else "scores/"
+        for name, field in fields.items()
+        if field.is_required()
+    }
     assert set(defaults) == set(fields) - set(required)
     assert model.parse(required | defaults) == model.parse(required)
     passed = re.findall(r"--([\w-]+) \{(\w+)\}", point["command"])
@@ -54,8 +63,9 @@ def test_a_grid_becomes_every_combination_of_its_values():
     assert options.category_names == ("a", "b")
     assert options.configurations() == [
         {"layers": layers, "pca_level": level}
-        for layers in ("layer2", "layer2,layer3") for level in ("0.9", "0.97")
-    ]  # fmt: skip
+        for layers in ("layer2", "layer2,layer3")
+        for level in ("0.9", "0.97")
+    ]
     child = options.options("b", options.configurations()[2])
     assert child == Options.parse({"category": "b", "layers": "layer2,layer3", "pca_level": "0.9"})
     plain = SweepOptions.parse({"category": "c"})

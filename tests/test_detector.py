@@ -83,8 +83,12 @@ def test_scores_of_a_layer_do_not_depend_on_its_scale(detector):
     """Division by what good pictures show makes layers of any scale weigh alike."""
     names = detector.extractor.backbone.layers
     extraction = detector.extractor.extract(pictures(30))
-    scaled = Extraction([extraction.features[0] * 100, extraction.features[1]],
-                        extraction.kept, {}, extraction.sizes)  # fmt: skip
+    scaled = Extraction(
+        [extraction.features[0] * 100, extraction.features[1]],
+        extraction.kept,
+        {},
+        extraction.sizes,
+    )
     fitted = [
         AnomalyDetector.fit(detector.options, detector.extractor, e, ["stripes"] * 30, {})
         for e in (extraction, scaled)
@@ -190,8 +194,14 @@ def test_tiles_find_what_a_small_view_loses():
     train, good, bad = ([plate(r) for _ in range(n)] for n, r in ((5, 0), (2, 0), (2, 1)))
     gap = {}
     for size, tile in (("256", "none"), ("1344x2016", "256")):
-        extractor = fit(image_size=size, tile=tile, pooling="4", layers="layer1",
-                        classes={"plate": train}, aggregate="max")  # fmt: skip
+        extractor = fit(
+            image_size=size,
+            tile=tile,
+            pooling="4",
+            layers="layer1",
+            classes={"plate": train},
+            aggregate="max",
+        )
         scores = extractor.score(good + bad)["anomaly_score"].to_numpy()
         gap[tile] = scores[2:].min() / scores[:2].max()
     assert gap["256"] > 1.5
@@ -238,8 +248,10 @@ def test_places_of_classes_of_unequal_size_have_one_length():
     detector = fit({"dark": pictures(60, 1, shift=-60), "light": pictures(12, 2, shift=60)})
     assert [c.layers[0].leading.shape[1] for c in detector.classes] == [3, 1]
     seen = []
-    detector.score(pictures(2, 3, shift=-60) + pictures(2, 4, shift=60),
-                   on_image=lambda i, o: seen.append(o.places))  # fmt: skip
+    detector.score(
+        pictures(2, 3, shift=-60) + pictures(2, 4, shift=60),
+        on_image=lambda i, o: seen.append(o.places),
+    )
     drift = measure_drift(np.array([0.5] * 4), np.zeros(4, bool), np.stack(seen), 12)
     assert 0 < drift.appearance <= 1
 

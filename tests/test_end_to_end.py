@@ -29,14 +29,36 @@ def story(tmp_path_factory, mvtec_like):
     folder = tmp_path_factory.mktemp("story")
     # the project's command says `python`: it must be the one that runs the tests
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-                   "DFM_CACHE_HOME": str(folder / "cache"), "PATH": path}  # fmt: skip
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "DFM_CACHE_HOME": str(folder / "cache"),
+        "PATH": path,
+    }
     done = subprocess.run(
-        [*MLFLOW, "run", str(ROOT), "--env-manager", "local", "-P", "category=stripes",
-         "-P", f"data={mvtec_like}", "-P", "weights=random", "-P", "image_size=64",
-         "-P", "fpr=5e-2"],
-        env=environment, cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            *MLFLOW,
+            "run",
+            str(ROOT),
+            "--env-manager",
+            "local",
+            "-P",
+            "category=stripes",
+            "-P",
+            f"data={mvtec_like}",
+            "-P",
+            "weights=random",
+            "-P",
+            "image_size=64",
+            "-P",
+            "fpr=5e-2",
+        ],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return environment, folder
 
@@ -106,10 +128,25 @@ def test_every_way_of_scoring_gives_the_same(client, server, story, images, tmp_
 
     (tmp_path / "in.json").write_text(json.dumps(requests["dataframe_split"]))
     subprocess.run(
-        [*MLFLOW, "models", "predict", "-m", "models:/dfm-stripes/1", "--env-manager", "local",
-         "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")],
-        env=story[0], cwd=story[1], check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
+        [
+            *MLFLOW,
+            "models",
+            "predict",
+            "-m",
+            "models:/dfm-stripes/1",
+            "--env-manager",
+            "local",
+            "-i",
+            str(tmp_path / "in.json"),
+            "-o",
+            str(tmp_path / "out.json"),
+        ],
+        env=story[0],
+        cwd=story[1],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     predicted = json.loads((tmp_path / "out.json").read_text())["predictions"]
     np.testing.assert_allclose([r["anomaly_score"] for r in predicted], expected, rtol=1e-5)
 
@@ -133,8 +170,14 @@ def test_parameters_and_mistakes_over_http(server, images):
 
 def floor(real_data, preset, category, data):
     weights = str(real_data / "weights/resnet18_stem_to_layer3.safetensors")
-    given = {"category": category, "data": data, "preset": preset, "weights": weights,
-             "backbone": "resnet18", "registered_model": "none"}  # fmt: skip
+    given = {
+        "category": category,
+        "data": data,
+        "preset": preset,
+        "weights": weights,
+        "backbone": "resnet18",
+        "registered_model": "none",
+    }
     return train(Options.parse(given))
 
 
@@ -179,8 +222,22 @@ def test_a_model_is_served_in_a_fresh_environment(story, images, tmp_path):
     body = {"inputs": {"image": [base64.b64encode(i).decode() for i in images]}}
     (tmp_path / "in.json").write_text(json.dumps(body))
     subprocess.run(
-        [*MLFLOW, "models", "predict", "-m", "models:/dfm-stripes/1", "--env-manager", "uv",
-         "-i", str(tmp_path / "in.json"), "-o", str(tmp_path / "out.json")],
-        env=story[0], cwd=story[1], check=True, timeout=1800,
-    )  # fmt: skip
+        [
+            *MLFLOW,
+            "models",
+            "predict",
+            "-m",
+            "models:/dfm-stripes/1",
+            "--env-manager",
+            "uv",
+            "-i",
+            str(tmp_path / "in.json"),
+            "-o",
+            str(tmp_path / "out.json"),
+        ],
+        env=story[0],
+        cwd=story[1],
+        check=True,
+        timeout=1800,
+    )
     assert len(json.loads((tmp_path / "out.json").read_text())["predictions"]) == 4

@@ -12,10 +12,18 @@ def table():
     label = np.array(["good"] * 60 + ["bent"] * 30 + ["cut"] * 10)
     scores = rng.normal(size=100) + 1.5 * (label != "good")
     return pd.DataFrame(
-        {"category": "a", "label": label, "defective": label != "good", "error": None,
-         "anomaly_score": scores, "fre": scores, "nll": scores, "is_anomaly": scores > 1,
-         "p_value": rng.uniform(size=100)}
-    )  # fmt: skip
+        {
+            "category": "a",
+            "label": label,
+            "defective": label != "good",
+            "error": None,
+            "anomaly_score": scores,
+            "fre": scores,
+            "nll": scores,
+            "is_anomaly": scores > 1,
+            "p_value": rng.uniform(size=100),
+        }
+    )
 
 
 def test_curves_as_metrics_are_points_of_the_curves(table):

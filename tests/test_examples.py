@@ -21,8 +21,12 @@ def run(mvtec_like, tmp_path_factory, empty_store):
     def call(name, *arguments):
         done = subprocess.run(
             [sys.executable, ROOT / "examples" / name, *map(str, arguments)],
-            cwd=here, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            cwd=here,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

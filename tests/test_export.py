@@ -59,8 +59,12 @@ def elpv():
     """Both types of solar cells in one model, with real weights, and cells it has not seen."""
     pytest.importorskip("elpv_dataset")
     pytest.importorskip("efficientnet_lite_pytorch")
-    given = {"category": "mono,poly", "backbone": "efficientnet_lite0", "cache": "false",
-             "device": "cpu"}  # fmt: skip
+    given = {
+        "category": "mono,poly",
+        "backbone": "efficientnet_lite0",
+        "cache": "false",
+        "device": "cpu",
+    }
     options = Options.parse(given).resolve()
     catalog = load_catalog("elpv", options.categories)
     extractor, weights, options = build_extractor(options)
@@ -86,11 +90,18 @@ def test_real_cells_score_as_in_the_detector(elpv, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"resize": "keep", "aggregate": "max", "tail": "gpd", "roi": True, "pooling": "1"},
-     {"score": "nll", "normalize": "none", "image_size": "64x80", "layers": "avgpool",
-      "pooling": "1"}],
+    [
+        {"resize": "keep", "aggregate": "max", "tail": "gpd", "roi": True, "pooling": "1"},
+        {
+            "score": "nll",
+            "normalize": "none",
+            "image_size": "64x80",
+            "layers": "avgpool",
+            "pooling": "1",
+        },
+    ],
     ids=["keep-roi-gpd", "nll-avgpool"],
-)  # fmt: skip
+)
 def test_every_option_is_in_the_graph(options, tmp_path):
     roi = None
     if options.pop("roi", False):
@@ -135,7 +146,11 @@ def test_command_writes_a_file_that_says_what_it_is(saved, tmp_path):
     assert (known["dfm.format"], known["dfm.fpr"]) == ("1", "0.1")
     (given,) = model.graph.input
     assert [d.dim_value or d.dim_param for d in given.type.tensor_type.shape.dim] == [
-        "n", "height", "width", 3]  # fmt: skip
+        "n",
+        "height",
+        "width",
+        3,
+    ]
     assert [o.name for o in model.graph.output] == list(OUTPUTS)
     assert stat.S_IMODE(path.stat().st_mode) & 0o444
 

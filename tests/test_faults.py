@@ -140,14 +140,33 @@ def test_a_run_needs_no_network(tmp_path, empty_store):
 
 @contextmanager
 def tracking_server(folder, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-               "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1",
-               "--artifacts-destination", str(folder / "artifacts")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'mlflow.db'}",
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
     with open(folder / "server.log", "a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
-                                   cwd=folder, env={**environment, "PATH": path})  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=folder,
+            env={**environment, "PATH": path},
+        )
     try:
         for _ in range(1200):
             assert process.poll() is None, (folder / "server.log").read_text()
@@ -177,8 +196,15 @@ def test_a_tracking_server_down_at_the_start_and_in_the_middle(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
-    options = Options.parse({"data": str(mvtec_like), "category": "stripes", "weights": "random",
-                             "image_size": "64", "layers": "layer1"})  # fmt: skip
+    options = Options.parse(
+        {
+            "data": str(mvtec_like),
+            "category": "stripes",
+            "weights": "random",
+            "image_size": "64",
+            "layers": "layer1",
+        }
+    )
     fit_it = train_module._fit
     try:
         with pytest.raises(TrackingError, match=r"The tracking server .* run the command again"):

@@ -32,8 +32,9 @@ def test_it_gives_the_recorded_scores(name, images):
     served = generic.predict(pd.DataFrame({"image": list(images.values())}))
     for table in (native, served):
         for column in NUMBERS:  # other processors and versions of torch round otherwise
-            np.testing.assert_allclose(table[column].astype(float), expected[column].astype(float),
-                                       rtol=5e-3)  # fmt: skip
+            np.testing.assert_allclose(
+                table[column].astype(float), expected[column].astype(float), rtol=5e-3
+            )
         assert table["predicted_class"].tolist() == expected["predicted_class"].tolist()
         assert table["is_anomaly"].tolist() == expected["is_anomaly"].tolist()
 
@@ -48,8 +49,12 @@ def test_the_fixtures_are_small_and_hold_no_pickle_and_no_code():
 
 
 def test_they_are_never_written_anew():
-    done = subprocess.run([sys.executable, "-m", "tests.fixtures.make_format1"], text=True,
-                          capture_output=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fixtures.make_format1"],
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.returncode == 1
     assert "never written anew" in done.stderr
 

@@ -26,10 +26,44 @@ from dfm_mlflow.mlflow_plugin.pyfunc import to_bytes
 from .conftest import texture
 
 FORMAT1 = Path(__file__).with_name("fixtures") / "format1"
-PARTS = ["../", "..", "/", "\\", "~", ".", "$(touch pwned)", "`touch pwned`", ";", "|", "&", "*",
-         "?", "'", '"', " ", "\n", "\0", "\x1b[2J", "%2e%2e%2f", "<b>", "é", "日本", "\u202e", "😀",
-         ",", ":", "a", "good", "con", "-rf", "--data", "{{7*7}}", "${HOME}", "s3://b/",
-         "file:///"]  # fmt: skip
+PARTS = [
+    "../",
+    "..",
+    "/",
+    "\\",
+    "~",
+    ".",
+    "$(touch pwned)",
+    "`touch pwned`",
+    ";",
+    "|",
+    "&",
+    "*",
+    "?",
+    "'",
+    '"',
+    " ",
+    "\n",
+    "\0",
+    "\x1b[2J",
+    "%2e%2e%2f",
+    "<b>",
+    "é",
+    "日本",
+    "\u202e",
+    "😀",
+    ",",
+    ":",
+    "a",
+    "good",
+    "con",
+    "-rf",
+    "--data",
+    "{{7*7}}",
+    "${HOME}",
+    "s3://b/",
+    "file:///",
+]
 NAMES = st.one_of(st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map("".join), st.text())
 # allowed as a category, and unpleasant in a shell, a page, a query or a format string
 UGLY = "é 日本 $(touch pwned) `touch pwned`; rm -rf * | <script>x</script> {{7*7}} & \u202e😀 -rf"
@@ -56,9 +90,11 @@ def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_facto
 @settings(max_examples=200, deadline=None)
 @given(name=NAMES)
 def test_model_names_and_aliases_are_refused_or_no_paths(name):
-    for model, key, more in ((Options, "registered_model", {}),
-                             (SweepOptions, "registered_model", {}),
-                             (PromoteOptions, "to", {"model": "m", "version": "1"})):  # fmt: skip
+    for model, key, more in (
+        (Options, "registered_model", {}),
+        (SweepOptions, "registered_model", {}),
+        (PromoteOptions, "to", {"model": "m", "version": "1"}),
+    ):
         try:
             options = model.parse({key: name, **more})
         except ConfigError:
@@ -68,16 +104,25 @@ def test_model_names_and_aliases_are_refused_or_no_paths(name):
 
 def test_a_run_takes_unpleasant_names_as_they_are(store, tmp_path):
     rng = np.random.default_rng(0)
-    for folder, n, defect in (("train/good", 8, False), ("test/good", 3, False),
-                              (f"test/{UGLY}", 3, True)):  # fmt: skip
+    for folder, n, defect in (
+        ("train/good", 8, False),
+        ("test/good", 3, False),
+        (f"test/{UGLY}", 3, True),
+    ):
         place = tmp_path / "data" / UGLY / folder
         place.mkdir(parents=True)
         for i in range(n):
             picture = Image.fromarray(texture(rng, defect=defect))
             picture.save(place / f"{i} ';$(touch pwned)&<b>.png")
     before = set(os.listdir(tmp_path))
-    given = {"data": str(tmp_path / "data"), "category": UGLY, "weights": "random",
-             "backbone": "resnet18", "image_size": "64", "layers": "layer1"}  # fmt: skip
+    given = {
+        "data": str(tmp_path / "data"),
+        "category": UGLY,
+        "weights": "random",
+        "backbone": "resnet18",
+        "image_size": "64",
+        "layers": "layer1",
+    }
     with mlflow.start_run(run_name="../../'; DROP TABLE runs; --"):
         result = train(Options.parse(given))
     assert set(os.listdir(tmp_path)) - before <= {"mlruns", "cache"}
@@ -109,8 +154,13 @@ def watched():
     state = {"seen": None}
 
     def hook(event, arguments):
-        if state["seen"] is not None and event in ("open", "socket.connect", "socket.getaddrinfo",
-                                                   "os.system", "subprocess.Popen"):  # fmt: skip
+        if state["seen"] is not None and event in (
+            "open",
+            "socket.connect",
+            "socket.getaddrinfo",
+            "os.system",
+            "subprocess.Popen",
+        ):
             state["seen"].append((event, str(arguments[0])))
 
     sys.addaudithook(hook)
@@ -123,8 +173,15 @@ def test_a_request_never_makes_the_server_open_a_file_or_call_a_host(watched, tm
     Image.new("RGB", (40, 40)).save(secret)
     model = mlflow.pyfunc.load_model(str(FORMAT1 / "one-class"))
     model.predict(pd.DataFrame({"image": [secret.read_bytes()]}))  # what is loaded late is loaded
-    for text in (str(secret), f"file://{secret}", "http://127.0.0.1:9/a.png", "s3://bucket/a.png",
-                 "data:image/png;base64,AAAA", "models:/x/1", f"../{secret.name}"):  # fmt: skip
+    for text in (
+        str(secret),
+        f"file://{secret}",
+        "http://127.0.0.1:9/a.png",
+        "s3://bucket/a.png",
+        "data:image/png;base64,AAAA",
+        "models:/x/1",
+        f"../{secret.name}",
+    ):
         for value in (text.encode(), base64.b64encode(text.encode())):
             watched["seen"] = []
             with pytest.raises(MlflowException, match="not a picture|empty") as caught:

@@ -14,17 +14,23 @@ from dfm_mlflow.core.dfm import DFM
 
 PACKAGE = Path(dfm_mlflow.__file__).parent
 MODULES = [
-    name for _, name, is_package in pkgutil.walk_packages([str(PACKAGE)], "dfm_mlflow.")
+    name
+    for _, name, is_package in pkgutil.walk_packages([str(PACKAGE)], "dfm_mlflow.")
     if not is_package and name != "dfm_mlflow.__main__"
-]  # fmt: skip
+]
 WITH_EXAMPLES = [
-    name for name in MODULES
+    name
+    for name in MODULES
     if ">>>" in (PACKAGE.parent / f"{name.replace('.', '/')}.py").read_text()
-]  # fmt: skip
+]
 PUBLIC = [getattr(dfm_mlflow, name) for name in dfm_mlflow.__all__]
-CALLABLES = [f for f in (*PUBLIC, client.score, *(m for _, m in inspect.getmembers(DFM)))
-             if inspect.isfunction(f) and f.__module__.startswith("dfm_mlflow")
-             and not f.__name__.startswith("_")]  # fmt: skip
+CALLABLES = [
+    f
+    for f in (*PUBLIC, client.score, *(m for _, m in inspect.getmembers(DFM)))
+    if inspect.isfunction(f)
+    and f.__module__.startswith("dfm_mlflow")
+    and not f.__name__.startswith("_")
+]
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -45,10 +45,16 @@ def dealt(found, size, unread=()):
     """Blocks of a listing in which some pictures could not be read."""
     n = len(found[0]) + len(unread)
     index = np.array([i for i in range(n) if i not in unread])
-    return LocalPasses([
-        Block(index[i : i + size], [f[i : i + size].numpy() for f in found])
-        for i in range(0, len(index), size)
-    ]), index, n  # fmt: skip
+    return (
+        LocalPasses(
+            [
+                Block(index[i : i + size], [f[i : i + size].numpy() for f in found])
+                for i in range(0, len(index), size)
+            ]
+        ),
+        index,
+        n,
+    )
 
 
 def both(size, *, groups=None, roi=None, unread=(), **given):
@@ -86,11 +92,16 @@ def test_rows_and_moments_equal_one_machine(size):
 
 @pytest.mark.parametrize(
     "given",
-    [{"score": "nll"}, {"aggregate": "max", "normalize": "global"},
-     {"aggregate": "sum", "normalize": "none", "tail": "gpd"}, {"roi": True},
-     {"groups": [str(i // 3) for i in range(N)]}, {"unread": (0, 40, 41, 92)}],
+    [
+        {"score": "nll"},
+        {"aggregate": "max", "normalize": "global"},
+        {"aggregate": "sum", "normalize": "none", "tail": "gpd"},
+        {"roi": True},
+        {"groups": [str(i // 3) for i in range(N)]},
+        {"unread": (0, 40, 41, 92)},
+    ],
     ids=lambda given: next(iter(given)),
-)  # fmt: skip
+)
 def test_options_groups_and_unreadable_pictures_too(given):
     assert_alike(both(16, **given), 1e-6)
 

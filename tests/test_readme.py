@@ -13,8 +13,11 @@ from . import readme
 from .readme import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
-        *(ROOT / n for n in ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"))]  # fmt: skip
+DOCS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / n for n in ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")),
+]
 ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 
 
@@ -54,8 +57,9 @@ def test_links_lead_somewhere(path):
         assert there.exists(), target
         if anchor:
             titles = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
-            assert anchor in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-")
-                              for t in titles}, target  # fmt: skip
+            assert anchor in {
+                re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles
+            }, target
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

@@ -106,7 +106,9 @@ def test_a_bad_picture_is_named_by_its_row_in_every_form(server, expected, bad, 
 
 def test_no_rows_and_no_column(server):
     assert post(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (
-        200, {"predictions": []})  # fmt: skip
+        200,
+        {"predictions": []},
+    )
     assert post(server, {"dataframe_records": [{"image": CODED[0]}], "params": {"fpr": 2.0}})[1][
         "message"
     ].startswith("fpr=2.0 is outside")

@@ -30,11 +30,25 @@ from .stores import Traffic, proxy
 psycopg2 = pytest.importorskip("psycopg2")
 pytestmark = pytest.mark.skipif(stack.find_postgres() is None, reason="PostgreSQL is not installed")
 
-WRITTEN = ("runs", "params", "tags", "metrics", "latest_metrics", "inputs", "logged_models",
-           "registered_models", "model_versions")  # fmt: skip
+WRITTEN = (
+    "runs",
+    "params",
+    "tags",
+    "metrics",
+    "latest_metrics",
+    "inputs",
+    "logged_models",
+    "registered_models",
+    "model_versions",
+)
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes"}
-TIMED = {"extract_seconds", "fit_seconds", "images_per_second", "peak_memory_megabytes",
-         "model_megabytes"}  # fmt: skip
+TIMED = {
+    "extract_seconds",
+    "fit_seconds",
+    "images_per_second",
+    "peak_memory_megabytes",
+    "model_megabytes",
+}
 SOON = 60  # seconds; that something has to happen within
 
 
@@ -50,16 +64,20 @@ def stores(s3_server, tmp_path_factory):
         stack.tracking_server(database.url, stack.BUCKET, environment, folder / "log") as direct,
         proxy(int(direct.rpartition(":")[2]), traffic) as url,
     ):
-        environment = {**environment, "MLFLOW_TRACKING_URI": url,
-                       "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-                       "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-                       "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0"}  # fmt: skip
+        environment = {
+            **environment,
+            "MLFLOW_TRACKING_URI": url,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+            "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+        }
         # A server that has not seen its database yet tries to reach it for minutes.
         client = mlflow.MlflowClient(url)
         client.search_experiments()
         client.search_registered_models()
-        yield SimpleNamespace(database=database, environment=environment, traffic=traffic,
-                              folder=folder)  # fmt: skip
+        yield SimpleNamespace(
+            database=database, environment=environment, traffic=traffic, folder=folder
+        )
 
 
 @pytest.fixture
@@ -92,8 +110,7 @@ def plain(mvtec_like, tmp_path_factory):
     files = {a.path for a in mlflow.MlflowClient().list_artifacts(result.run_id)}
     os.chdir(here)
     mlflow.set_tracking_uri(previous)
-    return SimpleNamespace(name=name, metrics=result.metrics, files=files,
-                           detector=result.detector)  # fmt: skip
+    return SimpleNamespace(name=name, metrics=result.metrics, files=files, detector=result.detector)
 
 
 class Server:
@@ -172,8 +189,17 @@ def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypat
         return capsys.readouterr().out
 
     for version in ("1", "2"):
-        said = run("promote", "--model", server.name, "--version", version, "--to", "production",
-                   "--max-slowdown", "100")  # fmt: skip
+        said = run(
+            "promote",
+            "--model",
+            server.name,
+            "--version",
+            version,
+            "--to",
+            "production",
+            "--max-slowdown",
+            "100",
+        )
         assert f"production of {server.name} points to version {version}" in said
     assert "passed  comparison" in said
     found = json.loads(run("describe", f"models:/{server.name}@production", "--json"))
@@ -190,11 +216,25 @@ def serve_and_score(server, images):
     url = f"http://127.0.0.1:{port}"
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "models", "serve", "-m",
-             f"models:/{server.name}@production", "--env-manager", "local", "--host", "127.0.0.1",
-             "--port", str(port)],
-            stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                f"models:/{server.name}@production",
+                "--env-manager",
+                "local",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+            ],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         stack.wait_for(f"{url}/ping", process, log)
         records = [{"image": base64.b64encode(image).decode()} for image in images]
@@ -234,8 +274,9 @@ def test_large_files_go_in_parts(server, mvtec_like, s3_server, tmp_path, monkey
 
 
 def test_two_processes_register_the_same_name_at_once(server, mvtec_like):
-    options = [f"--{key.replace('_', '-')}={value}"
-               for key, value in server.options(mvtec_like).items()]  # fmt: skip
+    options = [
+        f"--{key.replace('_', '-')}={value}" for key, value in server.options(mvtec_like).items()
+    ]
     command = [sys.executable, "-m", "dfm_mlflow", "train", *options]
     # Both arrive at the version's row before either may write it.
     barrier = threading.Barrier(2, timeout=SOON * 2)
@@ -258,16 +299,24 @@ def test_two_processes_register_the_same_name_at_once(server, mvtec_like):
         _, errors = process.communicate(timeout=SOON * 3)
         assert process.returncode == 0, errors
     assert sorted(server.versions()) == [1, 2]
-    runs = [server.client.get_run(server.client.get_model_version(server.name, v).run_id)
-            for v in "12"]  # fmt: skip
+    runs = [
+        server.client.get_run(server.client.get_model_version(server.name, v).run_id) for v in "12"
+    ]
     assert runs[0].info.run_id != runs[1].info.run_id
     assert runs[0].data.metrics.keys() == runs[1].data.metrics.keys()
     assert server.statuses() == ["FINISHED", "FINISHED"]
 
 
 def test_postgres_restarts_within_seven_transactions_of_one_run(server, mvtec_like):
-    places = ("runs/create", "runs/log-batch", "runs/log-inputs", "logged-models",
-              "registered-models/create", "model-versions/create", "runs/update")  # fmt: skip
+    places = (
+        "runs/create",
+        "runs/log-batch",
+        "runs/log-inputs",
+        "logged-models",
+        "registered-models/create",
+        "model-versions/create",
+        "runs/update",
+    )
     for place in places:
         server.faults += server.restart_within(place)
     result = server.train(mvtec_like)
@@ -308,7 +357,9 @@ def test_postgres_stays_away(server, mvtec_like, plain, place, capsys, monkeypat
     images = [path.read_bytes() for path in sorted((mvtec_like / "stripes/test/hole").iterdir())]
     np.testing.assert_allclose(
         dfm_mlflow.load_model(logged.model_uri).score(images)["anomaly_score"],
-        plain.detector.score(images)["anomaly_score"], rtol=1e-4)  # fmt: skip
+        plain.detector.score(images)["anomaly_score"],
+        rtol=1e-4,
+    )
 
 
 def test_an_answer_that_is_lost_is_asked_for_again(server, mvtec_like):

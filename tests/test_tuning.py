@@ -21,10 +21,13 @@ def pictures(n=24, m=18, seed=0, base="stride:8", **layers):
     rng = np.random.default_rng(seed)
     shapes = layers or {"layer2": (6, 8, 8), "layer3": (9, 4, 4)}
     folds, sources = assign_folds(n, 5), np.arange(m) % n
-    good = {k: torch.from_numpy(rng.normal(size=(n, *s)).astype(np.float32))
-            for k, s in shapes.items()}  # fmt: skip
-    bad = {k: f[sources] + 0.5 * torch.randn(m, *f.shape[1:], generator=torch.manual_seed(seed))
-           for k, f in good.items()}  # fmt: skip
+    good = {
+        k: torch.from_numpy(rng.normal(size=(n, *s)).astype(np.float32)) for k, s in shapes.items()
+    }
+    bad = {
+        k: f[sources] + 0.5 * torch.randn(m, *f.shape[1:], generator=torch.manual_seed(seed))
+        for k, f in good.items()
+    }
     return Pictures(good, bad, folds, folds[sources], base, (64, 64))
 
 
@@ -39,8 +42,13 @@ def test_at_least_40_candidates_and_the_preset_comes_first():
 
 @pytest.mark.parametrize("field", SEARCHED)
 def test_what_is_given_is_not_searched(field):
-    value = {"layers": "layer1", "pooling": "3", "pca_level": "0.8", "aggregate": "max",
-             "normalize": "none"}[field]  # fmt: skip
+    value = {
+        "layers": "layer1",
+        "pooling": "3",
+        "pca_level": "0.8",
+        "aggregate": "max",
+        "normalize": "none",
+    }[field]
     tried = candidates(Options.parse({field: value}))
     assert {getattr(o, field) for o in tried} == {value}
     others = [f for f in SEARCHED if f != field]
@@ -48,8 +56,13 @@ def test_what_is_given_is_not_searched(field):
 
 
 def test_everything_given_leaves_one_candidate_and_a_likelihood_has_no_map():
-    every = {"layers": "layer2", "pooling": "2", "pca_level": "0.9", "aggregate": "max",
-             "normalize": "none"}  # fmt: skip
+    every = {
+        "layers": "layer2",
+        "pooling": "2",
+        "pca_level": "0.9",
+        "aggregate": "max",
+        "normalize": "none",
+    }
     assert candidates(Options.parse(every)) == [Options.parse(every).resolve()]
     tried = candidates(Options.parse({"score": "nll"}))
     assert {o.aggregate for o in tried} == {"sum"}
@@ -73,17 +86,24 @@ def test_left_out_rows_are_projected_on_what_their_fold_has_not_seen():
                 np.testing.assert_allclose(part.mahalanobis[out], model.mahalanobis(z), rtol=1e-8)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"normalize": "global", "aggregate": "top:0.1"}, {"normalize": "none", "aggregate": "sum"},
-    {"layers": "layer3", "pooling": "stride:32"}, {"score": "nll"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normalize": "global", "aggregate": "top:0.1"},
+        {"normalize": "none", "aggregate": "sum"},
+        {"layers": "layer3", "pooling": "stride:32"},
+        {"score": "nll"},
+    ],
+)
 def test_good_pictures_score_as_in_the_calibration_of_a_model(options, monkeypatch):
     given = {"layers": "layer2,layer3", "pooling": "stride:16", "image_size": "64"} | options
     resolved = Options.parse(given).resolve()
     shown = pictures()
     (found,) = score_candidates([resolved], [shown], whole)
-    features = [pool(shown.good[n], shown.kernel(n, resolved.pooling_rule))
-                for n in resolved.layer_names]  # fmt: skip
+    features = [
+        pool(shown.good[n], shown.kernel(n, resolved.pooling_rule)) for n in resolved.layer_names
+    ]
     grids = [Grid(tuple(f.shape[1:]), whole(tuple(f.shape[2:]))) for f in features]
     monkeypatch.setattr("dfm_mlflow.class_fit.assign_folds", lambda *a, **k: shown.folds)
     calibrated = fit_class("a", features, None, grids, resolved).calibration.scores
@@ -95,19 +115,35 @@ def test_good_pictures_score_as_in_the_calibration_of_a_model(options, monkeypat
 
 def test_an_unchanged_copy_scores_as_its_source_does():
     same = pictures(m=24)
-    same = Pictures(same.good, {k: f.clone() for k, f in same.good.items()}, same.folds,
-                    same.folds, same.base, same.size)  # fmt: skip
-    tried = [o.model_copy(update={"layers": o.layers.replace("stride:8", "layer2")
-                                  .replace("stride:16", "layer3")})
-             for o in candidates(Options.parse({"image_size": "64"}))]  # fmt: skip
+    same = Pictures(
+        same.good,
+        {k: f.clone() for k, f in same.good.items()},
+        same.folds,
+        same.folds,
+        same.base,
+        same.size,
+    )
+    tried = [
+        o.model_copy(
+            update={"layers": o.layers.replace("stride:8", "layer2").replace("stride:16", "layer3")}
+        )
+        for o in candidates(Options.parse({"image_size": "64"}))
+    ]
     for scored in score_candidates(tried, [same], whole):
         np.testing.assert_allclose(scored.defects, scored.good, rtol=1e-3, atol=1e-6)
         assert scored.auroc == pytest.approx(0.5, abs=0.02)
 
 
 def test_candidates_of_equal_scores_are_one():
-    given = Options.parse({"layers": "layer3", "pooling": "stride:16", "image_size": "64",
-                           "pca_level": "0.9", "normalize": "none"})  # fmt: skip
+    given = Options.parse(
+        {
+            "layers": "layer3",
+            "pooling": "stride:16",
+            "image_size": "64",
+            "pca_level": "0.9",
+            "normalize": "none",
+        }
+    )
     found = score_candidates(candidates(given), [pictures()], whole)
     # of 4 x 4 cells, 2 %, 5 % and 10 % are 1, 1 and 2 of them
     assert [s.options.aggregate for s in found] == ["top:0.05", "top:0.1"]

@@ -88,21 +88,27 @@ SweepOptions = create_model(
     "SweepOptions",
     __base__=_Sweep,
     __doc__="Every option of a sweep: those of a training run, the categories and the grid.",
-    categories=(str, option(
-        "auto",
-        "Categories, each of which gets models of its own; auto is category.",
-        "auto, or names separated by commas, without / : % or quotes",
-        CATEGORIES,
-    )),
-    grid=(str, option(
-        "none",
-        "Options with their values, as pca_level=0.9,0.97;score=fre,nll; values that hold commas "
-        "themselves are separated by |.",
-        "none, or option=value,value;option=value",
-        r"^(none|\w+=[^;=]+(;\w+=[^;=]+)*;?)$",
-    )),
+    categories=(
+        str,
+        option(
+            "auto",
+            "Categories, each of which gets models of its own; auto is category.",
+            "auto, or names separated by commas, without / : % or quotes",
+            CATEGORIES,
+        ),
+    ),
+    grid=(
+        str,
+        option(
+            "none",
+            "Options with their values, as pca_level=0.9,0.97;score=fre,nll; values that hold "
+            "commas themselves are separated by |.",
+            "none, or option=value,value;option=value",
+            r"^(none|\w+=[^;=]+(;\w+=[^;=]+)*;?)$",
+        ),
+    ),
     **_FIELDS,
-)  # fmt: skip
+)
 
 
 def refuse_spark(engine: str, verb: str) -> None:

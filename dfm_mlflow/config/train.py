@@ -16,15 +16,36 @@ PRESETS: dict[str, dict[str, Any]] = {
     # large ones; cells of 32 pixels on both make one grid and average the noise of single positions
     # away; dividing by what held-out good pictures show there weighs layers and positions alike;
     # the mean of the top twentieth keeps a defect of a few cells from drowning in a good rest.
-    "default": {"backbone": "resnet18", "layers": "stride:8,stride:16", "pooling": "stride:32",
-                "image_size": "256", "aggregate": "top:0.05", "normalize": "position"},
-    "anomalib-0.3": {"backbone": "resnet18", "layers": "avgpool", "pooling": "1",
-                     "image_size": "256", "aggregate": "sum"},
-    "anomalib": {"backbone": "resnet18", "layers": "stride:16", "pooling": "2",
-                 "image_size": "256", "aggregate": "sum"},
-    "accurate": {"backbone": "efficientnet_b5", "layers": "features.6", "pooling": "2",
-                 "image_size": "456", "aggregate": "sum"},
-}  # fmt: skip
+    "default": {
+        "backbone": "resnet18",
+        "layers": "stride:8,stride:16",
+        "pooling": "stride:32",
+        "image_size": "256",
+        "aggregate": "top:0.05",
+        "normalize": "position",
+    },
+    "anomalib-0.3": {
+        "backbone": "resnet18",
+        "layers": "avgpool",
+        "pooling": "1",
+        "image_size": "256",
+        "aggregate": "sum",
+    },
+    "anomalib": {
+        "backbone": "resnet18",
+        "layers": "stride:16",
+        "pooling": "2",
+        "image_size": "256",
+        "aggregate": "sum",
+    },
+    "accurate": {
+        "backbone": "efficientnet_b5",
+        "layers": "features.6",
+        "pooling": "2",
+        "image_size": "456",
+        "aggregate": "sum",
+    },
+}
 _COMMON = {"resize": "stretch", "pca_level": "0.97", "score": "fre", "normalize": "none"}
 _LAYER = r"(stride:[1-9]\d*|[\w.]+)"
 
@@ -172,8 +193,11 @@ class Options(StrictOptions):
         42, "Seed of folds and random weights.", "a whole number from 0 to 2^32-1", ge=0, lt=2**32
     )
     registered_model: str = option(
-        "auto", "Registered model name; auto is dfm-<category>, none does not register.",
-        "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
+        "auto",
+        "Registered model name; auto is dfm-<category>, none does not register.",
+        "auto, none or a name without / : . % or quotes",
+        r"^[^/:.%\"']+$",
+    )
 
     # -- parsed views ------------------------------------------------------------------------------
 

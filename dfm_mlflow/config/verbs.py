@@ -12,8 +12,11 @@ class EvaluateOptions(StrictOptions):
     """Every option of an evaluation."""
 
     model: str = option(
-        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI", min_length=1)  # fmt: skip
+        ...,
+        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI",
+        min_length=1,
+    )
     data: str = option(
         "auto",
         "Pictures as for train, or a flat folder of unlabelled ones; auto is the model's own data.",
@@ -32,8 +35,11 @@ class ScoreOptions(StrictOptions):
     """Every option of scoring without a server."""
 
     model: str = option(
-        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI", min_length=1)  # fmt: skip
+        ...,
+        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI",
+        min_length=1,
+    )
     images: str = option(
         ...,
         "Pictures: a folder or s3:// prefix with all folders below it, or a pattern such as "
@@ -64,19 +70,28 @@ class CompareOptions(StrictOptions):
         0.95, "That all intervals hold at once.", "a number from 0.5 to below 1", ge=0.5, lt=1
     )
     min_images: int = option(
-        5, "Good, and defective, pictures that a comparison needs.",
-        "a whole number of at least 1", ge=1)  # fmt: skip
+        5,
+        "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1",
+        ge=1,
+    )
     output: str = option(
-        "none", "Write the table here, too, .csv or .md.", "none or a name with .csv or .md",
-        r"^(none|.+\.(csv|md))$")  # fmt: skip
+        "none",
+        "Write the table here, too, .csv or .md.",
+        "none or a name with .csv or .md",
+        r"^(none|.+\.(csv|md))$",
+    )
 
 
 class PromoteOptions(StrictOptions):
     """Every option of a promotion."""
 
     model: str = option(
-        ..., "Registered model, such as dfm-bottle.", "a registered model's name, without / or :",
-        r"^[^/:]+$")  # fmt: skip
+        ...,
+        "Registered model, such as dfm-bottle.",
+        "a registered model's name, without / or :",
+        r"^[^/:]+$",
+    )
     version: str = option(..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$")
     to: str = option(
         ...,
@@ -113,14 +128,25 @@ class PromoteOptions(StrictOptions):
         le=1,
     )
     min_images: int = option(
-        5, "Good, and defective, pictures that a comparison needs.",
-        "a whole number of at least 1", ge=1)  # fmt: skip
+        5,
+        "Good, and defective, pictures that a comparison needs.",
+        "a whole number of at least 1",
+        ge=1,
+    )
     max_slowdown: float = option(
-        1.5, "Time for a picture, as a multiple of the other version's.",
-        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+        1.5,
+        "Time for a picture, as a multiple of the other version's.",
+        "a number above 0",
+        gt=0,
+        allow_inf_nan=False,
+    )
     max_growth: float = option(
-        1.5, "Bytes of the model, as a multiple of the other version's.",
-        "a number above 0", gt=0, allow_inf_nan=False)  # fmt: skip
+        1.5,
+        "Bytes of the model, as a multiple of the other version's.",
+        "a number above 0",
+        gt=0,
+        allow_inf_nan=False,
+    )
 
     @field_validator("to")
     @classmethod
@@ -148,8 +174,11 @@ class RecalibrateOptions(StrictOptions):
     """Every option of a recalibration."""
 
     model: str = option(
-        ..., "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI", min_length=1)  # fmt: skip
+        ...,
+        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
+        "a model URI",
+        min_length=1,
+    )
     images: str = option(
         ...,
         "New good pictures that the model was never fitted to: a flat folder, or as for train.",
@@ -163,5 +192,8 @@ class RecalibrateOptions(StrictOptions):
         rf"^{CATEGORY}$",
     )
     registered_model: str = option(
-        "auto", "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes", r"^[^/:.%\"']+$")  # fmt: skip
+        "auto",
+        "Registered model name; auto is that of the model, none does not register.",
+        "auto, none or a name without / : . % or quotes",
+        r"^[^/:.%\"']+$",
+    )

@@ -93,9 +93,7 @@ class _Weights:
     def __init__(self, n: int, n_rows: int):
         self._weights, self._mahalanobis = np.zeros((n, n_rows)), np.zeros(n)
 
-    def set(
-        self, out: np.ndarray, rest: np.ndarray, found: tuple[np.ndarray, np.ndarray]
-    ) -> None:
+    def set(self, out: np.ndarray, rest: np.ndarray, found: tuple[np.ndarray, np.ndarray]) -> None:
         self._weights[np.ix_(out, rest)], self._mahalanobis[out] = found
 
     def of(self, rows: np.ndarray, x: np.ndarray) -> HeldOut:

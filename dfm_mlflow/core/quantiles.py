@@ -23,9 +23,7 @@ def lower_counts(values: np.ndarray, upper: int) -> np.ndarray:
     return np.bincount(bits[bits >> 16 == upper] & (HALF - 1), minlength=HALF)
 
 
-def quantile_of_counts(
-    q: float, upper: np.ndarray, lower: Callable[[int], np.ndarray]
-) -> float:
+def quantile_of_counts(q: float, upper: np.ndarray, lower: Callable[[int], np.ndarray]) -> float:
     """Linearly interpolated quantile, as ``np.quantile`` gives it for all values together.
 
     Parameters

@@ -119,8 +119,12 @@ class Subspace:
             whole = np.ascontiguousarray(array)  # torch takes no negative strides
             return xp.asarray(whole, dtype=x.dtype, device=device(x), copy=True)
 
-        return replace(self, mean=convert(self.mean), basis=convert(self.basis),
-                       variances=convert(self.variances))  # fmt: skip
+        return replace(
+            self,
+            mean=convert(self.mean),
+            basis=convert(self.basis),
+            variances=convert(self.variances),
+        )
 
     def _floored_variances(self) -> Any:
         # Probabilistic PCA lets no kept direction vary less than the noise.

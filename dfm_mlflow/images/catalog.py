@@ -17,8 +17,23 @@ from dfm_mlflow.images.mvtec import mvtec_ad
 from dfm_mlflow.images.storage import S3Folder, S3Object
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-MVTEC = ("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill",
-         "screw", "tile", "toothbrush", "transistor", "wood", "zipper")  # fmt: skip
+MVTEC = (
+    "bottle",
+    "cable",
+    "capsule",
+    "carpet",
+    "grid",
+    "hazelnut",
+    "leather",
+    "metal_nut",
+    "pill",
+    "screw",
+    "tile",
+    "toothbrush",
+    "transistor",
+    "wood",
+    "zipper",
+)
 ELPV = ("mono", "poly")
 
 
@@ -61,8 +76,7 @@ class Catalog:
         The same for the same pictures on disk and in S3.
         """
         rows = sorted(
-            f"{i.category}\0{i.split}\0{i.label}\0{self.contents[str(i.path)]}"
-            for i in self.items
+            f"{i.category}\0{i.split}\0{i.label}\0{self.contents[str(i.path)]}" for i in self.items
         )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 

@@ -183,8 +183,7 @@ def _meaning(image: Image.Image) -> tuple[int, bool]:
         return 65535, False
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS, (16,))[0]
-    return (2**bits - 1 if 8 < bits < 16 else 65535,
-            tags.get(_MEANING) == _WHITE_IS_ZERO)  # fmt: skip
+    return (2**bits - 1 if 8 < bits < 16 else 65535, tags.get(_MEANING) == _WHITE_IS_ZERO)
 
 
 @cache

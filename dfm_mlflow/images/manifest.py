@@ -53,8 +53,9 @@ def read_manifest(address: str, categories: tuple[str, ...]) -> list[Item]:
         if not any(r.category == category for r in wanted):
             classes = ", ".join(sorted({r.category for r in rows})) or "no rows at all"
             raise DataError(f"{address} has no rows of the class {category}: it has {classes}.")
-    places = [(r, _place(address, r.cells["path"]), _place(address, r.cells["mask"]))
-              for r in wanted]  # fmt: skip
+    places = [
+        (r, _place(address, r.cells["path"]), _place(address, r.cells["mask"])) for r in wanted
+    ]
     _refuse_repetition(address, [(row, path) for row, path, _ in places])
     remote = {p for _, *both in places for p in both if p and p.startswith(storage.SCHEME)}
     found = storage.find_all(sorted(remote))
@@ -92,14 +93,22 @@ def _rows(address: str, categories: tuple[str, ...]) -> Iterator[_Row]:
         for values in reader:
             cells = {c: (values.get(c) or "").strip() for c in REQUIRED + OPTIONAL}
             if None in values or None in values.values():
-                raise _wrong(address, reader.line_num, "the number of cells is not that of the "
-                             "header", "quote cells that hold a comma")  # fmt: skip
+                raise _wrong(
+                    address,
+                    reader.line_num,
+                    "the number of cells is not that of the header",
+                    "quote cells that hold a comma",
+                )
             _check_cells(address, reader.line_num, cells)
             category = cells["class"]
             if not category:
                 if len(categories) > 1:
-                    raise _wrong(address, reader.line_num, "the class is empty and several "
-                                 "categories are asked for", "name one of them")  # fmt: skip
+                    raise _wrong(
+                        address,
+                        reader.line_num,
+                        "the class is empty and several categories are asked for",
+                        "name one of them",
+                    )
                 category = categories[0]
             yield _Row(reader.line_num, cells, category)
     except csv.Error as error:
@@ -131,8 +140,11 @@ def _check_columns(address: str, columns: list[str]) -> None:
         raise DataError(f"The manifest {address} names a column twice: name each once.")
     others = [c for c in columns if c not in REQUIRED + OPTIONAL]
     if others:
-        _logger.warning("The manifest %s has further columns, which are not used: %s.",
-                        address, ", ".join(others))  # fmt: skip
+        _logger.warning(
+            "The manifest %s has further columns, which are not used: %s.",
+            address,
+            ", ".join(others),
+        )
 
 
 def _check_cells(address: str, line: int, cells: dict[str, str]) -> None:
@@ -143,9 +155,11 @@ def _check_cells(address: str, line: int, cells: dict[str, str]) -> None:
         raise _wrong(address, line, f"split={cells['split']}", "give train or test")
     if cells["split"] == "train" and cells["label"] != GOOD:
         raise _wrong(
-            address, line, f"a picture labelled {cells['label']} is to be trained on",
+            address,
+            line,
+            f"a picture labelled {cells['label']} is to be trained on",
             f"the model is fitted on pictures labelled {GOOD} alone; give split=test",
-        )  # fmt: skip
+        )
 
 
 def _place(address: str, cell: str) -> str:
@@ -166,8 +180,12 @@ def _refuse_repetition(address: str, places: list[tuple[_Row, str]]) -> None:
     for row, path in places:
         place = posixpath.normpath(path)
         if place in seen:
-            raise _wrong(address, row.line, f"{path} stands in line {seen[place]} already",
-                         "list each picture once")  # fmt: skip
+            raise _wrong(
+                address,
+                row.line,
+                f"{path} stands in line {seen[place]} already",
+                "list each picture once",
+            )
         seen[place] = row.line
 
 

@@ -162,8 +162,9 @@ def _fetch_rest(url: str, part: Path) -> bool:
         total = start + length if length else None
         left = length or max(ARCHIVE_BYTES - start, 0)
         _check_space(part.parent, left + UNPACKED_BYTES)
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="MVTec AD",
-                   disable=None)  # fmt: skip
+        bar = tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, desc="MVTec AD", disable=None
+        )
         with open(part, "ab" if start else "wb") as file, bar:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)

@@ -189,9 +189,10 @@ def noise(shape: tuple[int, ...], period: float, rng: Generator) -> np.ndarray:
         step = max(1.0, period / 2**octave)
         grid = rng.normal(size=[int(np.ceil(s / step)) + 3 for s in shape]).astype(np.float32)
         y, x = (np.arange(s, dtype=np.float32) / step + rng.random() + 0.5 for s in shape)
-        total += ndimage.map_coordinates(
-            grid, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest"
-        ) / 2**octave  # fmt: skip
+        total += (
+            ndimage.map_coordinates(grid, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+            / 2**octave
+        )
     return total * 0.6
 
 
@@ -281,8 +282,9 @@ def _distortion(
     y, x = np.mgrid[: here.shape[0], : here.shape[1]].astype(np.float32)
     y += reach * spot.alpha * (noise(_shape(spot), period, rng) + rng.choice([-1, 1]) * 0.7)
     x += reach * spot.alpha * (noise(_shape(spot), period, rng) + rng.choice([-1, 1]) * 0.7)
-    moved = [ndimage.map_coordinates(here[:, :, c], [y, x], order=1, mode="nearest")
-             for c in range(3)]  # fmt: skip
+    moved = [
+        ndimage.map_coordinates(here[:, :, c], [y, x], order=1, mode="nearest") for c in range(3)
+    ]
     return np.stack(moved, axis=2)
 
 

@@ -17,10 +17,23 @@ from dfm_mlflow.jobs.runs import find_run, read_scores
 
 _PARAMETERS = ("weights_id", "dfm_mlflow_version", "torch_version", "torchvision_version")
 # No timings: features from the cache, and what else the machine did, are no part of a model.
-_METRICS = ("image_auroc", "image_auroc_fre", "image_auroc_nll", "image_average_precision",
-            "image_f1", "precision", "recall", "false_positive_rate", "false_negative_rate",
-            "pixel_auroc", "pixel_aupro", "effective_fpr", "n_train", "n_test",
-            "model_megabytes")  # fmt: skip
+_METRICS = (
+    "image_auroc",
+    "image_auroc_fre",
+    "image_auroc_nll",
+    "image_average_precision",
+    "image_f1",
+    "precision",
+    "recall",
+    "false_positive_rate",
+    "false_negative_rate",
+    "pixel_auroc",
+    "pixel_aupro",
+    "effective_fpr",
+    "n_train",
+    "n_test",
+    "model_megabytes",
+)
 
 
 @dataclass(frozen=True)
@@ -217,12 +230,14 @@ def _table(runs: Sequence[Compared], comparisons: Sequence[Comparison]) -> pd.Da
     rows: dict[str, list[str]] = {
         "run": [r.run.info.run_name for r in runs],
         "run id": [r.run.info.run_id for r in runs],
-        "AUROC, shared": [_text(comparisons[0].champion), *(_text(c.challenger)
-                          for c in comparisons)],
+        "AUROC, shared": [
+            _text(comparisons[0].champion),
+            *(_text(c.challenger) for c in comparisons),
+        ],
         f"less {runs[0].letter}": ["", *(f"{c.difference:+.4f}" for c in comparisons)],
         "from": ["", *(f"{c.lower:+.4f}" for c in comparisons)],
         "to": ["", *(f"{c.upper:+.4f}" for c in comparisons)],
-    }  # fmt: skip
+    }
     metrics = [r.run.data.metrics for r in runs]
     defects = sorted({name for m in metrics for name in m if name.startswith("image_auroc/")})
     for name in (*_METRICS, *defects):
@@ -269,10 +284,16 @@ def _write(result: CompareResult, output: str) -> None:
     if path.suffix == ".csv":
         result.table.to_csv(draft)
     else:
-        cells = [["", *result.table.columns], ["---"] * (1 + len(result.table.columns)),
-                 *([name, *row] for name, row in zip(result.table.index,
-                                                     result.table.to_numpy().tolist(),
-                                                     strict=True))]  # fmt: skip
+        cells = [
+            ["", *result.table.columns],
+            ["---"] * (1 + len(result.table.columns)),
+            *(
+                [name, *row]
+                for name, row in zip(
+                    result.table.index, result.table.to_numpy().tolist(), strict=True
+                )
+            ),
+        ]
         lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
         draft.write_text("\n".join([*lines, "", *(f"- {s}" for s in result.sentences), ""]))
     draft.replace(path)

@@ -15,8 +15,16 @@ from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import FLAVOR_NAME
 
-_OF_FLAVOR = ("backbone", "layers", "image_size", "classes", "score", "format_version",
-              "dfm_mlflow_version", "sha256")  # fmt: skip
+_OF_FLAVOR = (
+    "backbone",
+    "layers",
+    "image_size",
+    "classes",
+    "score",
+    "format_version",
+    "dfm_mlflow_version",
+    "sha256",
+)
 
 
 def describe(uri: str) -> dict[str, Any]:
@@ -53,15 +61,19 @@ def describe(uri: str) -> dict[str, Any]:
         "created": model.utc_time_created,
         **_of_run(client, run_id),
         "weights": weights,
-        "dfm": {k: model.flavors[FLAVOR_NAME][k] for k in _OF_FLAVOR
-                if k in model.flavors[FLAVOR_NAME]},
+        "dfm": {
+            k: model.flavors[FLAVOR_NAME][k] for k in _OF_FLAVOR if k in model.flavors[FLAVOR_NAME]
+        },
         "calibration": (model.metadata or {}).get("calibration"),
         "recalibrated_from": (model.metadata or {}).get("recalibrated_from"),
         "promotion": promotion,
         "rollback": _by_alias(version, "rollback"),
-        "previous": {alias: texts["previous"] for alias, texts in promotion.items()
-                     if texts.get("previous", "none") != "none"},
-    }  # fmt: skip
+        "previous": {
+            alias: texts["previous"]
+            for alias, texts in promotion.items()
+            if texts.get("previous", "none") != "none"
+        },
+    }
 
 
 def find_model(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str]:
@@ -109,8 +121,13 @@ def _files(uri: str) -> tuple[Model, dict[str, str] | None]:
 
 
 def _of_run(client: MlflowClient, run_id: str | None) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"run": None, "experiment": None, "dataset": None,
-                               "git_commit": None, "metrics": {}}  # fmt: skip
+    nothing: dict[str, Any] = {
+        "run": None,
+        "experiment": None,
+        "dataset": None,
+        "git_commit": None,
+        "metrics": {},
+    }
     if not run_id:
         return nothing
     nothing["run"] = {"id": run_id, "name": None}
@@ -159,8 +176,11 @@ def in_words(found: dict[str, Any]) -> str:
         "recalibrated from": found["recalibrated_from"],
     }
     lines = [title, *(f"  {name:20s} {value}" for name, value in facts.items() if value)]
-    for heading, values in (("metrics", found["metrics"]),
-                            *_headed(found, "promotion"), *_headed(found, "rollback")):  # fmt: skip
+    for heading, values in (
+        ("metrics", found["metrics"]),
+        *_headed(found, "promotion"),
+        *_headed(found, "rollback"),
+    ):
         if values:
             lines += [heading, *(f"  {name:28s} {_text(v)}" for name, v in values.items())]
     return "\n".join(lines)

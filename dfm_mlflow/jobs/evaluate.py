@@ -86,8 +86,15 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         if model_id:  # the run's page names the model
             mlflow.MlflowClient().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
         mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
-        log_results(detector, catalog, evaluation, metrics, sentences, labelled=labelled,
-                    model_uri=options.model)  # fmt: skip
+        log_results(
+            detector,
+            catalog,
+            evaluation,
+            metrics,
+            sentences,
+            labelled=labelled,
+            model_uri=options.model,
+        )
     return EvaluateResult(run.info.run_id, metrics, sentences)
 
 

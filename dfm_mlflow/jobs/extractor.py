@@ -65,8 +65,17 @@ def build_extractor(
         cache, roi = FeatureCache() if options.cache else None, _load_roi(options.roi)
 
         def make(precision: str) -> Extractor:
-            return Extractor(backbone, options.size, options.resize, options.pooling_rule, device,
-                             precision, cache=cache, tile=options.tile_size, roi=roi)  # fmt: skip
+            return Extractor(
+                backbone,
+                options.size,
+                options.resize,
+                options.pooling_rule,
+                device,
+                precision,
+                cache=cache,
+                tile=options.tile_size,
+                roi=roi,
+            )
 
         extractor = make(choose_precision(options.precision, device))
         if half and sample:
@@ -75,20 +84,19 @@ def build_extractor(
                 extractor = candidate
     resolved = options.model_copy(
         update={
-            "layers": ",".join(backbone.layers), "device": str(device),
+            "layers": ",".join(backbone.layers),
+            "device": str(device),
             "precision": extractor.precision,
             "registered_model": options.model_name or "none",
         }
-    )  # fmt: skip
+    )
     _logger.info(
         "%s to %s on %s in %s", options.backbone, resolved.layers, device, extractor.precision
     )
     return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
 
 
-def _stands(
-    full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options
-) -> bool:
+def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options) -> bool:
     """Whether good pictures keep their scores in half precision."""
     try:
         change = precision_change(full, half, sample, float(options.pca_level), options.seed)
@@ -99,8 +107,11 @@ def _stands(
     _logger.info(
         "precision=auto takes %s: in %s held-out scores of good pictures change by %.2g of their "
         "spread, where %.2g is the limit.",
-        half.precision if stands else full.precision, half.precision, change, MAX_CHANGE,
-    )  # fmt: skip
+        half.precision if stands else full.precision,
+        half.precision,
+        change,
+        MAX_CHANGE,
+    )
     return stands
 
 

@@ -109,8 +109,11 @@ def load_candidate(client: MlflowClient, version: ModelVersion) -> Candidate:
 
 def unsafe_files(root: Path) -> list[str]:
     """List what of a model's folder could run as code when somebody loads it."""
-    found = [f"{f.relative_to(root)} (pickle)" for f in sorted(root.rglob("*"))
-             if f.is_file() and _is_pickle(f)]  # fmt: skip
+    found = [
+        f"{f.relative_to(root)} (pickle)"
+        for f in sorted(root.rglob("*"))
+        if f.is_file() and _is_pickle(f)
+    ]
     generic = Model.load(str(root)).flavors.get("python_function", {})
     if (root / "code").exists() or "code" in generic:
         found.append("code/")
@@ -182,9 +185,11 @@ def metrics_gate(
         return Gate("metrics", passed, sentence, {"image_auroc": float(area)})
     if "threshold" not in candidate.metrics:
         return Gate(
-            "metrics", False, f"The run of {candidate.name} has no metrics: train the model with "
-            "dfm-mlflow, or give data=<folder with test pictures>."
-        )  # fmt: skip
+            "metrics",
+            False,
+            f"The run of {candidate.name} has no metrics: train the model with "
+            "dfm-mlflow, or give data=<folder with test pictures>.",
+        )
     promised = candidate.detector.effective_fpr()
     passed = promised <= options.max_fpr
     n = min(len(c.calibration.scores) for c in candidate.detector.classes)
@@ -216,10 +221,11 @@ def comparison_gate(
         known = "image_auroc" in champion.metrics
         remedy = "give data=<folder with good and defective test pictures>"
         return Gate(
-            "comparison", not known,
+            "comparison",
+            not known,
             f"{n_good} good and {n_defective} defective test pictures compare nothing, and "
             f"{champion.name} was {f'tested on both: {remedy}' if known else 'not tested either'}.",
-        )  # fmt: skip
+        )
     found = compare_auroc(
         defective, scored["challenger"].to_numpy(float), scored["champion"].to_numpy(float)
     )

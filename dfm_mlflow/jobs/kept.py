@@ -135,9 +135,11 @@ def log_kept(folder: str) -> LogResult:
         client.log_inputs(run_id, kept.inputs.dataset_inputs)
         mlflow.log_artifacts(str(artifacts))
         info = log_model(
-            detector, name="model", metadata=model.metadata,
+            detector,
+            name="model",
+            metadata=model.metadata,
             input_example=model.load_input_example(model_folder),
-        )  # fmt: skip
+        )
         client.log_batch(run_id, metrics=[m for m in metrics if m.model_id is None])
         linked = {m.key: m.value for m in metrics if m.model_id}
         mlflow.log_metrics(linked, model_id=info.model_id)
@@ -163,7 +165,8 @@ def _read(root: Path) -> tuple[Run, Path, list[Metric]]:
             raise nothing
         (found,) = client.search_runs([experiment.experiment_id])
         run = client.get_run(found.info.run_id)
-        metrics = [m for key in run.data.metrics
-                   for m in client.get_metric_history(run.info.run_id, key)]  # fmt: skip
+        metrics = [
+            m for key in run.data.metrics for m in client.get_metric_history(run.info.run_id, key)
+        ]
         artifacts = _compat.download(artifact_uri=run.info.artifact_uri)
     return run, Path(artifacts), metrics

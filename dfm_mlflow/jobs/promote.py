@@ -111,8 +111,16 @@ def promote(options: PromoteOptions) -> PromoteResult:
         _record(decision | {"outcome": outcome, "sentence": str(error or "")}, gates)
         if error:
             raise error
-    return PromoteResult(run.info.run_id, options.model, options.version, options.to,
-                         before or NONE, outcome, gates, forced)  # fmt: skip
+    return PromoteResult(
+        run.info.run_id,
+        options.model,
+        options.version,
+        options.to,
+        before or NONE,
+        outcome,
+        gates,
+        forced,
+    )
 
 
 def run_gates(
@@ -206,10 +214,13 @@ def _decision(
         "reason": options.reason,
         "dry_run": options.dry_run,
         "forced": forced,
-        "limits": {k: v for k, v in options.model_dump().items() if isinstance(v, int | float)
-                   and not isinstance(v, bool)},
+        "limits": {
+            k: v
+            for k, v in options.model_dump().items()
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        },
         "gates": [asdict(gate) for gate in gates],
-    }  # fmt: skip
+    }
 
 
 def _act(

@@ -66,8 +66,11 @@ def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
     tags = {"dfm.category": category, "dfm.recalibrated_from": parent.uri}
     with run_of(f"recalibrate-{category}", tags) as run:
         mlflow.set_tag("dfm.recalibrated_from", parent.uri)  # in a run taken over too
-        parameters = {"resolved_model": parent.uri, "resolved_images": options.images,
-                      "resolved_category": category}  # fmt: skip
+        parameters = {
+            "resolved_model": parent.uri,
+            "resolved_images": options.images,
+            "resolved_category": category,
+        }
         log_parameters(run.info.run_id, parameters)
         log_dataset(catalog, "calibration")
         name = parent.name if options.registered_model == "auto" else options.registered_model

@@ -180,8 +180,15 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[str, str]) -> str:
     """Say in a few lines what a job found; the last is JSON for scripts."""
-    shown = ("image_auroc", "image_f1", "pixel_aupro", "precision", "recall",
-             "false_positive_rate", "threshold")  # fmt: skip
+    shown = (
+        "image_auroc",
+        "image_f1",
+        "pixel_aupro",
+        "precision",
+        "recall",
+        "false_positive_rate",
+        "threshold",
+    )
     lines = [f"{name:20s} {metrics[name]:.4g}" for name in shown if name in metrics]
     lines += [*sentences, *(f"{kind.removesuffix('_uri'):6s} {uri}" for kind, uri in where.items())]
     return "\n".join([*lines, json.dumps(dict(where))])

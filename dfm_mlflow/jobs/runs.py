@@ -44,8 +44,9 @@ def find_run(client: MlflowClient, asked: str) -> Run:
             ) from None
     quote = '"' if "'" in asked else "'"
     experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
-    named = client.search_runs(experiments, f"attributes.run_name = {quote}{asked}{quote}",
-                               max_results=5)  # fmt: skip
+    named = client.search_runs(
+        experiments, f"attributes.run_name = {quote}{asked}{quote}", max_results=5
+    )
     if len(named) == 1:
         return named[0]
     if named:

@@ -120,8 +120,9 @@ def sweep(options: SweepOptions) -> SweepResult:
                 if outage(error):
                     raise
                 failures[category] = _words(error)
-                book.fail(own, configurations, failures[category], {i for c, i in found
-                                                                    if c == category})  # fmt: skip
+                book.fail(
+                    own, configurations, failures[category], {i for c, i in found if c == category}
+                )
         tables = {name: table_of(found, categories, configurations, name) for name in TABLES}
         result = SweepResult(run.info.run_id, tables, failures, book.n_resumed)
         _log_tables(result)
@@ -165,8 +166,10 @@ class _Shared:
 
     def __init__(self, options: Sequence[Options], catalog: Catalog):
         self._catalog, first = catalog, options[0]
-        names = {n: layer_names(first.backbone, (n,), first.size)[0]
-                 for n in dict.fromkeys(n for o in options for n in o.layer_names)}  # fmt: skip
+        names = {
+            n: layer_names(first.backbone, (n,), first.size)[0]
+            for n in dict.fromkeys(n for o in options for n in o.layer_names)
+        }
         self._options = [
             o.model_copy(update={"layers": ",".join(names[n] for n in o.layer_names)})
             for o in options
@@ -185,9 +188,7 @@ class _Shared:
         if self._extractor.cache:
             self._extractor.cache.trim()
 
-    def evaluate(
-        self, numbers: Sequence[int]
-    ) -> Iterator[tuple[int, Options, dict[str, float]]]:
+    def evaluate(self, numbers: Sequence[int]) -> Iterator[tuple[int, Options, dict[str, float]]]:
         """Give the number of each configuration, its options, and its metrics."""
         pairs = sorted(zip(numbers, self._options, strict=True), key=lambda p: _part(p[1], _FIT))
         for _, same in itertools.groupby(pairs, key=lambda p: _part(p[1], _FIT)):
@@ -198,8 +199,10 @@ class _Shared:
     ) -> Iterator[tuple[int, Options, dict[str, float]]]:
         first = pairs[0][1]
         features = self._features(self._train, first)
-        grids = [Grid((c, h, w), self._extractor.roi_cells((h, w)))
-                 for _, c, h, w in (f.shape for f in features)]  # fmt: skip
+        grids = [
+            Grid((c, h, w), self._extractor.roi_cells((h, w)))
+            for _, c, h, w in (f.shape for f in features)
+        ]
         groups = groups_of(first.group_by, self._items)
         fitted = fit_layers(features, groups, grids, first)
         raw = None
@@ -218,16 +221,21 @@ class _Shared:
     def _features(self, extraction: Extraction, options: Options) -> list[torch.Tensor]:
         have = dict(zip(self._extractor.backbone.layers, extraction.features, strict=False))
         rule, size = options.pooling_rule, options.size
-        return [pool(have[n], kernel_of(rule, self._base, have[n], size))
-                for n in options.layer_names if n in have]  # fmt: skip
+        return [
+            pool(have[n], kernel_of(rule, self._base, have[n], size))
+            for n in options.layer_names
+            if n in have
+        ]
 
     @staticmethod
     @torch.inference_mode()
     def _raw(
         layers: Sequence[LayerModel], features: Sequence[torch.Tensor], grids: Sequence[Grid]
     ) -> RawScores:
-        parts = [raw_scores(layers, [f[i : i + CHUNK] for f in features], grids)
-                 for i in range(0, len(features[0]), CHUNK)]  # fmt: skip
+        parts = [
+            raw_scores(layers, [f[i : i + CHUNK] for f in features], grids)
+            for i in range(0, len(features[0]), CHUNK)
+        ]
         return RawScores(
             [torch.cat([p.maps[j] for p in parts]) for j in range(len(layers))],
             torch.cat([p.fre for p in parts]),
@@ -243,8 +251,9 @@ class _Shared:
         if raw is not None:
             model = detector.classes[0].on(self._extractor.device)
             scored = finish_scores(model, raw, detector.grids, detector.options)
-            for i, row in zip(kept, detector.decide([scored], detector.options.fpr)[0],
-                              strict=True):  # fmt: skip
+            for i, row in zip(
+                kept, detector.decide([scored], detector.options.fpr)[0], strict=True
+            ):
                 rows[i] = row
         about = {
             "category": [i.category for i in items],
@@ -263,8 +272,9 @@ def _part(options: Options, names: Sequence[str]) -> str:
 
 
 def _child_key(options: Options, catalog: Catalog) -> str:
-    return _digest([options.model_dump(exclude={"cache", "data"}), catalog.digest,
-                    dfm_mlflow.__version__])  # fmt: skip
+    return _digest(
+        [options.model_dump(exclude={"cache", "data"}), catalog.digest, dfm_mlflow.__version__]
+    )
 
 
 def _digest(value: object) -> str:

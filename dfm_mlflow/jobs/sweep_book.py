@@ -40,9 +40,12 @@ class Book:
         return child.data.metrics
 
     def log(
-        self, options: Options, configuration: Mapping[str, str], key: str,
+        self,
+        options: Options,
+        configuration: Mapping[str, str],
+        key: str,
         metrics: Mapping[str, float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Log one child in few requests."""
         child, now = self._create(options, configuration), int(time.time() * 1000)
         self._client.log_batch(
@@ -54,9 +57,12 @@ class Book:
         self._client.set_terminated(child)
 
     def fail(
-        self, given: Sequence[Options], configurations: Sequence[Mapping[str, str]], why: str,
+        self,
+        given: Sequence[Options],
+        configurations: Sequence[Mapping[str, str]],
+        why: str,
         done: set[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Log the children of a category that are not there, with the reason."""
         for i, (options, configuration) in enumerate(zip(given, configurations, strict=True)):
             if i in done:
@@ -100,8 +106,10 @@ def table_of(
     rows = {}
     for i, configuration in enumerate(configurations):
         values = [found.get((c, i), {}).get(metric, np.nan) for c in categories]
-        rows[label_of(configuration)] = [float(np.nanmean(values)) if not np.isnan(values).all()
-                                       else np.nan, *values]  # fmt: skip
+        rows[label_of(configuration)] = [
+            float(np.nanmean(values)) if not np.isnan(values).all() else np.nan,
+            *values,
+        ]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["Avg", *categories])
     table.index.name = "configuration"
     return table

@@ -39,8 +39,16 @@ from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor
 
 # Options that tell runs of one preset apart.
-_NAMED = ("layers", "pooling", "image_size", "resize", "pca_level", "score", "aggregate",
-          "normalize")  # fmt: skip
+_NAMED = (
+    "layers",
+    "pooling",
+    "image_size",
+    "resize",
+    "pca_level",
+    "score",
+    "aggregate",
+    "normalize",
+)
 MAX_BAD_SHARE = 0.05  # of the training pictures; above it something is wrong with the folder
 
 _logger = logging.getLogger(__name__)
@@ -105,8 +113,9 @@ def _train(options: Options, resolved: Options) -> TrainResult:
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
-        result = fit_and_register(run.info.run_id, name, tags, resolved, catalog, extractor,
-                                  weights)  # fmt: skip
+        result = fit_and_register(
+            run.info.run_id, name, tags, resolved, catalog, extractor, weights
+        )
     if extractor.cache:
         extractor.cache.trim()
     return result
@@ -217,9 +226,7 @@ def _log(fitted: _Fitted, catalog: Catalog, dataset: Dataset) -> str:
     metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
     mlflow.log_metrics(metrics, model_id=info.model_id, dataset=dataset)
     mlflow.set_tag("calibration", " ".join(sentences))
-    log_results(
-        detector, catalog, fitted.evaluation, metrics, sentences, model_uri=info.model_uri
-    )
+    log_results(detector, catalog, fitted.evaluation, metrics, sentences, model_uri=info.model_uri)
     log_golden(detector, fitted.items, catalog.test)
     return info.model_uri
 

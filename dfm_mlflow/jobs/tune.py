@@ -206,16 +206,23 @@ def _draw(
     sources = np.resize(np.arange(len(order)), len(dealt))
     inside = _inside(extractor, good.sizes)
     drawn = list(
-        draw_all(_network_inputs(extractor, [order[i] for i in sources]), dealt, options.seed,
-                 [inside[i] for i in sources])
-    )  # fmt: skip
+        draw_all(
+            _network_inputs(extractor, [order[i] for i in sources]),
+            dealt,
+            options.seed,
+            [inside[i] for i in sources],
+        )
+    )
     defects = extractor.extract([picture for picture, _ in drawn], progress="synthetic defects")
     layers = extractor.backbone.layers
     pictures = Pictures(
         dict(zip(layers, good.features, strict=True)),
         dict(zip(layers, defects.features, strict=True)),
-        folds, folds[sources], base, extractor.size,
-    )  # fmt: skip
+        folds,
+        folds[sources],
+        base,
+        extractor.size,
+    )
     shown = {plan: (plan, *pair) for plan, pair in zip(dealt, drawn, strict=True)}
     return pictures, dealt, list(shown.values())
 
@@ -241,18 +248,14 @@ def _network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.
         yield from pool.map(load, items)
 
 
-def _without_padding(
-    extractor: Extractor, pixels: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
+def _without_padding(extractor: Extractor, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     parts = extractor.filled_part(size)
     high, wide = (round(s * part) for s, part in zip(extractor.size, parts, strict=True))
     top, left = (extractor.size[0] - high) // 2, (extractor.size[1] - wide) // 2
     return pixels[top : top + high, left : left + wide]
 
 
-def _inside(
-    extractor: Extractor, sizes: Sequence[tuple[int, int]]
-) -> list[np.ndarray | None]:
+def _inside(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray | None]:
     if extractor.roi is None:
         return [None] * len(sizes)
     seen: list[np.ndarray | None] = []
@@ -301,13 +304,19 @@ def _log_candidates(run: mlflow.ActiveRun, found: Search) -> None:
         options = found.scored[cast(int, i)].options
         name = ", ".join(getattr(options, field) for field in SEARCHED)
         tags = {
-            MLFLOW_PARENT_RUN_ID: run.info.run_id, MLFLOW_RUN_NAME: name,
-            "dfm.job": "tune-candidate", "dfm.category": options.category,
-            "dfm.place": str(place), "dfm.chosen": str(bool(row["chosen"])).lower(),
-        }  # fmt: skip
+            MLFLOW_PARENT_RUN_ID: run.info.run_id,
+            MLFLOW_RUN_NAME: name,
+            "dfm.job": "tune-candidate",
+            "dfm.category": options.category,
+            "dfm.place": str(place),
+            "dfm.chosen": str(bool(row["chosen"])).lower(),
+        }
         child = client.create_run(run.info.experiment_id, tags=tags).info.run_id
-        metrics = [Metric(str(key), float(value), now, 0) for key, value in row.items()
-                   if str(key).startswith("synthetic_auroc")]  # fmt: skip
+        metrics = [
+            Metric(str(key), float(value), now, 0)
+            for key, value in row.items()
+            if str(key).startswith("synthetic_auroc")
+        ]
         params = [Param(f"resolved_{key}", str(getattr(options, key))) for key in _COMPARED]
         client.log_batch(child, metrics=metrics, params=params)
         client.set_terminated(child)

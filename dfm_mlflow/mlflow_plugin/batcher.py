@@ -205,8 +205,9 @@ class Batcher:
                 return
             _logger.warning(
                 "A batch of %d requests failed (%s) and is run one by one.",
-                len(jobs), type(error).__name__,
-            )  # fmt: skip
+                len(jobs),
+                type(error).__name__,
+            )
         # outside the handler: what the failed batch held in memory is free by now
         for job in jobs:
             self._serve([job])

@@ -92,8 +92,11 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
         sizes = Counter(size for size in found if size)
         if len(sizes) > _MOST_SIZES:
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-            shown: dict[str, Any] = {"different": len(sizes), "smallest": _text(ordered[0]),
-                                     "largest": _text(ordered[-1])}  # fmt: skip
+            shown: dict[str, Any] = {
+                "different": len(sizes),
+                "smallest": _text(ordered[0]),
+                "largest": _text(ordered[-1]),
+            }
         else:
             shown = {_text(size): n for size, n in sizes.most_common()}
         counts = Counter(f"{i.category}/{i.split}/{i.label}" for i in items)
@@ -129,12 +132,17 @@ class ImageFolderEvaluationDataset(EvaluationDataset):
 
         self.pictures = pictures
         items = pictures.to_score
-        table = pd.DataFrame({"image": [str(i.path) for i in items],
-                              "label": [i.label for i in items]})  # fmt: skip
-        super().__init__(table,  # type: ignore[no-untyped-call]  # MLflow's
-                         targets="label" if pictures.labelled else None, path=path,
-                         name=pictures.name, digest=pictures.digest,
-                         feature_names=["image"])  # fmt: skip
+        table = pd.DataFrame(
+            {"image": [str(i.path) for i in items], "label": [i.label for i in items]}
+        )
+        super().__init__(
+            table,  # type: ignore[no-untyped-call]  # MLflow's
+            targets="label" if pictures.labelled else None,
+            path=path,
+            name=pictures.name,
+            digest=pictures.digest,
+            feature_names=["image"],
+        )
 
     @property
     def features_data(self) -> "pd.DataFrame":

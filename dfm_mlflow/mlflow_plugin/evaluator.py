@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from dfm_mlflow.images.item import Item
 
 MODEL_TYPE = "dfm"
-_REMEDY = ("give a pandas DataFrame with the bytes of pictures in a column 'image', or "
-           "mlflow.data.from_image_folder(...)")  # fmt: skip
+_REMEDY = (
+    "give a pandas DataFrame with the bytes of pictures in a column 'image', or "
+    "mlflow.data.from_image_folder(...)"
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -110,8 +112,14 @@ class DfmEvaluator(ModelEvaluator):
         with _catalog_of(dataset, detector) as (catalog, items):
             evaluation, metrics, sentences = measure(detector, items, labelled)
             if extra_metrics:
-                metrics |= _extra(extra_metrics, evaluation.table, predictions or "anomaly_score",
-                                  metrics, labelled, evaluator_config or {})  # fmt: skip
+                metrics |= _extra(
+                    extra_metrics,
+                    evaluation.table,
+                    predictions or "anomaly_score",
+                    metrics,
+                    labelled,
+                    evaluator_config or {},
+                )
             for sentence in sentences:
                 _logger.info(sentence)
             mlflow.set_tag("calibration", " ".join(sentences))

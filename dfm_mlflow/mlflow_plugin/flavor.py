@@ -28,9 +28,21 @@ DATA = "dfm"
 WHEELS = "wheels"
 # MLflow lets a user override only the keys that a model was saved with.
 MODEL_CONFIG: dict[str, Any] = ServingSettings().model_dump()
-_THIRD_PARTY = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "pillow",
-                "imagecodecs", "simplejpeg", "pydantic", "safetensors", "array-api-compat",
-                "tqdm")  # fmt: skip
+_THIRD_PARTY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "pillow",
+    "imagecodecs",
+    "simplejpeg",
+    "pydantic",
+    "safetensors",
+    "array-api-compat",
+    "tqdm",
+)
 
 
 def get_default_pip_requirements(backbone: str | None = None) -> list[str]:

@@ -68,9 +68,12 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Pyfu
     extractor = detector.extractor
     _logger.info(
         "dfm model on %s in %s, batches of %d, %d threads a forward pass, warm after %.1f s",
-        extractor.device, extractor.precision, extractor.batch_size,
-        network_threads(settings, extractor.device), time.perf_counter() - start,
-    )  # fmt: skip
+        extractor.device,
+        extractor.precision,
+        extractor.batch_size,
+        network_threads(settings, extractor.device),
+        time.perf_counter() - start,
+    )
     calm_request_threads(settings, extractor.device)
     return model
 

@@ -235,9 +235,17 @@ class Extractor:
         return hashlib.sha256(f"{self.fingerprint}\0{digest}".encode()).hexdigest()
 
     def _make_fingerprint(self) -> str:
-        parts = [_CACHE_VERSION, self.backbone.fingerprint(), self.backbone.layers, self.size,
-                 self.resize, self.pooling, self.precision, self.device.type,
-                 self.tile]  # fmt: skip
+        parts = [
+            _CACHE_VERSION,
+            self.backbone.fingerprint(),
+            self.backbone.layers,
+            self.size,
+            self.resize,
+            self.pooling,
+            self.precision,
+            self.device.type,
+            self.tile,
+        ]
         if self.roi is not None:
             parts += [self.roi.shape, np.packbits(self.roi).tobytes()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -53,7 +53,10 @@ def _fuse(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module] | Non
     if type(norm) is nn.BatchNorm2d:
         return fuse_conv_bn_eval(conv, norm), nn.Identity()
     if type(norm).__name__ == "BatchNormAct2d":  # timm's, with dropout and activation inside
-        after = [m for m in (norm.drop, norm.act)
-                 if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)]  # fmt: skip
+        after = [
+            m
+            for m in (norm.drop, norm.act)
+            if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
+        ]
         return fuse_conv_bn_eval(conv, norm), nn.Sequential(*after) if after else nn.Identity()
     return None

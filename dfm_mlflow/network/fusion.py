@@ -41,14 +41,27 @@ class FusedConvolution(nn.Module):
         out: Tensor
         if other is None:
             out = operation(
-                x, self.weight, self.bias, *self.geometry,
-                self.activation or "none", self.constants, "",
-            )  # fmt: skip
+                x,
+                self.weight,
+                self.bias,
+                *self.geometry,
+                self.activation or "none",
+                self.constants,
+                "",
+            )
         else:
             out = operation.binary(
-                x, other, self.weight, self.bias, *self.geometry,
-                "add", 1.0, self.activation, self.constants, "",
-            )  # fmt: skip
+                x,
+                other,
+                self.weight,
+                self.bias,
+                *self.geometry,
+                "add",
+                1.0,
+                self.activation,
+                self.constants,
+                "",
+            )
         return out
 
 
@@ -164,6 +177,10 @@ def _is_plain_convolution(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _is_pool(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     pool = modules.get(str(node.target)) if node.op == "call_module" else None
     return type(pool) is nn.MaxPool2d and (
-        pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode,
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.dilation,
+        pool.ceil_mode,
         pool.return_indices,
-    ) == (3, 2, 1, 1, False, False)  # fmt: skip
+    ) == (3, 2, 1, 1, False, False)

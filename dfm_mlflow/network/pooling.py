@@ -34,8 +34,10 @@ def kernel_of(rule: Rule, base: Rule, features: Tensor, size: tuple[int, int]) -
         return 1, 1
     high, wide = features.shape[2:]
     if isinstance(rule, str):
-        kernel = [max(1, round(_pixels(rule) * cells / pixels))
-                  for cells, pixels in zip((high, wide), size, strict=True)]  # fmt: skip
+        kernel = [
+            max(1, round(_pixels(rule) * cells / pixels))
+            for cells, pixels in zip((high, wide), size, strict=True)
+        ]
     else:
         kernel = [rule, rule]
     return min(kernel[0], high), min(kernel[1], wide)

@@ -41,8 +41,9 @@ def run_tiles(
                     grid = [s // step for s in size]
                     whole[name] = output.new_zeros((len(inputs), output.shape[1], *grid))
                 y, x = _given(top, rows, side, step), _given(left, columns, side, step)
-                target = whole[name][:, :, top // step : (top + side) // step,
-                                     left // step : (left + side) // step]  # fmt: skip
+                target = whole[name][
+                    :, :, top // step : (top + side) // step, left // step : (left + side) // step
+                ]
                 target[:, :, y:, x:] = output[:, :, y:, x:]
     return whole
 

@@ -71,9 +71,12 @@ def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
         choices = ", ".join(PREFIX + p for p in published)
         raise WeightsError(
             f"{name} names no published weights: "
-            + (f"name one of {choices}, or give weights=<file>." if choices else
-               "timm has none for this model, give weights=<file>.")
-        )  # fmt: skip
+            + (
+                f"name one of {choices}, or give weights=<file>."
+                if choices
+                else "timm has none for this model, give weights=<file>."
+            )
+        )
     config = timm.get_pretrained_cfg(model)
     _logger.info("The licence of the weights of %s: %s", name, config.license or "not stated")
     try:

@@ -70,9 +70,11 @@ def fit_class_in_passes(
         mine = folds[block.index]
         return score_maps(maps, [u[mine] for u in usual], nothing, grids, options)
 
-    scores = _nll(held, subspaces) if options.score == "nll" else np.concatenate(
-        list(held.each(lambda block: scored(block)[0].numpy()))
-    )  # fmt: skip
+    scores = (
+        _nll(held, subspaces)
+        if options.score == "nll"
+        else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
+    )
     calibration = Calibration.of(scores, len(np.unique(folds[folds >= 0])), options.tail)
 
     def inside(block: HeldOutBlock) -> np.ndarray:
@@ -144,8 +146,9 @@ def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
         whole = reduce(_Sums.merge, parts)
         return usual_of(torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how)
 
-    others = [divisor([part for other, part in sums.items() if other != f])
-              for f in range(max(sums) + 1)]  # fmt: skip
+    others = [
+        divisor([part for other, part in sums.items() if other != f]) for f in range(max(sums) + 1)
+    ]
     return divisor(list(sums.values())), torch.stack(others)
 
 

@@ -130,10 +130,9 @@ class _Layer:
         """Subspaces of all rows and of those without each fold, iterated side by side."""
         rows, numbers = self.rows, self.fold_numbers
         apart = self.passes.total(
-            lambda b: {f: Summary.of(x) for f in numbers
-                       if len(x := rows.of_fold(b, f))},
+            lambda b: {f: Summary.of(x) for f in numbers if len(x := rows.of_fold(b, f))},
             by_key,
-        )  # fmt: skip
+        )
         without = {
             f: reduce(Summary.merge, [part for other, part in apart.items() if other != f])
             for f in [None, *apart]
@@ -159,8 +158,10 @@ class _Layer:
 
             def shares(block: Block, sent: dict[Any, Any] = sent) -> dict[int | None, np.ndarray]:
                 x, folds = rows.of(block), rows.folds[block.index]
-                return {f: contribution(x if f is None else x[folds != f], mean, directions)
-                        for f, (mean, directions) in sent.items()}  # fmt: skip
+                return {
+                    f: contribution(x if f is None else x[folds != f], mean, directions)
+                    for f, (mean, directions) in sent.items()
+                }
 
             products = self.passes.total(shares, lambda a, b: {f: a[f] + b[f] for f in a})
             for f, iteration in group.items():

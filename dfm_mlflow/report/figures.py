@@ -23,12 +23,22 @@ from dfm_mlflow.images.item import GOOD
 _INK = "#1f2933"
 _RIGHT, _WRONG, _PLAIN = "#3b82c4", "#e8710a", "#8a94a3"  # told apart on white and on black
 _STYLE: dict[Any, Any] = {
-    "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
-    "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "axes.titlesize": 10, "font.size": 9, "legend.frameon": False,
-    "legend.fontsize": 8, "text.parse_math": False,  # a defect may be called $x$
-    "svg.fonttype": "none", "svg.hashsalt": "dfm",
-}  # fmt: skip
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # a defect may be called $x$
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dfm",
+}
 _MOST_ROWS, _MOST_LINES, _BINS = 14, 6, 50
 
 
@@ -95,8 +105,13 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
         kinds = [(wrong.isna(), _PLAIN), (wrong == False, _RIGHT), (wrong == True, _WRONG)]  # noqa: E712
         there = [(scores[mine.to_numpy(bool)], colour) for mine, colour in kinds if mine.any()]
         # one outline a kind: a rectangle a bar would be most of the page
-        axis.hist([v for v, _ in there], bins, stacked=True, histtype="stepfilled",
-                  color=[colour for _, colour in there])  # fmt: skip
+        axis.hist(
+            [v for v, _ in there],
+            bins,
+            stacked=True,
+            histtype="stepfilled",
+            color=[colour for _, colour in there],
+        )
         axis.set_ylim(bottom=0)
         if axis is not axes[-1]:
             axis.tick_params(bottom=False, which="both")
@@ -111,8 +126,15 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
         axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes[-1].xaxis.set_minor_formatter(NullFormatter())
     if threshold is not None:
-        axes[0].text(threshold, 1.02, f"threshold {threshold:.4g}", ha="center", va="bottom",
-                     transform=axes[0].get_xaxis_transform(), fontsize=8)  # fmt: skip
+        axes[0].text(
+            threshold,
+            1.02,
+            f"threshold {threshold:.4g}",
+            ha="center",
+            va="bottom",
+            transform=axes[0].get_xaxis_transform(),
+            fontsize=8,
+        )
     beyond = "; the last bar holds all beyond it" if values.max() > top else ""
     axes[-1].set_xlabel(f"anomaly score{beyond}")
 
@@ -123,8 +145,11 @@ def score_rows(
     """Take the rows of one class: held-out good, test good, each defect (rarest ones together)."""
     mine = detector.classes[detector.class_names.index(name)].calibration
     limit = mine.threshold(detector.options.fpr)
-    rows = {f"held-out good ({len(mine.scores)})": pd.DataFrame(
-        {"anomaly_score": mine.scores, "wrong": mine.scores > limit})}  # fmt: skip
+    rows = {
+        f"held-out good ({len(mine.scores)})": pd.DataFrame(
+            {"anomaly_score": mine.scores, "wrong": mine.scores > limit}
+        )
+    }
     table = table[(table["category"] == name) | (len(detector.classes) == 1)]
     good = table["label"].isin([GOOD, "unlabelled"])
     labels = list(table.loc[~good, "label"].value_counts().index)
@@ -157,10 +182,20 @@ def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) ->
         false_rate, true_rate, _ = roc_curve(truth, scores)
         axes.plot(false_rate, true_rate, label=label, **style)
     if "recall" in metrics and "false_positive_rate" in metrics:
-        axes.plot(metrics["false_positive_rate"], metrics["recall"], "o", color=_WRONG,
-                  clip_on=False, zorder=5, label="at the threshold")  # fmt: skip
-    axes.set(xlabel="false-positive rate", ylabel="recall",
-             title=f"ROC, AUROC {metrics['image_auroc']:.3f}")  # fmt: skip
+        axes.plot(
+            metrics["false_positive_rate"],
+            metrics["recall"],
+            "o",
+            color=_WRONG,
+            clip_on=False,
+            zorder=5,
+            label="at the threshold",
+        )
+    axes.set(
+        xlabel="false-positive rate",
+        ylabel="recall",
+        title=f"ROC, AUROC {metrics['image_auroc']:.3f}",
+    )
     _frame(axes, "lower right")
 
 
@@ -171,8 +206,15 @@ def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[st
         precision, recall, _ = precision_recall_curve(truth, scores)
         axes.plot(recall, precision, label=label, **style)
     if "recall" in metrics and "precision" in metrics:
-        axes.plot(metrics["recall"], metrics["precision"], "o", color=_WRONG, clip_on=False,
-                  zorder=5, label="at the threshold")  # fmt: skip
+        axes.plot(
+            metrics["recall"],
+            metrics["precision"],
+            "o",
+            color=_WRONG,
+            clip_on=False,
+            zorder=5,
+            label="at the threshold",
+        )
     area = metrics["image_average_precision"]
     axes.set(xlabel="recall", ylabel="precision", title=f"precision-recall, AP {area:.3f}")
     _frame(axes, "lower left")
@@ -206,17 +248,34 @@ def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame
     inner = np.clip(promised, 1e-6, 1 - 1e-6)
     chance = beta(inner * weight, (1 - inner) * weight)
     axes = figure.add_subplot()
-    axes.fill_between(promised, chance.ppf(0.025), chance.ppf(0.975), color=_PLAIN, alpha=0.3,
-                      lw=0, label="95 % of chance")  # fmt: skip
+    axes.fill_between(
+        promised,
+        chance.ppf(0.025),
+        chance.ppf(0.975),
+        color=_PLAIN,
+        alpha=0.3,
+        lw=0,
+        label="95 % of chance",
+    )
     axes.plot([0, 1], [0, 1], color=_PLAIN, lw=0.8, linestyle=":")
     measured = np.searchsorted(p_values, promised + 1e-12, side="right") / n
     axes.step(promised, measured, where="post", color=_RIGHT, lw=2, label=f"{n} pictures")
     works = detector.effective_fpr()
-    axes.plot(works, np.mean(p_values <= works + 1e-12), "o", color=_WRONG, clip_on=False,
-              zorder=5, label="at the threshold")  # fmt: skip
+    axes.plot(
+        works,
+        np.mean(p_values <= works + 1e-12),
+        "o",
+        color=_WRONG,
+        clip_on=False,
+        zorder=5,
+        label="at the threshold",
+    )
     unlabelled = (table["label"] != GOOD).any()
-    axes.set(xlabel="promised false-positive rate", title="promised and measured",
-             ylabel="flagged" if unlabelled else "measured on good pictures")  # fmt: skip
+    axes.set(
+        xlabel="promised false-positive rate",
+        title="promised and measured",
+        ylabel="flagged" if unlabelled else "measured on good pictures",
+    )
     _frame(axes, "lower right")
 
 

@@ -78,22 +78,40 @@ def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]
     promise = f"at most {percent(detector.effective_fpr())}"
     if table["defective"].isna().all():
         return [
-            _rate("flagged pictures", "of all, without labels", f"{promise} of good ones",
-                  flagged.sum(), len(flagged), "without labels nothing is known of defects")
-        ]  # fmt: skip
+            _rate(
+                "flagged pictures",
+                "of all, without labels",
+                f"{promise} of good ones",
+                flagged.sum(),
+                len(flagged),
+                "without labels nothing is known of defects",
+            )
+        ]
     bad = table["defective"].to_numpy(bool)
     found = []
     if not bad.all():
         k, n = int((~bad & flagged).sum()), int((~bad).sum())
         found.append(
-            _rate("false-positive rate", "overkill: good pictures that are flagged", promise, k, n,
-                  _judgement(detector, k, n))
-        )  # fmt: skip
+            _rate(
+                "false-positive rate",
+                "overkill: good pictures that are flagged",
+                promise,
+                k,
+                n,
+                _judgement(detector, k, n),
+            )
+        )
     if bad.any():
         found.append(
-            _rate("false-negative rate", "escapes: defective pictures that pass", "no promise",
-                  (bad & ~flagged).sum(), bad.sum(), "no defect was seen in fitting or calibration")
-        )  # fmt: skip
+            _rate(
+                "false-negative rate",
+                "escapes: defective pictures that pass",
+                "no promise",
+                (bad & ~flagged).sum(),
+                bad.sum(),
+                "no defect was seen in fitting or calibration",
+            )
+        )
     return found
 
 
@@ -126,9 +144,11 @@ def _judgement(detector: AnomalyDetector, k: int, n: int) -> str:
             f"broken: chance alone gives so many in {percent(chance)} of cases; the test pictures "
             "differ from the good ones that were fitted"
         )
-    return "kept" if k / n <= detector.effective_fpr() else (
+    if k / n <= detector.effective_fpr():
+        return "kept"
+    return (
         f"kept, as far as {n} pictures can tell: chance gives so many in {percent(chance)} of cases"
-    )  # fmt: skip
+    )
 
 
 def percent(share: float) -> str:

@@ -53,9 +53,16 @@ class Recipe:
     def of(cls, extractor: Extractor, options: Options) -> "Recipe":
         """Write down an extractor."""
         backbone = extractor.backbone
-        return cls(options.model_dump_json(), backbone.layers, save(backbone.state()),
-                   extractor.roi, str(extractor.device), extractor.precision,
-                   backbone.fingerprint(), dfm_mlflow.__version__)  # fmt: skip
+        return cls(
+            options.model_dump_json(),
+            backbone.layers,
+            save(backbone.state()),
+            extractor.roi,
+            str(extractor.device),
+            extractor.precision,
+            backbone.fingerprint(),
+            dfm_mlflow.__version__,
+        )
 
     def __hash__(self) -> int:
         return hash((self.fingerprint, self.options))
@@ -63,8 +70,11 @@ class Recipe:
     def __eq__(self, other: object) -> bool:
         mine = (self.fingerprint, self.options, self.device, self.precision)
         return isinstance(other, Recipe) and mine == (
-            other.fingerprint, other.options, other.device, other.precision
-        )  # fmt: skip
+            other.fingerprint,
+            other.options,
+            other.device,
+            other.precision,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -76,9 +86,15 @@ def _extractor(recipe: Recipe) -> Extractor:
         options.backbone, recipe.layers, options.size, folded=load(recipe.state)
     )
     return Extractor(
-        backbone, options.size, options.resize, options.pooling_rule,
-        choose_device(recipe.device), recipe.precision, tile=options.tile_size, roi=recipe.roi,
-    )  # fmt: skip
+        backbone,
+        options.size,
+        options.resize,
+        options.pooling_rule,
+        choose_device(recipe.device),
+        recipe.precision,
+        tile=options.tile_size,
+        roi=recipe.roi,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +201,9 @@ def fit_on_spark(
         context = _context(spark)
         recipe = Recipe.of(extractor, options)
         names = list(dict.fromkeys(item.category for item in items))
-        places = {name: [i for i, item in enumerate(items) if item.category == name]
-                  for name in names}  # fmt: skip
+        places = {
+            name: [i for i, item in enumerate(items) if item.category == name] for name in names
+        }
         passes, kept = {}, {}
         errors: dict[int, str] = {}
         for name, mine in places.items():
@@ -269,8 +286,7 @@ def _overview(passes: SparkPasses) -> tuple[list[int], dict[int, str], list[tupl
     kept = sorted(int(i) for index, _, _ in blocks for i in index)
     errors = {i: why for _, bad, _ in blocks for i, why in bad.items()}
     shapes = next((s for index, _, s in blocks if len(index)), [])
-    _logger.info("%d pictures extracted in %d partitions", len(kept),
-                 passes.rdd.getNumPartitions())  # fmt: skip
+    _logger.info("%d pictures extracted in %d partitions", len(kept), passes.rdd.getNumPartitions())
     return kept, errors, shapes
 
 

@@ -66,10 +66,17 @@ def _detector(bundle: Bundle) -> AnomalyDetector:
 
 
 def _row(part: Part) -> tuple[int, str, list[str], list[str], list[int]]:
-    remote = [s if isinstance(s, S3Object) else S3Object(str(Path(s).absolute()), "", -1)
-              for s in part.sources]  # fmt: skip
-    return (part.number, part.name, [s.uri for s in remote], [s.etag for s in remote],
-            [s.size for s in remote])  # fmt: skip
+    remote = [
+        s if isinstance(s, S3Object) else S3Object(str(Path(s).absolute()), "", -1)
+        for s in part.sources
+    ]
+    return (
+        part.number,
+        part.name,
+        [s.uri for s in remote],
+        [s.etag for s in remote],
+        [s.size for s in remote],
+    )
 
 
 def _part(row: Any) -> Part:

@@ -39,9 +39,37 @@ MODULE = "tests.campaigns.artifacts"
 FORMAT1 = Path(__file__).parents[1] / "fixtures/format1"
 MOST_BYTES = 256 << 20
 MOST_SECONDS = 10.0
-WRONG = (None, True, False, 0, -1, 1, 2, 1.5, -1.0, 1e300, 1e-320, math.nan, math.inf, 2**31, 2**63,
-         2**70, "", "auto", "none", "nll", "x" * 100_000, "../../etc/passwd", "\0", "é", [], {},
-         [1], {"a": 1}, [[[[[]]]]])  # fmt: skip
+WRONG = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    1.5,
+    -1.0,
+    1e300,
+    1e-320,
+    math.nan,
+    math.inf,
+    2**31,
+    2**63,
+    2**70,
+    "",
+    "auto",
+    "none",
+    "nll",
+    "x" * 100_000,
+    "../../etc/passwd",
+    "\0",
+    "é",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    [[[[[]]]]],
+)
 KINDS = (np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, bool)
 
 
@@ -95,8 +123,10 @@ def outcome(given: tuple[str, dict[str, bytes], bool]) -> str:
 
 @cache
 def _files(model: str) -> dict[str, bytes]:
-    return {name: (FORMAT1 / model / "dfm" / name).read_bytes()
-            for name in (DETECTOR, STATISTICS, BACKBONE)}  # fmt: skip
+    return {
+        name: (FORMAT1 / model / "dfm" / name).read_bytes()
+        for name in (DETECTOR, STATISTICS, BACKBONE)
+    }
 
 
 @cache

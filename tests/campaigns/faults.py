@@ -30,8 +30,13 @@ import dfm_mlflow
 from ..conftest import write_category
 
 MODEL = "dfm-stripes"
-OPTIONS = ("--category=stripes", "--weights=random", "--image-size=64", "--layers=layer1",
-           "--backbone=resnet18")  # fmt: skip
+OPTIONS = (
+    "--category=stripes",
+    "--weights=random",
+    "--image-size=64",
+    "--layers=layer1",
+    "--backbone=resnet18",
+)
 TIMED = ("seconds", "images_per_second", "megabytes")  # parts of names of metrics that vary
 
 
@@ -47,9 +52,11 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (f"{self.kills} kills ({self.finished} after the end), {len(self.faults)} faults; "
-                f"{self.empty_models} registered names without a version, {self.temporary} "
-                "temporary files in the stated places")  # fmt: skip
+        return (
+            f"{self.kills} kills ({self.finished} after the end), {len(self.faults)} faults; "
+            f"{self.empty_models} registered names without a version, {self.temporary} "
+            "temporary files in the stated places"
+        )
 
 
 class Place:
@@ -63,21 +70,38 @@ class Place:
         # MLflow makes the tables of a new store one by one, and cannot open one half made
         shutil.copy(empty_store, root / "work/mlflow.db")
         with contextlib.closing(sqlite3.connect(root / "work/mlflow.db")) as base, base:
-            base.execute("UPDATE experiments SET artifact_location = ?",
-                         [str(root / "work/mlruns/0")])  # fmt: skip
+            base.execute(
+                "UPDATE experiments SET artifact_location = ?", [str(root / "work/mlruns/0")]
+            )
         self.uri = f"sqlite:///{root / 'work/mlflow.db'}"
 
     def start(self, *before: str, **environment: str) -> subprocess.Popen:
         """Start a training run, under another command where one is given."""
-        command = [*before, sys.executable, "-m", "dfm_mlflow", "train", *OPTIONS,
-                   f"--data={self.root / 'data'}"]  # fmt: skip
-        given = {"MLFLOW_TRACKING_URI": self.uri, "DFM_CACHE_HOME": str(self.root / "cache"),
-                 "TMPDIR": str(self.root / "tmp"), "HOME": str(self.root / "home"),
-                 "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+        command = [
+            *before,
+            sys.executable,
+            "-m",
+            "dfm_mlflow",
+            "train",
+            *OPTIONS,
+            f"--data={self.root / 'data'}",
+        ]
+        given = {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "DFM_CACHE_HOME": str(self.root / "cache"),
+            "TMPDIR": str(self.root / "tmp"),
+            "HOME": str(self.root / "home"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
         return subprocess.Popen(
-            command, cwd=self.root / "work", env={**os.environ, **given, **environment},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=self.root / "work",
+            env={**os.environ, **given, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def run(self, *before: str, **environment: str) -> str:
         """Train to the end; gives why it failed, or nothing."""
@@ -102,8 +126,11 @@ class Place:
         """Files that lie anywhere else."""
         known = {"mlflow.db", "mlflow.db-journal", "mlflow.db-wal", "mlflow.db-shm", "mlruns"}
         here = [p for p in (self.root / "work").iterdir() if p.name not in known]
-        cached = [p for p in (self.root / "cache").rglob("*") if p.is_file()
-                  and p.suffix != ".safetensors" and not p.name.startswith(".tmp-")]  # fmt: skip
+        cached = [
+            p
+            for p in (self.root / "cache").rglob("*")
+            if p.is_file() and p.suffix != ".safetensors" and not p.name.startswith(".tmp-")
+        ]
         return here + cached
 
     def versions(self) -> list:
@@ -145,8 +172,11 @@ def kill_runs(kills: int, seed: int, root: Path, empty_store: Path) -> Tally:
         if why := place.run():
             found.append(f"the next run failed: {why}")
         else:
-            found += [f"{k} is {v}, not {metrics[k]}" for k, v in place.metrics().items()
-                      if not np.isclose(v, metrics[k], rtol=1e-5)]  # fmt: skip
+            found += [
+                f"{k} is {v}, not {metrics[k]}"
+                for k, v in place.metrics().items()
+                if not np.isclose(v, metrics[k], rtol=1e-5)
+            ]
             found += _look(place, features, tally)
         tally.faults += [f"kill {i} after {moment:.1f} s: {what}" for what in found]
         if not found:

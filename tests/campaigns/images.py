@@ -64,8 +64,9 @@ def serve_all(requests: int, seed: int, folder: Path) -> tuple[Counter, list[str
             status, answer = post(url, _records([first, data, last]))
             counts["slowest, s"] = max(counts["slowest, s"], round(time.monotonic() - begin))
             rows = answer["predictions"] if status == 200 else []
-            if len(rows) != 3 or not np.allclose([rows[0]["anomaly_score"],
-                                                  rows[2]["anomaly_score"]], want, rtol=1e-4):
+            if len(rows) != 3 or not np.allclose(
+                [rows[0]["anomaly_score"], rows[2]["anomaly_score"]], want, rtol=1e-4
+            ):
                 faults.append(f"request {i}: {status} {str(answer)[:300]}")
                 return
             counts["scored" if rows[1]["error"] is None else "refused"] += 1

@@ -31,8 +31,16 @@ from .mutation import picture
 MOST_GROWTH = 0.05  # of memory, from the second quarter to the last
 MOST_PING = 1.0  # seconds
 _TIMEOUT = 120
-KINDS = ("picture", "noise", "no json", "huge length", "wrong type", "goes away", "goes away later",
-         "method")  # fmt: skip
+KINDS = (
+    "picture",
+    "noise",
+    "no json",
+    "huge length",
+    "wrong type",
+    "goes away",
+    "goes away later",
+    "method",
+)
 
 
 @dataclass
@@ -71,11 +79,13 @@ class Tally:
     def __str__(self) -> str:
         memory = self.megabytes or [0]
         pings = self.pings or [0]
-        return (f"{sum(self.statuses.values())} good requests {dict(self.statuses)}, "
-                f"{sum(self.garbage.values())} others; memory {memory[0]:.0f} MB at first, "
-                f"{max(memory):.0f} at most, {memory[-1]:.0f} at last, growth {self.growth:.1%}; "
-                f"{len(pings)} pings, median {np.median(pings) * 1000:.0f} ms, at most "
-                f"{max(pings) * 1000:.0f} ms")  # fmt: skip
+        return (
+            f"{sum(self.statuses.values())} good requests {dict(self.statuses)}, "
+            f"{sum(self.garbage.values())} others; memory {memory[0]:.0f} MB at first, "
+            f"{max(memory):.0f} at most, {memory[-1]:.0f} at last, growth {self.growth:.1%}; "
+            f"{len(pings)} pings, median {np.median(pings) * 1000:.0f} ms, at most "
+            f"{max(pings) * 1000:.0f} ms"
+        )
 
 
 class Campaign:
@@ -124,8 +134,11 @@ class Campaign:
 
     def _client(self, number: int, end: float, garbage: float) -> None:
         rng = random.Random(f"{self.seed}/{number}")
-        bodies = {(i, form): self.body(i, form) for i in range(len(self.images))
-                  for form in ("parquet", "json")}  # fmt: skip
+        bodies = {
+            (i, form): self.body(i, form)
+            for i in range(len(self.images))
+            for form in ("parquet", "json")
+        }
         connection = self._connect()
         n = 0
         while time.monotonic() < end:
@@ -215,8 +228,10 @@ class Campaign:
     def _go_away(self, rng: random.Random, kind: str) -> str:
         body, mime = self.body(0, "parquet")
         with socket.create_connection((self.host, self.port), timeout=_TIMEOUT) as sock:
-            head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {mime}\r\n" \
-                   f"Content-Length: {len(body)}\r\n\r\n"  # fmt: skip
+            head = (
+                f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {mime}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
             whole = head.encode() + body
             sock.sendall(whole if kind == "goes away later" else whole[: rng.randrange(len(whole))])
             time.sleep(rng.uniform(0, 0.1))
@@ -224,16 +239,20 @@ class Campaign:
 
     def _promise_much(self) -> str:
         with socket.create_connection((self.host, self.port), timeout=_TIMEOUT) as sock:
-            sock.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
-                         b"\r\nContent-Length: 999999999999\r\n\r\n{")  # fmt: skip
+            sock.sendall(
+                b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+                b"\r\nContent-Length: 999999999999\r\n\r\n{"
+            )
             time.sleep(0.1)
         return "left"
 
     def _send_slowly(self) -> None:
         """Send a whole request, a hundredth a second, over and over."""
         body, mime = self.body(0, "parquet")
-        head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {mime}\r\n" \
-               f"Content-Length: {len(body)}\r\n\r\n"  # fmt: skip
+        head = (
+            f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: {mime}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         whole = head.encode() + body
         step = len(whole) // 100 + 1
         while not self._over.is_set():
@@ -343,14 +362,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        tally, ended = run(Path(name), seconds=given.seconds, clients=given.clients,
-                           garbage=given.garbage, slow=given.slow, seed=given.seed,
-                           ended=16)  # fmt: skip
-    garbage = {f"{kind}: {status}": n for (kind, status), n in sorted(
-        tally.garbage.items(), key=str)}  # fmt: skip
+        tally, ended = run(
+            Path(name),
+            seconds=given.seconds,
+            clients=given.clients,
+            garbage=given.garbage,
+            slow=given.slow,
+            seed=given.seed,
+            ended=16,
+        )
+    garbage = {
+        f"{kind}: {status}": n for (kind, status), n in sorted(tally.garbage.items(), key=str)
+    }
     wrong = tally.judge()
-    print(tally, f"others: {garbage}", f"SIGTERM with 16 requests under way: {dict(ended)}",
-          *wrong, sep="\n")  # fmt: skip
+    print(
+        tally,
+        f"others: {garbage}",
+        f"SIGTERM with 16 requests under way: {dict(ended)}",
+        *wrong,
+        sep="\n",
+    )
     sys.exit(bool(wrong))
 
 

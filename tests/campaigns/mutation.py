@@ -9,8 +9,29 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-INTERESTING = (0, 1, 2, 7, 8, 15, 16, 31, 32, 64, 127, 128, 255, 256, 32767, 32768, 65535,
-               2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1)  # fmt: skip
+INTERESTING = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    15,
+    16,
+    31,
+    32,
+    64,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    2**24 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+)
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -29,8 +50,10 @@ def seeds() -> dict[str, bytes]:
     wide = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
     turned = Image.Exif()
     turned[0x0112] = 6
-    found = {f"png {mode}": encode(rgb.convert(mode), "PNG")
-             for mode in ("1", "L", "P", "RGB", "RGBA", "LA")}  # fmt: skip
+    found = {
+        f"png {mode}": encode(rgb.convert(mode), "PNG")
+        for mode in ("1", "L", "P", "RGB", "RGBA", "LA")
+    }
     found |= {
         "png 16 bit": encode(wide, "PNG"),
         "png rotated": encode(rgb, "PNG", exif=turned),

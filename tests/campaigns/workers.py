@@ -34,14 +34,14 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (f"{self.inputs} inputs: {self.accepted} accepted, {self.refused} refused, "
-                f"{len(self.faults)} faults; at most {self.seconds:.2f} s and "
-                f"{self.megabytes:.0f} MB for one")  # fmt: skip
+        return (
+            f"{self.inputs} inputs: {self.accepted} accepted, {self.refused} refused, "
+            f"{len(self.faults)} faults; at most {self.seconds:.2f} s and "
+            f"{self.megabytes:.0f} MB for one"
+        )
 
 
-def work(
-    start: int, stop: int, most_bytes: int, name_of: Callable, outcome_of: Callable
-) -> None:
+def work(start: int, stop: int, most_bytes: int, name_of: Callable, outcome_of: Callable) -> None:
     """Try the inputs of some numbers; one line of JSON before and after each.
 
     Parameters
@@ -66,10 +66,18 @@ def work(
             outcome = outcome_of(given)
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
-        print(json.dumps({
-            "end": i, "name": name, "outcome": outcome[:300],
-            "seconds": time.process_time() - begin, "bytes": _status("VmHWM") - before,
-        }), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "end": i,
+                    "name": name,
+                    "outcome": outcome[:300],
+                    "seconds": time.process_time() - begin,
+                    "bytes": _status("VmHWM") - before,
+                }
+            ),
+            flush=True,
+        )
 
 
 def _status(key: str) -> int:
@@ -86,13 +94,19 @@ def run_all(
     tally, place = Tally(), 0
     while place < inputs:
         stop = min(place + _EACH, inputs)
-        command = [sys.executable, "-m", module, "--worker", str(place), str(stop),
-                   "--seed", str(seed)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            module,
+            "--worker",
+            str(place),
+            str(stop),
+            "--seed",
+            str(seed),
+        ]
         with (
             tempfile.TemporaryFile() as errors,
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT
-            ) as process,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT) as process,
         ):
             place, failed = _listen(process, tally, place, most_bytes, most_seconds)
             if failed:

@@ -45,8 +45,16 @@ def test_metrics_of_a_small_example():
     assert ranking["image_auroc"] == pytest.approx(5 / 6)
     assert ranking["image_f1_max"] == pytest.approx(0.8)
     decided = decision_metrics(defective, scores > 3.5)
-    assert decided == {"image_f1": 0.5, "precision": 0.5, "recall": 0.5,
-                       "false_positive_rate": 1 / 3, "false_negative_rate": 0.5}  # fmt: skip
+    assert decided == {
+        "image_f1": 0.5,
+        "precision": 0.5,
+        "recall": 0.5,
+        "false_positive_rate": 1 / 3,
+        "false_negative_rate": 0.5,
+    }
     assert ranking_metrics(defective[:3], scores[:3]) == {}
     assert set(decision_metrics(defective[:3], scores[:3] > 3)) == {
-        "image_f1", "precision", "false_positive_rate"}  # fmt: skip
+        "image_f1",
+        "precision",
+        "false_positive_rate",
+    }

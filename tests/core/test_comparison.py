@@ -94,8 +94,7 @@ def test_pairing_makes_the_interval_narrow():
     defective, one, _ = scored(rng, 100, 100)
     near = one + 0.01 * rng.normal(size=200)
     apart = scored(np.random.default_rng(3), 100, 100)[1]
-    widths = [f.upper - f.lower
-              for f in (compare_auroc(defective, one, s) for s in (near, apart))]  # fmt: skip
+    widths = [f.upper - f.lower for f in (compare_auroc(defective, one, s) for s in (near, apart))]
     assert widths[0] < widths[1] / 10
 
 

@@ -134,8 +134,9 @@ def test_a_constant_shift_costs_its_digits_and_no_more(seed, shift):
     parameters = {"n_components": 0.9, "noise": "in-sample"}
     reference = DFM(**parameters).fit(x).nll(new)
     # at 1e6 a float64 keeps 1e-10 of each value
-    np.testing.assert_allclose(DFM(**parameters).fit(x + shift).nll(new + shift), reference,
-                               rtol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        DFM(**parameters).fit(x + shift).nll(new + shift), reference, rtol=1e-6
+    )
 
 
 def test_torch_tensors_give_the_same_numbers():

@@ -150,6 +150,12 @@ def test_constant_features_are_normal():
 def test_count_is_the_smallest_that_reaches_the_level():
     spectrum = np.array([4.0, 3.0, 2.0, 1.0])
     assert [choose_k(spectrum, q, 4) for q in (0.01, 0.4, 0.41, 0.7, 0.9, 1.0)] == [
-        1, 1, 2, 2, 3, 4]  # fmt: skip
+        1,
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]
     assert choose_k(spectrum, 3, 4) == 3
     assert choose_k(spectrum, 9, 4, strict=False) == 4

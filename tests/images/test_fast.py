@@ -73,8 +73,10 @@ def test_rows_are_stored_as_they_were(mode, side, worth):
     np.testing.assert_array_equal(decode_image(bytes(stored)), decode_image(data))
     assert inflate.with_stored_rows(data, n + 1) is None
     with Image.open(io.BytesIO(data)) as image:
-        assert (fast._decode_png(data, n)[:, :].reshape(side, side, -1)
-                == np.asarray(image).reshape(side, side, -1)).all()  # fmt: skip
+        assert (
+            fast._decode_png(data, n)[:, :].reshape(side, side, -1)
+            == np.asarray(image).reshape(side, side, -1)
+        ).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,8 +97,15 @@ def test_png_pixels_are_pillow_s(mode, shape, seed):
 def test_jpeg_pixels_are_within_two_levels_of_pillow_s(
     mode, shape, seed, quality, sampling, progressive
 ):
-    data = encoded(mode, shape, seed, format="JPEG", quality=quality, subsampling=sampling,
-                   progressive=progressive)  # fmt: skip
+    data = encoded(
+        mode,
+        shape,
+        seed,
+        format="JPEG",
+        quality=quality,
+        subsampling=sampling,
+        progressive=progressive,
+    )
     expected = by_pillow(data, pytest.MonkeyPatch.context)
     assert np.abs(expected.astype(int) - decode_image(data)).max() <= 2
 

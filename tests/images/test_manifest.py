@@ -48,8 +48,11 @@ def test_only_rows_of_the_asked_categories_are_used(manifest):
     rows += "missing.png,train,good,,c,\n"  # not asked for, so not looked at
     address = manifest(rows)
     assert [i.path.name for i in load_catalog(address, ["b"]).items] == [
-        "1.png", "3.png", "5.png", "7.png"
-    ]  # fmt: skip
+        "1.png",
+        "3.png",
+        "5.png",
+        "7.png",
+    ]
     assert [i.category for i in load_catalog(address, ["b", "a"]).items] == list("abababab")
     with pytest.raises(DataError, match=r"no rows of the class d: it has a, b, c\."):
         load_catalog(address, ["d"])
@@ -130,8 +133,10 @@ def test_local_rows_and_rows_in_s3_side_by_side(s3_store, manifest, tmp_path):
     rows = GOOD_ROWS + f"{uris[0]},train,good,,,\n{uris[1]},test,hole,{uris[2]},,\n"
     catalog = load_catalog(manifest(rows), ["a"])
     assert [str(i.path) for i in catalog.items] == [
-        str(tmp_path / "0.png"), str(tmp_path / "1.png"), *uris[:2]
-    ]  # fmt: skip
+        str(tmp_path / "0.png"),
+        str(tmp_path / "1.png"),
+        *uris[:2],
+    ]
     assert catalog.items[3].mask.read_bytes() == bytes([2])
 
 

@@ -31,8 +31,11 @@ def special(name, kind, target=""):
 
 
 GOOD = [(f"bottle/train/good/{i:03d}.png", bytes([i]) * 100) for i in range(3)]
-GOOD += [("bottle/test/broken/000.png", b"b"), ("bottle/ground_truth/broken/000_mask.png", b"m"),
-         ("readme.txt", b"r")]  # fmt: skip
+GOOD += [
+    ("bottle/test/broken/000.png", b"b"),
+    ("bottle/ground_truth/broken/000_mask.png", b"m"),
+    ("readme.txt", b"r"),
+]
 ARCHIVE = archive_of(GOOD)
 
 
@@ -202,8 +205,12 @@ def test_offline_it_says_what_to_do(home, mirror, monkeypatch, offline):
     with pytest.raises(DataError) as caught:
         load_catalog("mvtec_ad", ["bottle"])
     said = str(caught.value)
-    for words in (f"not at {home}/mvtec_ad", str(home / mvtec.NAME), "DFM_MVTEC_URL",
-                  "data=<folder>"):  # fmt: skip
+    for words in (
+        f"not at {home}/mvtec_ad",
+        str(home / mvtec.NAME),
+        "DFM_MVTEC_URL",
+        "data=<folder>",
+    ):
         assert words in said
     assert len(mirror.ranges) <= 1  # what is not there is not asked for again
     assert left_in(home) == set()
@@ -232,8 +239,11 @@ def test_a_mirror_on_a_disk(home, mirror, monkeypatch, tmp_path):
 
 def test_a_full_disk_and_an_unwritable_home_are_one_sentence(home, mirror, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "extract", lambda *a, **k: (_ for _ in ()).throw(
-            OSError(28, "No space left on device")))  # fmt: skip
+        patch.setattr(
+            tarfile.TarFile,
+            "extract",
+            lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(DataError, match="cannot be put there .*No space left"):
             mvtec_ad()
     assert left_in(home) == {f"{mvtec.NAME}.part"}  # whole; it need not be fetched again

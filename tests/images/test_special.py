@@ -32,13 +32,30 @@ def header(width, height, depth=8, colour=2):
 
 
 def png(*heads, rows=b"", more=b""):
-    return b"".join((b"\x89PNG\r\n\x1a\n", *heads, more, chunk(b"IDAT", zlib.compress(rows)),
-                     chunk(b"IEND", b"")))  # fmt: skip
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            *heads,
+            more,
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        )
+    )
 
 
 def tiff(width, height, bits, data, meaning=1, **tags):
-    given = {256: width, 257: height, 258: bits, 259: 1, 262: meaning, 273: 200, 277: 1,
-             278: height, 279: len(data), **{int(k[1:]): v for k, v in tags.items()}}  # fmt: skip
+    given = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: meaning,
+        273: 200,
+        277: 1,
+        278: height,
+        279: len(data),
+        **{int(k[1:]): v for k, v in tags.items()},
+    }
     out = b"II*\0" + struct.pack("<IH", 8, len(given))
     for tag in sorted(given):
         out += struct.pack("<HHII", tag, 4, 1, given[tag])
@@ -172,9 +189,14 @@ def no_size():
 
 
 def other_formats():
-    for data in (encode(RGB, "GIF"), b"\0\0\0\x18ftypheic" + b"\0" * 40, b"%PDF-1.7 ",
-                 b"<svg><image href='file:///etc/passwd'/></svg>", b"https://example.com/a.png",
-                 b"/etc/passwd"):  # fmt: skip
+    for data in (
+        encode(RGB, "GIF"),
+        b"\0\0\0\x18ftypheic" + b"\0" * 40,
+        b"%PDF-1.7 ",
+        b"<svg><image href='file:///etc/passwd'/></svg>",
+        b"https://example.com/a.png",
+        b"/etc/passwd",
+    ):
         refused(data, "not a picture in one of the formats")
 
 
@@ -228,9 +250,11 @@ CASES = {
     "16-bit colour PNG": colour_16_bit,
     "32-bit grey TIFF, 0 to 65535": grey_32_bit,
     "32-bit grey TIFF beyond": lambda: refused(
-        tiff(1, 1, 32, struct.pack("<I", 65536)), "outside 0 to 65535"),
+        tiff(1, 1, 32, struct.pack("<I", 65536)), "outside 0 to 65535"
+    ),
     "floating-point TIFF": lambda: refused(
-        encode(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"),
+        encode(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"
+    ),
     "palette": palette,
     "CMYK": cmyk,
     "alpha, or a transparent colour": alpha,
@@ -249,7 +273,7 @@ CASES = {
     "JPEG of very many scans": scans,
     "PNG or JPEG of more than 20,000 parts": parts,
     "PNG with two headers": two_headers,
-}  # fmt: skip
+}
 
 
 def rows_of_the_table():

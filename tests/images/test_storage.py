@@ -69,10 +69,15 @@ def test_the_same_catalog_from_a_folder_and_from_s3(s3_store, mvtec_like):
 
     def facts(catalog, root):
         return [
-            (str(i.path).removeprefix(root), i.category, i.split, i.label,
-             i.mask and str(i.mask).removeprefix(root))
+            (
+                str(i.path).removeprefix(root),
+                i.category,
+                i.split,
+                i.label,
+                i.mask and str(i.mask).removeprefix(root),
+            )
             for i in catalog.items
-        ]  # fmt: skip
+        ]
 
     assert facts(remote, uri) == facts(local, str(mvtec_like))
     assert remote.digest == local.digest
@@ -125,8 +130,11 @@ def test_a_store_that_stays_overloaded_ends_in_one_sentence(s3_store, pauses):
 
 def test_a_broken_body_goes_on_where_it_broke(s3_store, pauses):
     found = object_of(s3_store.put("x.png", BYTES))
-    s3_store.faults = [("GET", "x.png", ("cut", 100_000)), ("GET", "x.png", ("cut", 150_000)),
-                       ("GET", "x.png", "503")]  # fmt: skip
+    s3_store.faults = [
+        ("GET", "x.png", ("cut", 100_000)),
+        ("GET", "x.png", ("cut", 150_000)),
+        ("GET", "x.png", "503"),
+    ]
     assert found.read_bytes() == BYTES
     starts = [int(h["Range"][6:].split("-")[0]) for h in s3_store.gets("x.png")]
     assert starts[0] == 0

@@ -64,8 +64,11 @@ def test_sizes_are_ordered_and_strong_is_more_than_faint():
     image = texture(np.random.default_rng(0), size=128)
 
     def drawn(size, strength):
-        pairs = [draw_defect(image, Plan(kind, size, strength), np.random.default_rng(i))
-                 for kind in KINDS for i in range(12)]  # fmt: skip
+        pairs = [
+            draw_defect(image, Plan(kind, size, strength), np.random.default_rng(i))
+            for kind in KINDS
+            for i in range(12)
+        ]
         areas = [mask.mean() for _, mask in pairs]
         changes = [np.abs(p.astype(int) - image)[m].mean() for p, m in pairs]
         return np.median(areas), np.mean(changes)
@@ -99,8 +102,9 @@ def test_defects_of_grey_pictures_are_grey():
 
 def test_a_region_without_pixels_is_refused():
     with pytest.raises(DataError, match="no pixel"):
-        draw_defect(coloured(16, 16), plans(1)[0], np.random.default_rng(0),
-                    inside=np.zeros((16, 16), bool))  # fmt: skip
+        draw_defect(
+            coloured(16, 16), plans(1)[0], np.random.default_rng(0), inside=np.zeros((16, 16), bool)
+        )
 
 
 def test_noise_is_about_0():

@@ -15,8 +15,13 @@ from dfm_mlflow.jobs.train import train
 
 from ..conftest import texture
 
-SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes",
-         "registered_model": "none"}  # fmt: skip
+SMALL = {
+    "weights": "random",
+    "image_size": "64",
+    "backbone": "resnet18",
+    "category": "stripes",
+    "registered_model": "none",
+}
 
 
 def pictures(folder, n, defect=False, seed=0):
@@ -40,11 +45,10 @@ def zoo(tmp_path_factory, mvtec_like):
     given = {
         "good": {"data": str(mvtec_like)},
         "twin": {"data": str(mvtec_like), "seed": "1"},
-        "large": {"data": str(mvtec_like), "image_size": "160",
-                  "layers": "layer2,layer3,layer4"},
+        "large": {"data": str(mvtec_like), "image_size": "160", "layers": "layer2,layer3,layer4"},
         "bad": {"data": str(root / "bad")},
         "untested": {"data": str(mvtec_like / "stripes/train/good")},
-    }  # fmt: skip
+    }
     previous, here = mlflow.get_tracking_uri(), os.getcwd()
     uri = f"sqlite:///{root / 'mlflow.db'}"
     os.chdir(root)
@@ -52,8 +56,9 @@ def zoo(tmp_path_factory, mvtec_like):
     runs = {name: train(Options.parse(SMALL | more)) for name, more in given.items()}
     os.chdir(here)
     mlflow.set_tracking_uri(previous)
-    return SimpleNamespace(root=root, uri=uri, runs=runs, mixed=str(root / "mixed"),
-                           clean=str(mvtec_like))  # fmt: skip
+    return SimpleNamespace(
+        root=root, uri=uri, runs=runs, mixed=str(root / "mixed"), clean=str(mvtec_like)
+    )
 
 
 @pytest.fixture
@@ -85,8 +90,9 @@ class Registry:
         """Register a folder as the next version, as if the run of this kind had made it."""
         if not self.client.search_registered_models(f"name='{self.name}'"):
             self.client.create_registered_model(self.name)
-        self.client.create_model_version(self.name, str(folder),
-                                         kind and self.zoo.runs[kind].run_id)  # fmt: skip
+        self.client.create_model_version(
+            self.name, str(folder), kind and self.zoo.runs[kind].run_id
+        )
 
     def point(self, alias, version):
         self.client.set_registered_model_alias(self.name, alias, str(version))
@@ -99,16 +105,22 @@ class Registry:
         return self.client.get_model_version(self.name, str(number))
 
     def tags(self, number, prefix="dfm.promotion.production."):
-        return {key.removeprefix(prefix): text for key, text in self.version(number).tags.items()
-                if key.startswith(prefix)}  # fmt: skip
+        return {
+            key.removeprefix(prefix): text
+            for key, text in self.version(number).tags.items()
+            if key.startswith(prefix)
+        }
 
     def state(self):
         """Everything that a promotion could change."""
         model = self.client.get_registered_model(self.name)
         versions = self.client.search_model_versions(f"name='{self.name}'")
-        return (model.aliases, model.tags,
-                sorted((str(v.version), v.current_stage, tuple(v.tags.items())) for v in versions),
-                len(self.client.search_registered_models()))  # fmt: skip
+        return (
+            model.aliases,
+            model.tags,
+            sorted((str(v.version), v.current_stage, tuple(v.tags.items())) for v in versions),
+            len(self.client.search_registered_models()),
+        )
 
     def runs(self):
         """Runs of promotions of this model, newest first."""

@@ -30,15 +30,17 @@ def table(scores, root="/data", content=True):
     truth = np.arange(len(scores)) >= N_GOOD
     found = pd.DataFrame(
         {
-            "path": [f"{root}/cap/test/{'hole' if t else 'good'}/{i:03d}.png"
-                     for i, t in enumerate(truth)],
+            "path": [
+                f"{root}/cap/test/{'hole' if t else 'good'}/{i:03d}.png"
+                for i, t in enumerate(truth)
+            ],
             "category": "cap",
             "label": np.where(truth, "hole", "good"),
             "defective": truth,
             "anomaly_score": scores,
             "error": pd.Series([None] * len(scores), dtype="string"),
         }
-    )  # fmt: skip
+    )
     return found.assign(sha256=[f"{i:064x}" for i in range(len(scores))]) if content else found
 
 
@@ -59,8 +61,12 @@ def ask(*runs, **more):
 def test_a_real_difference_is_named_with_the_interval_of_the_gate(store):
     weak, strong = scored(1.0, 1), scored(2.5, 2)
     a = log("cap-old", table(weak), {"resolved_backbone": "resnet18", "resolved_fpr": "0.01"})
-    b = log("cap-new", table(strong), {"resolved_backbone": "resnet50", "resolved_fpr": "0.01"},
-            {"image_auroc": 0.9})  # fmt: skip
+    b = log(
+        "cap-new",
+        table(strong),
+        {"resolved_backbone": "resnet50", "resolved_fpr": "0.01"},
+        {"image_auroc": 0.9},
+    )
     result = ask(a, b)
     (found,) = result.comparisons
     truth = np.arange(len(weak)) >= N_GOOD
@@ -92,9 +98,12 @@ def test_noise_is_not_called_progress(store):
     told = 0
     for seed in range(1, 41):
         found = compare_auroc(
-            np.arange(N_GOOD + N_BAD) >= N_GOOD, scored(1.5, 2 * seed, common=seed),
-            scored(1.5, 2 * seed + 1, common=seed), confidence=0.975, n_resamples=2000,
-        )  # fmt: skip
+            np.arange(N_GOOD + N_BAD) >= N_GOOD,
+            scored(1.5, 2 * seed, common=seed),
+            scored(1.5, 2 * seed + 1, common=seed),
+            confidence=0.975,
+            n_resamples=2000,
+        )
         told += found.lower > 0 or found.upper < 0
     assert told <= 6  # 2 are expected, and 7 or more in 1 of 300 sets
     b = log("second", table(scored(1.5, 99)))
@@ -138,9 +147,12 @@ def test_only_shared_pictures_count(store):
     )
     kept = one.drop(index=[3, 7, 9])
     assert result.comparisons[0] == compare_auroc(
-        kept["defective"].to_numpy(), other.drop(index=[3, 7, 9])["anomaly_score"].to_numpy(),
-        kept["anomaly_score"].to_numpy(), confidence=0.975, n_resamples=10_000,
-    )  # fmt: skip
+        kept["defective"].to_numpy(),
+        other.drop(index=[3, 7, 9])["anomaly_score"].to_numpy(),
+        kept["anomaly_score"].to_numpy(),
+        confidence=0.975,
+        n_resamples=10_000,
+    )
 
 
 def test_a_picture_that_occurs_twice_is_two(store):
@@ -211,7 +223,9 @@ def test_the_command_prints_and_writes_the_table(store, tmp_path):
     assert r"| resolved_layers | stride:8\|stride:16 | stride:16 |" in page
     assert "- B (cap-new) is better than A (cap-old)" in page
     assert sorted(p.name for p in tmp_path.iterdir() if "table" in p.name) == [
-        "table.csv", "table.md"]  # fmt: skip
+        "table.csv",
+        "table.md",
+    ]
     for output in ("table.txt", "nowhere/table.csv"):
         with pytest.raises(ConfigError, match="output="):
             ask(a, b, output=output)

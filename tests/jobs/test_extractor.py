@@ -14,9 +14,16 @@ from dfm_mlflow.jobs.extractor import build_extractor, precision_change, read_sa
 @pytest.fixture
 def given(mvtec_like):
     options = Options(
-        category="stripes", data=str(mvtec_like), backbone="resnet18", weights="random",
-        image_size="64", layers="layer2", pooling="2", cache=False, device="cpu",
-    ).resolve()  # fmt: skip
+        category="stripes",
+        data=str(mvtec_like),
+        backbone="resnet18",
+        weights="random",
+        image_size="64",
+        layers="layer2",
+        pooling="2",
+        cache=False,
+        device="cpu",
+    ).resolve()
     return options, load_catalog(options.data, options.categories).train
 
 

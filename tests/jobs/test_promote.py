@@ -48,7 +48,10 @@ def test_a_good_first_version_is_promoted_on_the_record(registry):
     age = datetime.now(timezone.utc) - datetime.fromisoformat(tags["at"])
     assert 0 <= age.total_seconds() < 60
     assert (tags["reason"], tags["previous"], tags["forced"]) == (
-        "first of its kind", "none", "none")  # fmt: skip
+        "first of its kind",
+        "none",
+        "none",
+    )
     assert json.loads(tags["figures"])["image_auroc"] == 1
     (run,) = registry.runs()
     assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")
@@ -78,17 +81,33 @@ def test_an_equal_version_follows_and_the_previous_is_known(registry):
 
 
 REFUSALS = {
-    "worse": ("bad", {"data": "clean"}, {"metrics", "comparison"},
-              "is below min_auroc=0.8.*is worse than version 1 on 8 good and 6 defective"),
-    "undecided": ("twin", {"data": "mixed", "min_auroc": "0", "min_images": "20"}, {"comparison"},
-                  "Too few images to decide .* 8 good and 6 defective pictures; at least 20"),
-    "uncertain": ("bad", {"data": "mixed", "min_auroc": "0"}, {"comparison"},
-                  "Too few images to decide .* a difference between .* lies within"),
+    "worse": (
+        "bad",
+        {"data": "clean"},
+        {"metrics", "comparison"},
+        "is below min_auroc=0.8.*is worse than version 1 on 8 good and 6 defective",
+    ),
+    "undecided": (
+        "twin",
+        {"data": "mixed", "min_auroc": "0", "min_images": "20"},
+        {"comparison"},
+        "Too few images to decide .* 8 good and 6 defective pictures; at least 20",
+    ),
+    "uncertain": (
+        "bad",
+        {"data": "mixed", "min_auroc": "0"},
+        {"comparison"},
+        "Too few images to decide .* a difference between .* lies within",
+    ),
     # a limit far below what it takes, so that a machine that does something else does not matter
-    "costly": ("large", {"max_slowdown": "0.3"}, {"speed", "size"},
-               "times as long as .* times the bytes of version 1"),
+    "costly": (
+        "large",
+        {"max_slowdown": "0.3"},
+        {"speed", "size"},
+        "times as long as .* times the bytes of version 1",
+    ),
     "untested": ("untested", {}, {"comparison"}, "give data=<folder with good and defective"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("why", REFUSALS)
@@ -202,9 +221,13 @@ def spoil_loader(folder):
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(spoil_pickle, r"holds notes.bin \(pickle\)"), (spoil_code, "holds code/"),
-     (spoil_bytes, "does not load: .* SHA-256"), (spoil_loader, "holds the loader os")],
-)  # fmt: skip
+    [
+        (spoil_pickle, r"holds notes.bin \(pickle\)"),
+        (spoil_code, "holds code/"),
+        (spoil_bytes, "does not load: .* SHA-256"),
+        (spoil_loader, "holds the loader os"),
+    ],
+)
 def test_an_unsafe_or_broken_model_is_never_promoted(registry, tmp_path, spoil, words):
     folder = tmp_path / "model"
     mlflow.artifacts.download_artifacts(registry.zoo.runs["good"].model_uri, dst_path=str(folder))
@@ -315,11 +338,18 @@ def test_two_promotions_at_once_do_not_both_win(registry, monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "value", "words"),
-    [("to", "latest", "to='latest'"), ("to", "V2", "other than latest"), ("to", "a.b", "letters"),
-     ("version", "one", "number of a version"), ("force", "maybe", "true or false"),
-     ("margin", "-1", "from 0 to 1"), ("max_growth", "inf", "above 0"), ("reason", " ", "a text"),
-     ("min_images", "0", "at least 1")],
-)  # fmt: skip
+    [
+        ("to", "latest", "to='latest'"),
+        ("to", "V2", "other than latest"),
+        ("to", "a.b", "letters"),
+        ("version", "one", "number of a version"),
+        ("force", "maybe", "true or false"),
+        ("margin", "-1", "from 0 to 1"),
+        ("max_growth", "inf", "above 0"),
+        ("reason", " ", "a text"),
+        ("min_images", "0", "at least 1"),
+    ],
+)
 def test_bad_options_get_one_sentence(option, value, words):
     given = {"model": "dfm-x", "version": "1", "to": "production", option: value}
     with pytest.raises(ConfigError, match=words):
@@ -338,8 +368,16 @@ def test_what_is_not_registered_starts_no_run(registry):
 def test_the_command_line_promotes_rolls_back_and_describes(registry):
     registry.add("good", "twin")
     run = CliRunner(catch_exceptions=False).invoke
-    command = ["promote", "--model", registry.name, "--to", "production", "--max-slowdown", "5",
-               "--version"]  # fmt: skip
+    command = [
+        "promote",
+        "--model",
+        registry.name,
+        "--to",
+        "production",
+        "--max-slowdown",
+        "5",
+        "--version",
+    ]
     assert "points to version 1; before, to no version" in run(cli, [*command, "1"]).output
     assert run(cli, [*command, "2", "--reason", "twins"]).exit_code == 0
     found = json.loads(
@@ -356,12 +394,31 @@ def test_mlflow_run_promotes_in_the_one_run_that_it_opens(registry):
     before = {r.info.run_id for r in registry.client.search_runs(["0"])}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "promote",
-         "--env-manager", "local", "-P", f"model={registry.name}", "-P", "version=1",
-         "-P", "to=production", "-P", "reason=it's 100 % \"tested\""],
-        env={**os.environ, "PATH": path}, cwd=registry.zoo.root, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "run",
+            str(ROOT),
+            "-e",
+            "promote",
+            "--env-manager",
+            "local",
+            "-P",
+            f"model={registry.name}",
+            "-P",
+            "version=1",
+            "-P",
+            "to=production",
+            "-P",
+            'reason=it\'s 100 % "tested"',
+        ],
+        env={**os.environ, "PATH": path},
+        cwd=registry.zoo.root,
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert registry.aliases == {"production": 1}
     assert registry.tags(1)["reason"] == 'it\'s 100 % "tested"'

@@ -105,9 +105,13 @@ def test_command_prints_both_thresholds(trained, tmp_path):
     folder = new_pictures(tmp_path / "dark", n=8, darker=0.1)
     done = CliRunner().invoke(cli, ["recalibrate", PARENT, "--images", folder])
     assert done.exit_code == 0, done.output
-    then, now = (f"{m:.4g}" for m in (
-        trained.metrics["threshold"], dfm_mlflow.load_model("models:/dfm-stripes/2").thresholds()[
-            "stripes"]))  # fmt: skip
+    then, now = (
+        f"{m:.4g}"
+        for m in (
+            trained.metrics["threshold"],
+            dfm_mlflow.load_model("models:/dfm-stripes/2").thresholds()["stripes"],
+        )
+    )
     assert f"The threshold of stripes was {then}, which flags" in done.output
     assert f"and is {now} now." in done.output
     assert "from 8 new good images; 9 would do for the 0.1" in done.output  # too few is said

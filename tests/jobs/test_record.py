@@ -15,8 +15,11 @@ from dfm_mlflow.mlflow_plugin import _compat
 
 from .test_train import CONTRACT, artifacts, options
 
-CURVES = {"curve/roc_true_positive_rate", "curve/precision_at_recall",
-          "curve/measured_false_positive_rate"}  # fmt: skip
+CURVES = {
+    "curve/roc_true_positive_rate",
+    "curve/precision_at_recall",
+    "curve/measured_false_positive_rate",
+}
 
 
 @pytest.fixture

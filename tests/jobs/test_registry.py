@@ -64,12 +64,14 @@ class Server:
         return SimpleNamespace(
             get_registered_model=read,
             set_registered_model_tag=lambda n, key, value: act(
-                lambda: self.tags.update({key: value})),
+                lambda: self.tags.update({key: value})
+            ),
             set_registered_model_alias=lambda n, alias, version: act(
-                lambda: self.aliases.update({alias: version})),
+                lambda: self.aliases.update({alias: version})
+            ),
             set_model_version_tag=lambda *_: None,
             transition_model_version_stage=lambda *_, **__: None,
-        )  # fmt: skip
+        )
 
     def promote(self, me):
         try:
@@ -204,7 +206,11 @@ def test_describe_tells_the_lineage_of_a_version(registry):
     assert describe(f"models:/{registry.name}/2") | {"uri": found["uri"]} == found
     twin = registry.zoo.runs["twin"]
     assert (found["name"], found["version"], found["aliases"], found["stage"]) == (
-        registry.name, "2", ["production"], "Production")  # fmt: skip
+        registry.name,
+        "2",
+        ["production"],
+        "Production",
+    )
     run = mlflow.get_run(twin.run_id)
     assert found["run"] == {"id": twin.run_id, "name": run.info.run_name}
     assert found["experiment"] == {"id": "0", "name": "Default"}
@@ -222,8 +228,14 @@ def test_describe_tells_the_lineage_of_a_version(registry):
     assert found["previous"] == {"production": "1"}
     assert json.loads(json.dumps(found)) == found
     text = in_words(found)
-    for words in (f"{registry.name} 2", f"{run.info.run_name} (", "random:1", "layer2, layer3",
-                  "promotion, production", "image_auroc "):  # fmt: skip
+    for words in (
+        f"{registry.name} 2",
+        f"{run.info.run_name} (",
+        "random:1",
+        "layer2, layer3",
+        "promotion, production",
+        "image_auroc ",
+    ):
         assert words in text
 
 

@@ -60,8 +60,9 @@ def assert_same(ours, theirs):
     # pandas reads columns of text in a dtype of its own
     pd.testing.assert_frame_equal(
         ours.astype(theirs.dtypes).where(ours.notna(), None),
-        theirs.where(theirs.notna(), None), rtol=1e-6,
-    )  # fmt: skip
+        theirs.where(theirs.notna(), None),
+        rtol=1e-6,
+    )
 
 
 def test_one_file_has_the_path_and_the_columns_of_scoring(model, detector, images, tmp_path):
@@ -178,10 +179,13 @@ def test_command_line(model, images, tmp_path, store):
         run("--model", model, images, "--output", tmp_path / "b.parquet")
     data = mlflow.get_run(opened.info.run_id).data
     assert (data.metrics["n_images"], data.metrics["n_unreadable"]) == (13, 1)
-    refused = [run(images), run("--model", model, images),
-               run("--url", "http://x", "--model", model, images),
-               run("--url", "http://x", "--engine", "spark", images),
-               run("--model", model, images, "--output", "x.parquet", "--fpr", "0.1")]  # fmt: skip
+    refused = [
+        run(images),
+        run("--model", model, images),
+        run("--url", "http://x", "--model", model, images),
+        run("--url", "http://x", "--engine", "spark", images),
+        run("--model", model, images, "--output", "x.parquet", "--fpr", "0.1"),
+    ]
     said = [str(r.exception) for r in refused]
     assert all(isinstance(r.exception, ConfigError) for r in refused)
     assert "either url" in said[0]

@@ -50,8 +50,17 @@ def test_one_child_a_category_and_configuration_with_the_numbers_of_train(store,
         given = {k: params[k] for k in ("category", "data", "pca_level", "score")}
         plain = train(Options.parse(SMALL | given | {"registered_model": "none"})).metrics
         shared = set(child.data.metrics) & set(plain)
-        assert {"image_auroc", "image_auroc_nll", "threshold", "recall", "n_components",
-                "image_auroc/hole", "effective_fpr", "n_train", "n_test"} <= shared  # fmt: skip
+        assert {
+            "image_auroc",
+            "image_auroc_nll",
+            "threshold",
+            "recall",
+            "n_components",
+            "image_auroc/hole",
+            "effective_fpr",
+            "n_train",
+            "n_test",
+        } <= shared
         for name in shared:
             assert child.data.metrics[name] == pytest.approx(plain[name], rel=1e-4), name
         assert {"layers", "backbone", "device", "precision"} <= set(params)
@@ -63,8 +72,9 @@ def test_the_parent_holds_a_table_with_the_average_first(store, mvtec_like):
     result = sweep(options(mvtec_like))
     table = pd.read_csv(io.StringIO(text(result.run_id, "image_auroc.csv")), index_col=0)
     assert list(table.columns) == ["Avg", "stripes", "bands"]
-    assert list(table.index) == [f"pca_level={p}, score={s}" for p in ("0.9", "0.97")
-                                 for s in ("fre", "nll")]  # fmt: skip
+    assert list(table.index) == [
+        f"pca_level={p}, score={s}" for p in ("0.9", "0.97") for s in ("fre", "nll")
+    ]
     np.testing.assert_allclose(table["Avg"], table[["stripes", "bands"]].mean(axis=1))
     for child in children(result.run_id):
         label = "pca_level={resolved_pca_level}, score={resolved_score}".format(**child.data.params)
@@ -95,16 +105,25 @@ def test_pictures_go_through_the_network_once_for_all_configurations(
     assert seen == [24, 14]
     assert len(children(result.run_id)) == 16
     label = "layers=layer2, pooling=2, pca_level=0.97, normalize=position"
-    given = {"category": "stripes", "data": str(mvtec_like), "layers": "layer2", "pooling": "2",
-             "pca_level": "0.97", "normalize": "position", "registered_model": "none"}  # fmt: skip
+    given = {
+        "category": "stripes",
+        "data": str(mvtec_like),
+        "layers": "layer2",
+        "pooling": "2",
+        "pca_level": "0.97",
+        "normalize": "position",
+        "registered_model": "none",
+    }
     plain = train(Options.parse(SMALL | given)).metrics
     assert result.tables["image_auroc"].loc[label, "stripes"] == pytest.approx(plain["image_auroc"])
 
 
 def test_networks_of_their_own_where_they_differ(store, mvtec_like):
     result = sweep(options(mvtec_like, "stripes", "image_size=64,96;seed=1,2"))
-    sizes = {(c.data.params["resolved_image_size"], c.data.params["resolved_seed"])
-             for c in children(result.run_id)}  # fmt: skip
+    sizes = {
+        (c.data.params["resolved_image_size"], c.data.params["resolved_seed"])
+        for c in children(result.run_id)
+    }
     assert sizes == {("64", "1"), ("64", "2"), ("96", "1"), ("96", "2")}
     assert not result.failures
 
@@ -126,8 +145,9 @@ def test_a_broken_category_stops_no_other_and_is_named(store, broken):
     parent = mlflow.get_run(result.run_id)
     assert parent.info.status == "FAILED"
     assert parent.data.metrics["n_failed"] == 1
-    statuses = [(c.data.params.get("resolved_category"), c.info.status)
-                for c in children(result.run_id)]  # fmt: skip
+    statuses = [
+        (c.data.params.get("resolved_category"), c.info.status) for c in children(result.run_id)
+    ]
     assert statuses.count(("stripes", "FINISHED")) == statuses.count(("bands", "FINISHED")) == 4
     assert statuses.count((None, "FAILED")) == 4
     table = result.tables["image_auroc"]
@@ -139,8 +159,9 @@ def test_a_broken_category_stops_no_other_and_is_named(store, broken):
 def test_the_command_fails_and_names_the_category(store, broken):
     given = SMALL | {"data": str(broken), "categories": "empty,stripes", "grid": "score=fre"}
     flags = [part for name, value in given.items() for part in (f"--{name}", value)]
-    done = subprocess.run([sys.executable, "-m", "dfm_mlflow", "sweep", *flags],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "dfm_mlflow", "sweep", *flags], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "| configuration | Avg | empty | stripes |" in done.stdout
     assert "Error: 1 of the sweep's categories failed (empty:" in done.stderr
@@ -197,8 +218,9 @@ def test_a_category_that_was_put_right_is_all_that_is_left_to_do(store, broken, 
 
 
 def test_good_pictures_alone_and_no_grid(store, mvtec_like):
-    flat = SweepOptions.parse(SMALL | {"data": str(mvtec_like / "stripes/train/good"),
-                                       "category": "stripes"})  # fmt: skip
+    flat = SweepOptions.parse(
+        SMALL | {"data": str(mvtec_like / "stripes/train/good"), "category": "stripes"}
+    )
     result = sweep(flat)
     (child,) = children(result.run_id)
     assert "image_auroc" not in child.data.metrics
@@ -208,11 +230,15 @@ def test_good_pictures_alone_and_no_grid(store, mvtec_like):
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"grid": "colour=red"}, "no option to sweep"), ({"grid": "category=a"}, "no option to sweep"),
-     ({"grid": "seed=1;seed=2"}, "stands there twice"), ({"grid": "pca_level=2"}, "With pca_level"),
-     ({"grid": "score=nll;aggregate=max"}, "needs a map"),
-     ({"registered_model": "mine"}, "registers nothing")],
-)  # fmt: skip
+    [
+        ({"grid": "colour=red"}, "no option to sweep"),
+        ({"grid": "category=a"}, "no option to sweep"),
+        ({"grid": "seed=1;seed=2"}, "stands there twice"),
+        ({"grid": "pca_level=2"}, "With pca_level"),
+        ({"grid": "score=nll;aggregate=max"}, "needs a map"),
+        ({"registered_model": "mine"}, "registers nothing"),
+    ],
+)
 def test_a_grid_without_meaning_starts_no_run(store, mvtec_like, given, words):
     with pytest.raises(ConfigError, match=words):
         sweep(options(mvtec_like, **given))

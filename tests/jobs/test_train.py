@@ -19,12 +19,31 @@ from dfm_mlflow.network.extractor import Extractor
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18"}
 CONTRACT = {
-    "image_auroc", "image_auroc_fre", "image_auroc_nll", "image_average_precision", "image_f1_max",
-    "image_f1", "precision", "recall", "false_positive_rate", "false_negative_rate",
-    "image_auroc/hole", "threshold", "effective_fpr", "n_train", "n_test", "n_components",
-    "extract_seconds", "fit_seconds", "images_per_second", "model_megabytes",
-    "peak_memory_megabytes", "pixel_auroc", "pixel_aupro", "n_without_mask",
-}  # fmt: skip
+    "image_auroc",
+    "image_auroc_fre",
+    "image_auroc_nll",
+    "image_average_precision",
+    "image_f1_max",
+    "image_f1",
+    "precision",
+    "recall",
+    "false_positive_rate",
+    "false_negative_rate",
+    "image_auroc/hole",
+    "threshold",
+    "effective_fpr",
+    "n_train",
+    "n_test",
+    "n_components",
+    "extract_seconds",
+    "fit_seconds",
+    "images_per_second",
+    "model_megabytes",
+    "peak_memory_megabytes",
+    "pixel_auroc",
+    "pixel_aupro",
+    "n_without_mask",
+}
 
 
 def options(data, category, **more):
@@ -126,9 +145,14 @@ def test_a_bad_training_picture_is_reported_and_many_stop_the_run(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"layers": "layer9"}, {"weights": "/nowhere/w.pth"}, {"device": "cuda:99"},
-     {"backbone": "resnet19"}, {"category": "gears"}],
-)  # fmt: skip
+    [
+        {"layers": "layer9"},
+        {"weights": "/nowhere/w.pth"},
+        {"device": "cuda:99"},
+        {"backbone": "resnet19"},
+        {"category": "gears"},
+    ],
+)
 def test_what_cannot_work_starts_no_run(store, mvtec_like, wrong):
     with pytest.raises(DfmError):
         train(options(mvtec_like, "stripes").model_copy(update=wrong))
@@ -165,9 +189,18 @@ def test_group_by_is_used(store, mvtec_like):
 
 
 def test_metrics_without_one_of_the_kinds():
-    frame = pd.DataFrame({"category": "a", "label": "good", "defective": False, "error": None,
-                          "anomaly_score": [1.0, 2.0], "fre": 1.0, "nll": 1.0,
-                          "is_anomaly": [True, False]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "category": "a",
+            "label": "good",
+            "defective": False,
+            "error": None,
+            "anomaly_score": [1.0, 2.0],
+            "fre": 1.0,
+            "nll": 1.0,
+            "is_anomaly": [True, False],
+        }
+    )
     metrics = image_metrics(frame)
     assert metrics["false_positive_rate"] == 0.5
     assert "image_auroc" not in metrics

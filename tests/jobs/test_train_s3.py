@@ -12,8 +12,13 @@ from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.item import Item
 from dfm_mlflow.jobs.train import groups_of, train
 
-SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes",
-         "registered_model": "none"}  # fmt: skip
+SMALL = {
+    "weights": "random",
+    "image_size": "64",
+    "backbone": "resnet18",
+    "category": "stripes",
+    "registered_model": "none",
+}
 
 
 def options(data, **more):
@@ -31,8 +36,11 @@ def uri(s3_store, mvtec_like):
 
 
 def test_a_run_from_s3_equals_one_from_a_folder(store, s3_store, uri, mvtec_like, pauses):
-    s3_store.faults = [("GET", "train/good/003.png", "503"), ("GET", "hole/001.png", ("cut", 1000)),
-                       ("GET", "list-type", "503")]  # fmt: skip
+    s3_store.faults = [
+        ("GET", "train/good/003.png", "503"),
+        ("GET", "hole/001.png", ("cut", 1000)),
+        ("GET", "list-type", "503"),
+    ]
     remote = train(options(uri, cache="false"))
     assert s3_store.faults == []
     n_read = len(s3_store.gets())
@@ -41,9 +49,7 @@ def test_a_run_from_s3_equals_one_from_a_folder(store, s3_store, uri, mvtec_like
     ours, theirs = scores(remote), scores(local)
     np.testing.assert_array_equal(ours["anomaly_score"], theirs["anomaly_score"])
     np.testing.assert_array_equal(ours["p_value"], theirs["p_value"])
-    assert list(ours["path"]) == [
-        p.replace(str(mvtec_like), uri) for p in theirs["path"]
-    ]  # fmt: skip
+    assert list(ours["path"]) == [p.replace(str(mvtec_like), uri) for p in theirs["path"]]
     timings = ("seconds", "per_second", "megabytes")
     assert {k: v for k, v in remote.metrics.items() if not k.endswith(timings)} == {
         k: v for k, v in local.metrics.items() if not k.endswith(timings)

@@ -67,11 +67,23 @@ def test_every_candidate_is_a_child_with_its_synthetic_auroc_alone(tuned):
 
 def test_the_parent_holds_what_a_training_run_holds(tuned, mvtec_like):
     parent = mlflow.get_run(tuned.trained.run_id)
-    assert {"image_auroc", "pixel_aupro", "threshold", "n_train", "synthetic_auroc",
-            "synthetic_auroc_preset", "model_megabytes"} <= set(parent.data.metrics)  # fmt: skip
+    assert {
+        "image_auroc",
+        "pixel_aupro",
+        "threshold",
+        "n_train",
+        "synthetic_auroc",
+        "synthetic_auroc_preset",
+        "model_megabytes",
+    } <= set(parent.data.metrics)
     assert parent.data.metrics["n_candidates"] == len(tuned.scored)
-    assert {"candidates.json", "candidates.csv", "synthetic_defects.png", "report",
-            "scores.parquet"} <= files(parent.info.run_id)  # fmt: skip
+    assert {
+        "candidates.json",
+        "candidates.csv",
+        "synthetic_defects.png",
+        "report",
+        "scores.parquet",
+    } <= files(parent.info.run_id)
     assert parent.data.tags["dfm.choice"] == tuned.choice.sentence
     (version,) = mlflow.MlflowClient().search_model_versions("name='dfm-stripes'")
     assert version.run_id == parent.info.run_id
@@ -86,8 +98,11 @@ def test_the_parent_holds_what_a_training_run_holds(tuned, mvtec_like):
 
 def test_the_table_and_the_sheet_of_defects(tuned):
     run_id = tuned.trained.run_id
-    table = pd.read_csv(io.StringIO(mlflow.artifacts.load_text(
-        f"{mlflow.get_run(run_id).info.artifact_uri}/candidates.csv")))  # fmt: skip
+    table = pd.read_csv(
+        io.StringIO(
+            mlflow.artifacts.load_text(f"{mlflow.get_run(run_id).info.artifact_uri}/candidates.csv")
+        )
+    )
     assert len(table) == len(tuned.scored)
     assert table["synthetic_auroc"].is_monotonic_decreasing
     assert table["chosen"].sum() == table["preset"].sum() == 1
@@ -99,8 +114,9 @@ def test_the_table_and_the_sheet_of_defects(tuned):
     )
     shown = mlflow.load_table("candidates.json", run_ids=[run_id])
     assert len(shown) == len(table)
-    sheet = mlflow.artifacts.download_artifacts(run_id=run_id,
-                                                artifact_path="synthetic_defects.png")  # fmt: skip
+    sheet = mlflow.artifacts.download_artifacts(
+        run_id=run_id, artifact_path="synthetic_defects.png"
+    )
     with Image.open(sheet) as picture:
         assert min(picture.size) > 500
 
@@ -142,8 +158,9 @@ def test_the_test_folder_is_never_looked_at(store, mvtec_like, tmp_path):
 def test_no_test_picture_is_read_during_the_search(mvtec_like, monkeypatch):
     read = []
     original = type(mvtec_like).read_bytes
-    monkeypatch.setattr(type(mvtec_like), "read_bytes",
-                        lambda self: read.append(str(self)) or original(self))  # fmt: skip
+    monkeypatch.setattr(
+        type(mvtec_like), "read_bytes", lambda self: read.append(str(self)) or original(self)
+    )
     choice_of(mvtec_like, layers="layer2", pca_level="0.9", normalize="none", cache="false")
     pictures = [p for p in read if p.endswith(".png")]
     assert pictures
@@ -198,9 +215,12 @@ def test_unreadable_pictures_are_left_out(mvtec_like, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "error"),
-    [({"layers": "layer9"}, BackboneError), ({"category": "gears"}, DfmError),
-     ({"weights": "/nowhere/w.pth"}, DfmError)],
-)  # fmt: skip
+    [
+        ({"layers": "layer9"}, BackboneError),
+        ({"category": "gears"}, DfmError),
+        ({"weights": "/nowhere/w.pth"}, DfmError),
+    ],
+)
 def test_what_cannot_work_starts_no_run(store, mvtec_like, wrong, error):
     with pytest.raises(error):
         tune(options(mvtec_like).model_copy(update=wrong))

@@ -305,10 +305,12 @@ def test_loading_leaves_the_threads_of_torch_alone(detector, monkeypatch):
     before = torch.get_num_threads()
     seen = []
     monkeypatch.setattr(
-        detector.extractor, "run_batch",
+        detector.extractor,
+        "run_batch",
         lambda pixels, run=detector.extractor.run_batch: (
-            seen.append(torch.get_num_threads()) or run(pixels)),
-    )  # fmt: skip
+            seen.append(torch.get_num_threads()) or run(pixels)
+        ),
+    )
     PyfuncModel(detector, ServingSettings(threads=3)).predict(frame(pictures(1)))
     assert seen == [3]
     assert torch.get_num_threads() == before

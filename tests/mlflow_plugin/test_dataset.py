@@ -41,17 +41,26 @@ print(json.dumps({{
 
 def in_a_fresh_interpreter(first):
     # -I: nothing but what is installed
-    done = subprocess.run([sys.executable, "-I", "-c", _SCRIPT.format(first=first)],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _SCRIPT.format(first=first)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
-    "first", ["mlflow", "mlflow.data", "dfm_mlflow.mlflow_plugin.dataset",
-              "dfm_mlflow.mlflow_plugin.evaluator"]
-)  # fmt: skip
+    "first",
+    [
+        "mlflow",
+        "mlflow.data",
+        "dfm_mlflow.mlflow_plugin.dataset",
+        "dfm_mlflow.mlflow_plugin.evaluator",
+    ],
+)
 def test_mlflow_loads_the_plugin_without_torch_and_without_a_warning(first):
     found = in_a_fresh_interpreter(first)
     assert found["known"]
@@ -119,9 +128,12 @@ def test_a_run_stores_it_and_gives_the_source_back(store, one):
     assert json.loads(used.dataset.profile) == dataset.profile
     columns = json.loads(used.dataset.schema)["mlflow_colspec"]
     assert [(c["name"], c["type"]) for c in columns] == [
-        ("image", "binary"), ("category", "string"), ("split", "string"), ("label", "string"),
+        ("image", "binary"),
+        ("category", "string"),
+        ("split", "string"),
+        ("label", "string"),
         ("mask", "binary"),
-    ]  # fmt: skip
+    ]
     folder = mlflow.data.get_source(used).load()
     assert mlflow.data.from_image_folder(folder).digest == dataset.digest
 

@@ -23,8 +23,9 @@ from ..detectors import fit
 def line(tmp_path_factory):
     root = write_category(tmp_path_factory.mktemp("line"), "stripes", n_train=24)
     catalog = load_catalog(str(root), ("stripes",))
-    return root, fit({"stripes": [i.path.read_bytes() for i in catalog.train]}, fpr="0.1",
-                     data=str(root))  # fmt: skip
+    return root, fit(
+        {"stripes": [i.path.read_bytes() for i in catalog.train]}, fpr="0.1", data=str(root)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,9 @@ def pictures(line):
 
 def table_of(pictures, **columns):
     items = pictures.to_score
-    return pd.DataFrame({"image": [i.path.read_bytes() for i in items],
-                         "label": [i.label for i in items]} | columns)  # fmt: skip
+    return pd.DataFrame(
+        {"image": [i.path.read_bytes() for i in items], "label": [i.label for i in items]} | columns
+    )
 
 
 def evaluate(model, data, **more):
@@ -93,8 +95,9 @@ def test_the_numbers_are_those_of_the_job(model, pictures, line):
 def test_the_report_and_the_scores_are_artifacts(model, pictures, tmp_path):
     result = evaluate(model, pictures)
     assert "<html" in result.artifacts["report"].content
-    scores = mlflow.artifacts.download_artifacts(run_id=result.run_id,
-                                                 artifact_path="scores.parquet")  # fmt: skip
+    scores = mlflow.artifacts.download_artifacts(
+        run_id=result.run_id, artifact_path="scores.parquet"
+    )
     assert list(pd.read_parquet(scores)["anomaly_score"]) == list(
         result.artifacts["scores"].content["anomaly_score"]
     )
@@ -152,12 +155,19 @@ def test_validation_passes_and_fails(model, pictures):
 
 def test_metrics_of_the_users_own(model, pictures):
     gap = make_metric(
-        eval_fn=lambda predictions, targets, metrics, scale: scale
-        * (predictions[targets == 1].mean() - predictions[targets == 0].mean()),
-        greater_is_better=True, name="gap",
-    )  # fmt: skip
-    result = evaluate(model, pictures, extra_metrics=[gap, mlflow.metrics.mse()],
-                      evaluator_config={"scale": 2.0}, predictions="p_value")  # fmt: skip
+        eval_fn=lambda predictions, targets, metrics, scale: (
+            scale * (predictions[targets == 1].mean() - predictions[targets == 0].mean())
+        ),
+        greater_is_better=True,
+        name="gap",
+    )
+    result = evaluate(
+        model,
+        pictures,
+        extra_metrics=[gap, mlflow.metrics.mse()],
+        evaluator_config={"scale": 2.0},
+        predictions="p_value",
+    )
     table = result.artifacts["scores"].content
     means = table.groupby("defective")["p_value"].mean()
     assert result.metrics["gap"] == pytest.approx(2 * (means[True] - means[False]))
@@ -192,10 +202,13 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(model, pictures):
     table = table_of(pictures)
     for data, more, words in (
         (np.zeros((3, 4)), {}, r"array of shape \(3, 4\): give a pandas DataFrame"),
-        (table.rename(columns={"image": "picture"}), {"targets": "label"},
-         "no column 'image', but picture"),
+        (
+            table.rename(columns={"image": "picture"}),
+            {"targets": "label"},
+            "no column 'image', but picture",
+        ),
         (table[["image"]][:0], {}, "no rows"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match=words):
             evaluate(model, data, **more)
     with pytest.raises(DataError, match="feature_names has no meaning"):
@@ -205,8 +218,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(model, pictures):
     with pytest.raises(ConfigError, match="no MLflow model: give the URI of a dfm model"):
         evaluate(lambda x: x, table)
     with pytest.raises(DataError, match="None of 2 pictures can be read"):
-        evaluate(model, pd.DataFrame({"image": [b"noise", b""], "label": ["good", "hole"]}),
-                 targets="label")  # fmt: skip
+        evaluate(
+            model,
+            pd.DataFrame({"image": [b"noise", b""], "label": ["good", "hole"]}),
+            targets="label",
+        )
 
 
 def test_other_peoples_models_are_evaluated_as_before(model):
@@ -217,17 +233,24 @@ def test_other_peoples_models_are_evaluated_as_before(model):
 
     result = mlflow.models.evaluate(plus_one, data, targets="y", model_type="regressor")
     assert result.metrics["mean_absolute_error"] == 0
-    worst = make_metric(eval_fn=lambda predictions, targets: float((predictions - targets).max()),
-                        greater_is_better=False, name="worst")  # fmt: skip
+    worst = make_metric(
+        eval_fn=lambda predictions, targets: float((predictions - targets).max()),
+        greater_is_better=False,
+        name="worst",
+    )
     result = mlflow.models.evaluate(plus_one, data, targets="y", extra_metrics=[worst])
     assert result.metrics["worst"] == 0
 
 
 def test_the_default_evaluator_reads_a_folder_too(model, pictures):
     """It asks the dataset for the bytes, and takes one column of the model's output."""
-    largest = make_metric(eval_fn=lambda predictions: float(predictions.max()),
-                          greater_is_better=False, name="largest")  # fmt: skip
-    result = mlflow.models.evaluate(model, pictures, evaluators="default", extra_metrics=[largest],
-                                    predictions="anomaly_score")  # fmt: skip
+    largest = make_metric(
+        eval_fn=lambda predictions: float(predictions.max()),
+        greater_is_better=False,
+        name="largest",
+    )
+    result = mlflow.models.evaluate(
+        model, pictures, evaluators="default", extra_metrics=[largest], predictions="anomaly_score"
+    )
     scores = dfm_mlflow.load_model(model).score([i.path for i in pictures.to_score])
     assert result.metrics["largest"] == pytest.approx(scores["anomaly_score"].max(), rel=1e-5)

@@ -39,7 +39,10 @@ def test_mlmodel_says_what_it_is(saved):
     model = yaml.safe_load((saved / "MLmodel").read_text())
     section = model["flavors"]["dfm"]
     assert (section["backbone"], section["layers"], section["score"]) == (
-        "resnet18", ["layer1", "layer2"], "fre")  # fmt: skip
+        "resnet18",
+        ["layer1", "layer2"],
+        "fre",
+    )
     assert (section["format_version"], section["image_size"]) == (1, [64, 64])
     assert section["classes"] == ["stripes"]
     assert len(section["sha256"]) == 64
@@ -71,17 +74,39 @@ def test_the_wheel_installs_and_imports(tmp_path):
     assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     target = tmp_path / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target",
-         str(target), str(tmp_path / name)], check=True)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(target),
+            str(tmp_path / name),
+        ],
+        check=True,
+    )
     code = "import dfm_mlflow; print(dfm_mlflow.__file__); import dfm_mlflow.detector"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+    )
     assert done.stdout.startswith(str(target))
 
 
 def test_user_requirements_are_kept_and_the_package_is_added(detector, tmp_path):
-    dfm_mlflow.save_model(detector, tmp_path / "m", pip_requirements=["torch", "numpy"],
-                          model_config={"batch_size": 3})  # fmt: skip
+    dfm_mlflow.save_model(
+        detector,
+        tmp_path / "m",
+        pip_requirements=["torch", "numpy"],
+        model_config={"batch_size": 3},
+    )
     lines = (tmp_path / "m/requirements.txt").read_text().splitlines()
     assert {"torch", "numpy"} <= set(lines)
     assert any(line.startswith("wheels/dfm_mlflow-") for line in lines)
@@ -145,8 +170,12 @@ def test_a_changed_model_is_refused_by_both_loaders(detector, tmp_path):
 def test_log_and_register(detector, store):
     with mlflow.start_run():
         info = dfm_mlflow.log_model(
-            detector, name="model", registered_model_name="dfm-stripes", tags={"line": "3"},
-            input_example=pd.DataFrame({"image": IMAGES[:1]}))  # fmt: skip
+            detector,
+            name="model",
+            registered_model_name="dfm-stripes",
+            tags={"line": "3"},
+            input_example=pd.DataFrame({"image": IMAGES[:1]}),
+        )
     loaded = dfm_mlflow.load_model("models:/dfm-stripes/1")
     assert loaded.thresholds() == detector.thresholds()
     assert mlflow.get_logged_model(info.model_id).tags["line"] == "3"
@@ -157,7 +186,9 @@ def test_log_and_register(detector, store):
 
 
 def test_import_of_mlflow_stays_light_and_quiet():
-    code = "import warnings, sys; warnings.simplefilter('error', UserWarning); import mlflow; " \
-           "print('torch' in sys.modules)"  # fmt: skip
+    code = (
+        "import warnings, sys; warnings.simplefilter('error', UserWarning); import mlflow; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

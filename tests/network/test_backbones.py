@@ -70,9 +70,14 @@ def test_wrong_shapes_are_refused():
 
 @pytest.mark.parametrize(
     ("name", "layer"),
-    [("resnet18", "layer3"), ("wide_resnet50_2", "layer3"), ("efficientnet_b0", "features.5"),
-     ("densenet121", "features.denseblock3"), ("googlenet", "inception4e")],
-)  # fmt: skip
+    [
+        ("resnet18", "layer3"),
+        ("wide_resnet50_2", "layer3"),
+        ("efficientnet_b0", "features.5"),
+        ("densenet121", "features.denseblock3"),
+        ("googlenet", "inception4e"),
+    ],
+)
 def test_the_layer_at_stride_16(name, layer):
     assert build_backbone(name, ("stride:16",), (256, 256)).layers == (layer,)
 

@@ -52,21 +52,29 @@ def test_many_pictures_run_in_the_threads_that_decode_them(
     sources = [PICTURES[i % 11] for i in range(n)]
     sources[5] = b"noise"
     extractor = make(backbone, precision=precision, cache=FeatureCache(tmp_path))
-    few = torch.cat([extractor.extract(sources[i : i + 2]).features[0]
-                     for i in (*range(0, 4, 2), *range(6, n - 1, 2))])  # fmt: skip
+    few = torch.cat(
+        [
+            extractor.extract(sources[i : i + 2]).features[0]
+            for i in (*range(0, 4, 2), *range(6, n - 1, 2))
+        ]
+    )
     seen = []
     run = extractor.run_batch
     monkeypatch.setattr(
-        extractor, "run_batch",
+        extractor,
+        "run_batch",
         lambda p: seen.append((len(p), torch.get_num_threads())) or run(p),
-    )  # fmt: skip
+    )
     extractor.cache = None
     many = extractor.extract(sources)
     assert many.kept == [i for i in range(n) if i != 5]
     assert list(many.errors) == [5]
     # what was extracted a pair at a time, in the caller's thread, is there bit by bit
-    rows = [many.kept.index(i) for pair in (*range(0, 4, 2), *range(6, n - 1, 2))
-            for i in (pair, pair + 1)]  # fmt: skip
+    rows = [
+        many.kept.index(i)
+        for pair in (*range(0, 4, 2), *range(6, n - 1, 2))
+        for i in (pair, pair + 1)
+    ]
     assert torch.equal(many.features[0][rows], few)
     if cores > 1:
         assert {threads for _, threads in seen} == {1}

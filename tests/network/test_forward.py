@@ -7,8 +7,9 @@ from dfm_mlflow.network.device import half_precision
 from dfm_mlflow.network.forward import Network
 
 CPU = torch.device("cpu")
-PIXELS = torch.randint(0, 256, (11, 3, 64, 64), dtype=torch.uint8,
-                       generator=torch.Generator().manual_seed(0))  # fmt: skip
+PIXELS = torch.randint(
+    0, 256, (11, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 @pytest.fixture

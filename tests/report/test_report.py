@@ -87,9 +87,21 @@ def test_the_page_shows_all_and_asks_for_nothing(detector, tmp_path):
     assert not re.search(r"url\((?!#)", text)
     assert not re.search(r"https?://(?!www\.w3\.org/)", text)
     assert "prefers-color-scheme: dark" in text
-    for word in ("Scores and threshold", "Promised and measured", "overkill", "escapes", "ROC",
-                 "precision-recall", "Kinds of defects", "Worst misses", "Worst false alarms",
-                 "Typical hits", "Provenance", "Configuration", "abc"):  # fmt: skip
+    for word in (
+        "Scores and threshold",
+        "Promised and measured",
+        "overkill",
+        "escapes",
+        "ROC",
+        "precision-recall",
+        "Kinds of defects",
+        "Worst misses",
+        "Worst false alarms",
+        "Typical hits",
+        "Provenance",
+        "Configuration",
+        "abc",
+    ):
         assert word in page.words, word
     identifiers = [v for _, name, v in page.attributes if name == "id"]
     assert len(identifiers) == len(set(identifiers))

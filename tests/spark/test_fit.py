@@ -12,8 +12,14 @@ from dfm_mlflow.jobs.tune import tune
 from ..conftest import write_category
 from ..detectors import pictures
 
-SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "cache": "false",
-         "category": "stripes,bands", "registered_model": "none"}  # fmt: skip
+SMALL = {
+    "weights": "random",
+    "image_size": "64",
+    "backbone": "resnet18",
+    "cache": "false",
+    "category": "stripes,bands",
+    "registered_model": "none",
+}
 
 
 def options(data, **more):
@@ -28,8 +34,9 @@ def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
     write_category(tmp_path / "data", "stripes", 0, n_train=80)
     write_category(tmp_path / "data", "bands", 1)
     given = {"layers": "layer1", "pooling": "16", "pca_level": "0.9"}
-    here, there = (train(options(tmp_path / "data", engine=engine, **given))
-                   for engine in ("local", "spark"))  # fmt: skip
+    here, there = (
+        train(options(tmp_path / "data", engine=engine, **given)) for engine in ("local", "spark")
+    )
     new = pictures(6, seed=5) + pictures(4, seed=6, defect=True)
     ours, theirs = there.detector.score(new), here.detector.score(new)
     for name in ("anomaly_score", "fre", "nll"):
@@ -38,8 +45,9 @@ def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
     np.testing.assert_array_equal(ours["p_value"], theirs["p_value"])
     # maps of one cell are ties but for rounding, which pixel metrics would rank
     other = ("seconds", "per_second", "megabytes", "pixel_auroc", "pixel_aupro")
-    mine, known = ({k: v for k, v in r.metrics.items() if not k.endswith(other)}
-                   for r in (there, here))  # fmt: skip
+    mine, known = (
+        {k: v for k, v in r.metrics.items() if not k.endswith(other)} for r in (there, here)
+    )
     assert mine == pytest.approx(known, rel=1e-6)
     runs = [mlflow.get_run(r.run_id) for r in (here, there)]
     digests = [run.inputs.dataset_inputs[0].dataset.digest for run in runs]
@@ -89,13 +97,19 @@ def test_a_missing_pyspark_or_java_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("told", "kind", "sentence"),
     [
-        ("Traceback\n  File x\ndfm_mlflow.errors.DataError: s3://a/b changed.\n at org.Foo",
-         DataError, "s3://a/b changed."),
-        ("Traceback\nModuleNotFoundError: No module named 'dfm_mlflow.spark'", SparkError,
-         "The executors lack the Python package dfm_mlflow: install"),
+        (
+            "Traceback\n  File x\ndfm_mlflow.errors.DataError: s3://a/b changed.\n at org.Foo",
+            DataError,
+            "s3://a/b changed.",
+        ),
+        (
+            "Traceback\nModuleNotFoundError: No module named 'dfm_mlflow.spark'",
+            SparkError,
+            "The executors lack the Python package dfm_mlflow: install",
+        ),
         ("Job aborted.\nmore", SparkError, r"The Spark job failed \(Job aborted\)"),
     ],
-)  # fmt: skip
+)
 def test_errors_of_tasks_keep_their_sentence(told, kind, sentence):
     from dfm_mlflow.spark.session import explained
 

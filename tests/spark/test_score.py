@@ -40,8 +40,9 @@ def archive(tmp_path_factory):
 
 
 def options(model, images, output, **more):
-    return ScoreOptions.parse({"model": model, "images": str(images), "output": str(output),
-                               **more})  # fmt: skip
+    return ScoreOptions.parse(
+        {"model": model, "images": str(images), "output": str(output), **more}
+    )
 
 
 def table(folder):
@@ -112,9 +113,11 @@ def test_a_killed_job_goes_on_without_doing_finished_parts_again(spark, model, a
     environment = {**os.environ, "DFM_SPARK_MASTER": "local[1]", "PYSPARK_PYTHON": sys.executable}
     job = subprocess.Popen(
         [sys.executable, "-c", JOB, model, str(archive), f"{output}/"],
-        env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not any(output.glob("part-*.parquet")):
             assert job.poll() is None
