@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.container import check_parts, check_scans, may_turn, webp_size
-from dfm_mlflow.images.fast import decode_fast
+from dfm_mlflow.images.container import check_parts, check_scans, is_plain, may_turn, webp_size
+from dfm_mlflow.images.fast import decode_fast, spread
 
 if TYPE_CHECKING:
     from dfm_mlflow.images.storage import S3Object
@@ -23,6 +23,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 _BITS, _MEANING, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of a TIFF
 _WHITE_IS_ZERO = 0
+_RUN_LENGTHS = (1, 2)  # compressions of a BMP
+_MOST_LAYERS = 8  # of strips or tiles over the whole picture: one for each colour at most
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -58,6 +60,11 @@ def decode_image(
 def decode_mask(data: bytes) -> np.ndarray:
     """Decode a mask: nonzero pixels are True, in grey, palette and colour pictures alike.
 
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+
     Returns
     -------
     ndarray of shape (height, width), bool
@@ -71,10 +78,7 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def read_size(source: "Path | S3Object") -> tuple[int, int] | None:
-    """Width and height that the head of a picture names; None where it is no picture.
-
-    Of a file only the head is read.
-    """
+    """Width and height that the head of a `source` names; None where it is no picture."""
     try:
         file = source if isinstance(source, Path) else io.BytesIO(source.read_bytes())
         with warnings.catch_warnings():
@@ -135,6 +139,11 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
             f"The image has {width}x{height} pixels, more than the limit of {max_pixels}: "
             "scale it down."
         )
+    if max(width, height) > max_pixels // 4:  # a row takes 16 bytes beside its pixels
+        raise ImageError(
+            f"The image has a side of {max(width, height)} pixels, more than the limit of "
+            f"{max_pixels // 4}: cut it."
+        )
     if width < 1 or height < 1:
         raise ImageError(f"The image has {width}x{height} pixels: replace it.")
 
@@ -142,10 +151,27 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 def _check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
     if image.format in ("JPEG", "MPO"):
         check_scans(data, image.width * image.height, max_pixels)
+    elif image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+        raise ImageError(  # Pillow goes over it byte by byte
+            "The image is a BMP with run-length encoding: save it without, or as PNG."
+        )
     elif image.format == "TIFF":  # a tile may be far larger than the picture
         tags = getattr(image, "tag_v2", {})
         if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
             _check_size((tags[_TILE_WIDTH], tags[_TILE_LENGTH]), max_pixels)
+    if image.format in ("BMP", "TIFF"):
+        _check_strips(image)
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Look at the parts that Pillow itself reads; they may lie over each other."""
+    extents = [tile[1] for tile in getattr(image, "tile", [])]
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
+    if area > _MOST_LAYERS * image.width * image.height:
+        raise ImageError("The image has strips that overlap: save it anew.")
+    # Pillow copies an unfinished row for every block that it reads: let a block hold one.
+    row = 8 * max((right - left for left, _, right, _ in extents), default=0)
+    image.decodermaxblock = max(image.decodermaxblock, row)  # type: ignore[attr-defined]
 
 
 def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
@@ -155,25 +181,25 @@ def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
-    white, inverted = _meaning(image)
-    if _orientation(image, data) != 1:
-        image = ImageOps.exif_transpose(image)
-    else:
-        pixels = decode_fast(data, image)
-        if pixels is not None:
-            return pixels
+    orientation = _orientation(image, data)
+    pixels = decode_fast(data, image)
+    return _turned(_by_pillow(image) if pixels is None else pixels, orientation)
+
+
+def _by_pillow(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise ImageError(
             "The image has floating-point pixels, whose range is unknown: save it as 8 or 16 bit."
         )
     if image.mode.startswith("I"):
+        white, inverted = _meaning(image)
         wide = np.asarray(image)
         if wide.dtype.itemsize > 2 and (wide.min() < 0 or wide.max() > 65535):
             raise ImageError(
                 "The image has 32-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
             )
-        grey = _table_to_8_bit(white)[wide]
-        return np.repeat((255 - grey if inverted else grey)[:, :, None], 3, axis=2)
+        table = _table_to_8_bit(white)
+        return spread((255 - table if inverted else table)[wide])
     return np.array(image.convert("RGB"))
 
 
@@ -194,8 +220,26 @@ def _table_to_8_bit(white: int) -> np.ndarray:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    # For a PNG without EXIF Pillow looks behind the pixels too, and decodes them for that.
-    if image.format == "PNG" and not may_turn(data):
-        return 1
+    if image.format == "PNG":
+        if not may_turn(data):
+            return 1
+        if not is_plain(data):
+            image.load()  # Pillow's word counts, and it looks behind the pixels, too
+    elif image.format == "TIFF":
+        image.load()  # which turns it
     orientation: int = image.getexif().get(0x0112, 1)
     return orientation
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an orientation of EXIF."""
+    if orientation not in range(2, 9):
+        return pixels
+    cells = pixels.view("V3")[:, :, 0]  # all colours of a pixel at once, in a third of the time
+    if orientation in (3, 4, 6, 7):
+        cells = cells[::-1]
+    if orientation in (2, 3, 7, 8):
+        cells = cells[:, ::-1]
+    if orientation >= 5:
+        cells = cells.T
+    return np.ascontiguousarray(cells).view(np.uint8).reshape(*cells.shape, 3)

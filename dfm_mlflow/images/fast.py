@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from dfm_mlflow.images.container import is_plain
 from dfm_mlflow.images.inflate import with_stored_rows
 
 try:
@@ -25,7 +26,7 @@ except ImportError:  # pragma: no cover
     decode_jpeg = decode_jpeg_header = None
 
 _GREY, _RGB, _RGBA = 0, 2, 6  # PNG colour types
-_CHANNELS = {_GREY: 1, _RGB: 3, _RGBA: 4}
+_MODES = {_GREY: "L", _RGB: "RGB", _RGBA: "RGBA"}
 
 
 def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
@@ -44,7 +45,7 @@ def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
         None where Pillow is to decode it.
     """
     decoder = _decoder_for(data, image)
-    if decoder is None:
+    if decoder is None or not getattr(image, "tile", None):  # or Pillow has decoded it already
         return None
     try:
         pixels = decoder(data)
@@ -52,25 +53,29 @@ def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
         raise
     except Exception:  # damaged, or a variant that the decoder does not know
         return None
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (image.height, image.width):
         return None
-    if pixels.shape[2] == 1:
-        rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-        for channel in range(3):  # in half the time of np.repeat
-            rgb[:, :, channel] = pixels[:, :, 0]
-        return rgb
-    return np.ascontiguousarray(pixels[:, :, :3])
+    return spread(pixels)
+
+
+def spread(pixels: np.ndarray) -> np.ndarray:
+    """Give `pixels` of shape (H, W) or (H, W, 3 or 4), uint8, three channels."""
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for channel in range(3):  # in half the time of np.repeat, and of a copy without the alpha
+        rgb[:, :, channel] = pixels if pixels.ndim == 2 else pixels[:, :, channel]
+    return rgb
 
 
 def _decoder_for(data: bytes, image: Image.Image) -> Callable[[bytes], np.ndarray] | None:
     if image.format == "PNG" and spng_decode is not None:
-        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)  # of the first IHDR
-        plain = depth == 8 and colour in _CHANNELS and not getattr(image, "is_animated", False)
-        plain = plain and (width, height) == image.size
-        if plain and image.mode in ("L", "RGB", "RGBA"):
-            return partial(_decode_png, n=height * (1 + width * _CHANNELS[colour]))
+        if not is_plain(data):
+            return None
+        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+        mode = _MODES.get(colour)
+        if depth == 8 and mode == image.mode and (width, height) == image.size:
+            return partial(_decode_png, n=height * (1 + width * len(mode)))
         return None
     if image.format == "JPEG" and decode_jpeg is not None and image.mode in ("L", "RGB"):
         return lambda data: _decode_jpeg(data, image.size)

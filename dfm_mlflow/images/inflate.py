@@ -27,7 +27,7 @@ def with_stored_rows(data: bytes, n: int) -> bytearray | None:
     Parameters
     ----------
     data : bytes
-        A PNG without interlacing.
+        A PNG whose chunks every decoder reads alike.
     n : int
         Bytes of its rows with their filter bytes.
 

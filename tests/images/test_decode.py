@@ -75,7 +75,7 @@ def test_limits_are_checked_before_decoding():
         decode_image(encode(Image.new("1", (20000, 20000))))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 3), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
 )

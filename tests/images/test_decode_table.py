@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
 
 from ..campaigns.mutation import encode
+from .builders import bmp, chunk, header, png, tiff, twice, webp_canvas, with_scans, with_strips
 
 DOCS = Path(__file__).parents[2] / "docs/images.md"
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -21,66 +23,6 @@ RGB = Image.fromarray(PIXELS)
 WIDE = np.array([[0, 128, 129, 257, 4095, 32768, 65535]], np.uint16)
 SCALED = [0, 0, 1, 1, 16, 128, 255]
 RED, BLUE = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def header(width, height, depth=8, colour=2):
-    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-
-
-def png(*heads, rows=b"", more=b""):
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            *heads,
-            more,
-            chunk(b"IDAT", zlib.compress(rows)),
-            chunk(b"IEND", b""),
-        )
-    )
-
-
-def tiff(width, height, bits, data, meaning=1, **tags):
-    given = {
-        256: width,
-        257: height,
-        258: bits,
-        259: 1,
-        262: meaning,
-        273: 200,
-        277: 1,
-        278: height,
-        279: len(data),
-        **{int(k[1:]): v for k, v in tags.items()},
-    }
-    out = b"II*\0" + struct.pack("<IH", 8, len(given))
-    for tag in sorted(given):
-        out += struct.pack("<HHII", tag, 4, 1, given[tag])
-    return (out + b"\0" * 4).ljust(200, b"\0") + data
-
-
-def webp_canvas(width, height):
-    frame = encode(Image.new("RGB", (4, 4)), "WEBP", lossless=True)[12:]
-
-    def part(kind, data):
-        return kind + struct.pack("<I", len(data)) + data
-
-    def three(n):
-        return struct.pack("<I", n)[:3]
-
-    body = b"WEBP" + part(b"VP8X", b"\x02\0\0\0" + three(width - 1) + three(height - 1))
-    body += part(b"ANIM", b"\0" * 6)
-    body += part(b"ANMF", three(0) * 2 + three(3) * 2 + three(9) + b"\0" + frame)
-    return part(b"RIFF", body)
-
-
-def with_scans(n):
-    data = encode(Image.new("L", (64, 64)), "JPEG", progressive=True)
-    last = data[data.rfind(b"\xff\xda") : -2]
-    return data[:-2] + last * n + data[-2:]
 
 
 def greys(data):
@@ -235,8 +177,107 @@ def parts():
     same(png(header(1, 1), rows=b"\0\1\2\3", more=many[: 12 * 9000]), [[[1, 2, 3]]])
 
 
+def overlaps():
+    refused(twice(tiff(9, 9, 8, b"\0" * 99)), "two tags 256")
+    many = {f"_{tag}": 0 for tag in range(30_000, 30_016)}
+    data = tiff(9, 9, 8, b"\0" * 99, **many)
+    for tag in range(30_000, 30_016):  # all hold the same 250 bytes
+        entry = data.index(struct.pack("<HH", tag, 4))
+        data = data[:entry] + struct.pack("<HHII", tag, 7, 250, 0) + data[entry + 12 :]
+    refused(data, "tags that overlap")
+    rows = zlib.compress(b"\0" * 99)
+    data = with_strips(10, 1, [rows] * 2, compression=8)
+    assert decode_image(data).shape == (2, 10, 3)
+    refused(with_strips(10, 1, [rows] * 50, compression=8, shared=True), "strips that overlap")
+    # Pillow lays what is too many over the picture again and again
+    refused(with_strips(10, 1, [b"\0" * 10] * 40, height=2), "strips that overlap")
+
+
+def scans_in_a_tiff():
+    one, many = encode(Image.new("L", (64, 64)), "JPEG"), with_scans(40)
+    assert decode_image(with_strips(64, 64, [one] * 3, compression=7)).shape == (192, 64, 3)
+    refused(with_strips(64, 64, [one, many], compression=7), "scans, more than the limit of 12")
+    refused(with_strips(64, 64, [many], compression=7), "scans, more than the limit of 12")
+    padded = with_strips(64, 64, [many] * 7, compression=7, shared=True) + b"\0" * 7 * len(many)
+    refused(padded, "scans, more than the limit of 12")
+
+
+def strips():
+    assert decode_image(with_strips(1, 1, [b"\1"] * 3000)).shape == (3000, 1, 3)
+    refused(with_strips(1, 1, [b"\1"] * 50_001), "parts inside")
+    refused(with_strips(1, 1, [zlib.compress(b"\1")] * 50_001, compression=8), "parts inside")
+
+
+def run_lengths():
+    for compression, body in ((1, b"\1\5\0\0"), (2, b"\1\5\0\0"), (1, b"\0\2\xff\xff")):
+        refused(bmp(10_000_000, 1, body, compression), "run-length")
+    for body in (b"\0\2\xff\xff" * 9, b"\5\1" * 9 + b"\0\1"):  # steps beyond the picture
+        refused(bmp(4, 4, body, 1), "run-length")
+
+
+def profiles_and_texts():
+    rows = b"\0\1\2\3"
+    profile, texts = chunk(b"iCCP", b"x\0\0" + zlib.compress(b"p")), (b"zTXt", b"iTXt")
+    same(png(header(1, 1), rows=rows, more=profile), [[[1, 2, 3]]])
+    refused(png(header(1, 1), rows=rows, more=profile * 2), "1 colour profiles inside")
+    for kind in texts:
+        one = chunk(kind, b"a\0\0" + zlib.compress(b"t"))
+        same(png(header(1, 1), rows=rows, more=one * 64), [[[1, 2, 3]]])
+        refused(png(header(1, 1), rows=rows, more=one * 65), "64 compressed texts inside")
+    behind = png(header(1, 1), rows=rows)
+    refused(behind[:-12] + profile * 2 + behind[-12:], "1 colour profiles inside")
+    same(behind + profile * 2, [[[1, 2, 3]]])
+
+
+def segments():
+    data = encode(RGB, "JPEG")
+
+    def with_segment(marker, contents, n, before=b""):
+        segment = b"\xff" + bytes([marker]) + struct.pack(">H", len(contents) + 2) + contents
+        return data[:2] + before + segment * n + data[2:]
+
+    exif = b"Exif\0\0" + b"\0" * 20
+    assert decode_image(with_segment(0xE1, exif, 64)).shape == (9, 7, 3)
+    for before in (b"", b"\xff\xd9", b"\xff\xf0\xff\xff", b"\xff\xd0\0\0\xff\xff"):
+        refused(with_segment(0xE1, exif, 65, before), "64 Exif segments inside")  # Pillow reads on
+    assert decode_image(with_segment(0xE1, b"else", 99)).shape == (9, 7, 3)
+    blocks = b"Photoshop 3.0\0" + b"8BIM\0\0\0\0\0\0\0\0" * 5300
+    for marker, contents in ((0xED, blocks), (0xDB, (b"\0" + bytes(64)) * 1000)):
+        assert decode_image(with_segment(marker, contents, 2)).shape == (9, 7, 3)
+        refused(with_segment(marker, contents, 20), "bytes of tables inside")
+
+
 def two_headers():
     same(png(header(20_000, 20_000), header(1, 1), rows=b"\0\1\2\3"), [[[1, 2, 3]]])
+    rows = b"\0\1\2\3"
+    same(png(header(1, 1), header(1, 1, 8, 0), rows=rows), [[[1, 1, 1]]])
+    longer = chunk(b"IHDR", header(1, 1)[8:21] + chunk(b"IDAT", zlib.compress(b"\0\7\7\7")))
+    same(png(longer, rows=rows), [[[1, 2, 3]]])
+    pixels = zlib.compress(rows)
+    halves = chunk(b"IDAT", pixels[:5]), chunk(b"IDAT", pixels[5:])
+    whole = png(header(1, 1), rows=rows)
+    at, end = whole.index(b"IDAT") - 4, whole[-12:]
+    same(whole[:at] + b"".join(halves) + end, [[[1, 2, 3]]])
+    refused(whole[:at] + chunk(b"tEXt", b"a\0b").join(halves) + end, "damaged")
+    for late in (chunk(b"eXIf", b"a\0\0\1"), chunk(b"tRNS", b"a\0\0\1")):  # Pillow reads these
+        refused(whole[:-12] + late + end, "damaged")
+    round_again = struct.pack(">I4sI", 2**32 - 12, b"abCd", 0)
+    refused(whole[:-12] + round_again + end, "damaged")
+
+
+def one_row():
+    wide = bmp(10_000_000, 1, b"\1" * 30_000_000, 0, 24)
+    for data in (wide, tiff(10_000_000, 1, 8, b"\1" * 10_000_000)):
+        begin = time.process_time()
+        assert (decode_image(data) == 1).all()
+        assert time.process_time() - begin < 2  # 0.3 s; with a copy for every block 5 and 0.8 s
+
+
+def sides():
+    for size in ((1, 13_000_000), (13_000_000, 1)):
+        refused(tiff(*size, 8, b""), "a side of 13000000 pixels, more than the limit of 12500000")
+        refused(png(header(*size)), "a side of")
+        refused(bmp(*size, b"", 0, 24), "a side of")
 
 
 CASES = {
@@ -270,9 +311,17 @@ CASES = {
     "more pixels than 50 million": bombs,
     "WebP with a huge canvas": lambda: refused(webp_canvas(16_000, 16_000), "more than the limit"),
     "TIFF with tiles larger than any picture": tiles,
+    "TIFF whose tags or strips overlap, or with a tag twice": overlaps,
+    "TIFF with more than 12 scans in a strip of JPEG": scans_in_a_tiff,
+    "TIFF of more than 50,000 strips or tiles": strips,
+    "BMP with run-length encoding": run_lengths,
     "JPEG of very many scans": scans,
     "PNG or JPEG of more than 20,000 parts": parts,
-    "PNG with two headers": two_headers,
+    "PNG with two colour profiles, or 65 compressed texts": profiles_and_texts,
+    "JPEG of 65 Exif segments, or 1 MiB of tables": segments,
+    "PNG with two headers, a longer one, or chunks amid the pixels": two_headers,
+    "one row of 10 million pixels": one_row,
+    "a side of more than 12.5 million pixels": sides,
 }
 
 
