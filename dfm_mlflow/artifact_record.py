@@ -16,23 +16,48 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
+_Pictures = Annotated[int, Field(ge=2, le=1 << 30)]
+_MOST_ROI = 50_000_000  # pixels, as in any picture
 
 
 class SubspaceRecord(BaseModel):
-    """Of one layer of one class."""
+    """Of one layer of one class.
+
+    Attributes
+    ----------
+    n_components : int
+        Dimension of the subspace.
+    noise_variance : float
+        Variance of each direction outside it.
+    """
 
     model_config = _STRICT
-    n_components: int = Field(ge=1)
+    n_components: int = Field(ge=1, le=1 << 20)
     noise_variance: float = Field(ge=_SMALLEST, le=_LARGEST)
 
 
 class ClassRecord(BaseModel):
-    """Of one class."""
+    """Of one class.
+
+    Attributes
+    ----------
+    name : str
+    n_samples : int
+        Pictures that it was fitted to.
+    n_held_out : int
+        Held-out scores of its calibration.
+    n_folds : int
+        Of the cross-fitting that gave them; 0 where they are of pictures that were never fitted.
+    map_scale : float
+        As :class:`~dfm_mlflow.class_model.ClassModel` has it.
+    layers : list of SubspaceRecord
+        In the order of the record's layers.
+    """
 
     model_config = _STRICT
     name: str = Field(min_length=1)
-    n_samples: int = Field(ge=2)
-    n_held_out: int = Field(ge=2)
+    n_samples: _Pictures
+    n_held_out: _Pictures
     n_folds: int = Field(ge=0)
     map_scale: float = Field(ge=0, le=_LARGEST)
     layers: list[SubspaceRecord] = Field(min_length=1)
@@ -49,15 +74,40 @@ class ClassRecord(BaseModel):
 
 
 class LayerRecord(BaseModel):
-    """Of one layer of the backbone."""
+    """Of one layer of the backbone.
+
+    Attributes
+    ----------
+    name : str
+    shape : list of int
+        ``[C, h, w]`` of its feature map.
+    """
 
     model_config = _STRICT
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[\w.]+$")  # resolved: a stride would have to be looked for
     shape: list[_Size] = Field(min_length=3, max_length=3)
 
 
 class Record(BaseModel):
-    """What ``detector.json`` holds."""
+    """What ``detector.json`` holds.
+
+    Attributes
+    ----------
+    format : int
+        :data:`FORMAT`.
+    options : dict of str to str, int, float or bool
+        Resolved options of the training run.
+    layers : list of LayerRecord
+    roi_shape : list of int or None
+        Height and width of the mask of the region of interest in pixels.
+    precision : {"fp32", "bf16", "fp16"}
+        Arithmetic that it was calibrated in.
+    classes : list of ClassRecord
+    weights : dict of str to str
+        ``id`` and ``sha256`` of the backbone's weights.
+    sha256 : dict of str to str
+        Of the other files of the model, hexadecimal, by their names.
+    """
 
     model_config = _STRICT
     format: int
@@ -76,9 +126,29 @@ class Record(BaseModel):
                 raise ValueError(f"a name stands twice among {', '.join(names)}")
         return self
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Record":
+        for c in self.classes:
+            if len(c.layers) != len(self.layers):
+                raise ValueError(
+                    f"the class {c.name} has {len(c.layers)} layers, expected {len(self.layers)}"
+                )
+        if self.roi_shape and self.roi_shape[0] * self.roi_shape[1] > _MOST_ROI:
+            raise ValueError(f"a region of interest of more than {_MOST_ROI} pixels")
+        return self
+
 
 def parse_record(text: bytes) -> Record:
     """Read ``detector.json``.
+
+    Parameters
+    ----------
+    text : bytes
+        What the file holds.
+
+    Returns
+    -------
+    Record
 
     Raises
     ------
@@ -104,7 +174,7 @@ def parse_record(text: bytes) -> Record:
 
 
 def options_of(record: Record) -> Options:
-    """Give the options of a record, all of them resolved.
+    """Give the options of a `record`, all of them resolved.
 
     Raises
     ------

@@ -1,3 +1,5 @@
+"""The round trip, and what `artifact_record` and `artifact_statistics` refuse."""
+
 import json
 import shutil
 
@@ -8,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
-from dfm_mlflow.artifact import BACKBONE, DETECTOR, STATISTICS, load_detector, save_detector, sha256
+from dfm_mlflow.artifact import BACKBONE, STATISTICS, load_detector, save_detector, sha256
+from dfm_mlflow.artifact_record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 
 from .detectors import fit, pictures
@@ -111,6 +114,9 @@ def edit(folder, change):
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e300), "noise_variance"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=float("nan")), "noise_var"),
         (lambda r: r.update({"x" * 10**5: "y" * 10**5}), "Extra inputs"),
+        (lambda r: r["layers"][0].update(name="stride:8"), "String should match pattern"),
+        (lambda r: r.update(roi_shape=[10**4, 10**4]), "more than 50000000 pixels"),
+        (lambda r: r["classes"][0].update(n_held_out=2**40), "n_held_out"),
     ],
 )
 def test_changed_records_are_refused(folder, change, words):

@@ -14,6 +14,7 @@ from dfm_mlflow.images import storage
 from dfm_mlflow.images.item import GOOD, Item
 from dfm_mlflow.images.manifest import read_manifest
 from dfm_mlflow.images.mvtec import mvtec_ad
+from dfm_mlflow.images.paths import check_names
 from dfm_mlflow.images.storage import S3Folder, S3Object
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -39,7 +40,16 @@ ELPV = ("mono", "poly")
 
 @dataclass(frozen=True)
 class Catalog:
-    """The labelled pictures of one or several categories."""
+    """The labelled pictures of one or several categories.
+
+    Attributes
+    ----------
+    name : str
+        The categories, separated by commas.
+    source : str
+        Where the pictures are: ``elpv``, a manifest, a folder or an ``s3://`` prefix.
+    items : tuple of Item
+    """
 
     name: str
     source: str
@@ -65,7 +75,13 @@ class Catalog:
         return dict(zip(map(str, paths), storage.digests(paths), strict=True))
 
     def take_contents(self, digests: Sequence[str]) -> None:
-        """Take over the SHA-256 of every picture from whoever read them."""
+        """Take over the SHA-256 of every picture from whoever read them.
+
+        Parameters
+        ----------
+        digests : sequence of str
+            Hexadecimal, one for each item.
+        """
         paths = (str(item.path) for item in self.items)
         vars(self)["contents"] = dict(zip(paths, digests, strict=True))
 
@@ -114,8 +130,17 @@ def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -
         items = read_manifest(data, categories)
     else:
         root = mvtec_ad() if data == "mvtec_ad" else storage.folder(data)
-        items = _from_folder(root, categories, flat_for_all=not to_fit)
+        try:
+            items = _from_folder(root, categories, flat_for_all=not to_fit)
+        except OSError as error:
+            raise DataError(
+                f"The folder {root} cannot be searched ({error.strerror}): check its permissions "
+                "and the names of the categories."
+            ) from None
         data = str(root)
+    check_names((*categories, data))
+    for item in items:
+        check_names(str(part) for part in (item.path, item.mask or "", item.label))
     _check(items, categories, to_fit)
     return Catalog(name=",".join(categories), source=data, items=tuple(items))
 
@@ -134,6 +159,8 @@ def _source_of(categories: tuple[str, ...]) -> str:
 def _from_folder(
     root: Path | S3Folder, categories: tuple[str, ...], *, flat_for_all: bool = False
 ) -> list[Item]:
+    if root.is_file():
+        raise DataError(f"{root} is a file and no .csv: give its folder, or a manifest .csv.")
     if not root.is_dir():
         raise DataError(f"The folder {root} does not exist: give data=<folder> that does.")
     nested = [c for c in categories if any((root / c / s).is_dir() for s in ("train", "test"))]

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.catalog import EXTENSIONS
+from dfm_mlflow.images.paths import check_names, local_path
 from dfm_mlflow.images.storage import SCHEME, S3Folder, S3Object, find, split_uri
 
 T = TypeVar("T", Path, S3Object)
@@ -31,18 +32,19 @@ def find_pictures(address: str) -> list[Path | S3Object]:
     Raises
     ------
     DataError
-        If there is nothing, or the store cannot be reached.
+        If there is nothing, the store cannot be reached, or a name is no text.
     """
     pattern = bool(_WILD.search(address))
     found = _in_s3(address, pattern) if address.startswith(SCHEME) else _local(address, pattern)
     if not found:
         kinds = "" if pattern else f" ({', '.join(sorted(EXTENSIONS))})"
         raise DataError(f"There is no picture{kinds} in {address}: correct the address.")
+    check_names(map(str, found))
     return sorted(found, key=str)
 
 
 def _local(address: str, pattern: bool) -> list[Path]:
-    path = Path(address).expanduser()
+    path = local_path(address)
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -83,4 +85,7 @@ def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
             expression += "[^" + word[2:] if word.startswith("[!") else word
         else:
             expression += known.get(word, re.escape(word))
-    return re.compile(expression, re.S).fullmatch
+    try:
+        return re.compile(expression, re.S).fullmatch
+    except re.error as error:
+        raise DataError(f"The pattern {pattern} is none ({error.msg}): correct it.") from None

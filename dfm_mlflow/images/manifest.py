@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images import storage
 from dfm_mlflow.images.item import GOOD, Item
+from dfm_mlflow.images.paths import local_path
 from dfm_mlflow.images.storage import S3Object
 
 REQUIRED = ("path", "split", "label")
@@ -53,9 +55,7 @@ def read_manifest(address: str, categories: tuple[str, ...]) -> list[Item]:
         if not any(r.category == category for r in wanted):
             classes = ", ".join(sorted({r.category for r in rows})) or "no rows at all"
             raise DataError(f"{address} has no rows of the class {category}: it has {classes}.")
-    places = [
-        (r, _place(address, r.cells["path"]), _place(address, r.cells["mask"])) for r in wanted
-    ]
+    places = [(r, _place(address, r, "path"), _place(address, r, "mask")) for r in wanted]
     _refuse_repetition(address, [(row, path) for row, path, _ in places])
     remote = {p for _, *both in places for p in both if p and p.startswith(storage.SCHEME)}
     found = storage.find_all(sorted(remote))
@@ -118,9 +118,8 @@ def _rows(address: str, categories: tuple[str, ...]) -> Iterator[_Row]:
 
 def _text(address: str) -> str:
     try:
-        return storage.read(
-            address if address.startswith(storage.SCHEME) else Path(address).expanduser()
-        ).decode("utf-8-sig")
+        remote = address.startswith(storage.SCHEME)
+        return storage.read(address if remote else local_path(address)).decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"The manifest {address} cannot be read ({error.strerror}): give a .csv that can."
@@ -162,8 +161,9 @@ def _check_cells(address: str, line: int, cells: dict[str, str]) -> None:
         )
 
 
-def _place(address: str, cell: str) -> str:
+def _place(address: str, row: _Row, column: str) -> str:
     """Resolve a cell against the manifest's own folder, be it on disk or in S3."""
+    cell = row.cells[column]
     if not cell or cell.startswith(storage.SCHEME):
         return cell
     if address.startswith(storage.SCHEME) and not cell.startswith("/"):
@@ -171,7 +171,11 @@ def _place(address: str, cell: str) -> str:
         # normpath of an absolute path cannot climb out of the bucket
         inside = posixpath.normpath(f"/{posixpath.dirname(key)}/{cell}").lstrip("/")
         return f"{storage.SCHEME}{bucket}/{inside}"
-    return str(Path(address).expanduser().parent / Path(cell).expanduser())
+    try:
+        folder = "" if cell.startswith("~") else local_path(address).parent
+        return str(local_path(os.path.join(folder, cell)))
+    except DataError as error:
+        raise DataError(f"{address}, line {row.line}: {error}") from None
 
 
 def _refuse_repetition(address: str, places: list[tuple[_Row, str]]) -> None:

@@ -31,7 +31,7 @@ URL = (
     f"420938113-1629960298/{NAME}"
 )
 SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
-ARCHIVE_BYTES = 5_300_000_000  # where the server does not say
+ARCHIVE_BYTES = 5_300_000_000  # a little more than it has; nobody may send more
 UNPACKED_BYTES = 5_500_000_000  # pictures are PNG already: little more than the archive
 TRIES = 5  # in a row without a new byte
 
@@ -161,12 +161,16 @@ def _fetch_rest(url: str, part: Path) -> bool:
         length = int(answer.headers.get("Content-Length") or 0)
         total = start + length if length else None
         left = length or max(ARCHIVE_BYTES - start, 0)
+        if start + length > ARCHIVE_BYTES:
+            raise _too_large(part, url)
         _check_space(part.parent, left + UNPACKED_BYTES)
         bar = tqdm(
             total=total, initial=start, unit="B", unit_scale=True, desc="MVTec AD", disable=None
         )
         with open(part, "ab" if start else "wb") as file, bar:
             while chunk := answer.read(_CHUNK):
+                if file.tell() + len(chunk) > ARCHIVE_BYTES:
+                    raise _too_large(part, url)
                 file.write(chunk)
                 bar.update(len(chunk))
     return total is None or _size(part) == total
@@ -187,6 +191,14 @@ def _check_space(home: Path, needed: int) -> None:
             f"MVTec AD needs {needed / 1e9:.1f} GB at {home}, archive and pictures together, and "
             f"{free / 1e9:.1f} GB are free: free some or set DFM_DATA_HOME to a larger disk."
         )
+
+
+def _too_large(part: Path, url: str) -> DataError:
+    part.unlink(missing_ok=True)
+    return DataError(
+        f"{url} sends more than the {ARCHIVE_BYTES / 1e9:.1f} GB of {NAME}: nothing of it was "
+        "kept; correct DFM_MVTEC_URL."
+    )
 
 
 def _unavailable(root: Path, url: str, why: object) -> DataError:

@@ -64,7 +64,13 @@ def list_folder(
 
 
 def look_up(bucket: str, key: str) -> tuple[str, int]:
-    """ETag and size of one object."""
+    """ETag and size in bytes of the object `key` in a `bucket`.
+
+    Raises
+    ------
+    DataError
+        If it is not there, or cannot be asked for.
+    """
     with _explaining(f"s3://{bucket}/{key}"):
         found = _client().head_object(Bucket=bucket, Key=key)
         return found["ETag"].strip('"'), found["ContentLength"]
@@ -72,6 +78,18 @@ def look_up(bucket: str, key: str) -> tuple[str, int]:
 
 def download(bucket: str, key: str, etag: str, size: int) -> bytes:
     """Read one object, in parallel ranges where it is large.
+
+    Parameters
+    ----------
+    bucket, key : str
+    etag : str
+        Without quotation marks, as :func:`look_up` gives it.
+    size : int
+        In bytes.
+
+    Returns
+    -------
+    bytes
 
     Raises
     ------
@@ -86,13 +104,30 @@ def download(bucket: str, key: str, etag: str, size: int) -> bytes:
 
 
 def upload(bucket: str, key: str, data: bytes) -> None:
-    """Write one object, whole or not at all."""
+    """Write one object, whole or not at all.
+
+    Parameters
+    ----------
+    bucket, key : str
+    data : bytes
+
+    Raises
+    ------
+    DataError
+        If it cannot be written.
+    """
     with _explaining(f"s3://{bucket}/{key}", written=True):
         _client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def delete(bucket: str, key: str) -> None:
-    """Remove one object, if it is there."""
+    """Remove the object `key` of a `bucket`, if it is there.
+
+    Raises
+    ------
+    DataError
+        If the store cannot be reached or refuses.
+    """
     with _explaining(f"s3://{bucket}/{key}", written=True):
         _client().delete_object(Bucket=bucket, Key=key)
 

@@ -6,7 +6,6 @@ it was listed: other content under the same address is an error, never a silent 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +14,16 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TypeVar
 
-from dfm_mlflow.cache_folder import CacheFolder, cache_home
+from joblib import cpu_count
+
+from dfm_mlflow.cache_folder import cache_home
 from dfm_mlflow.errors import DataError, ImageError
+from dfm_mlflow.images.content_cache import ContentCache
 from dfm_mlflow.images.decode import MAX_BYTES
+from dfm_mlflow.images.paths import local_path
 
 T = TypeVar("T")
 SCHEME = "s3://"
-CONTENT_LIMIT = 10 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,13 @@ class S3Folder:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an ``s3://`` address; a key is taken as it is written."""
+    """Bucket and key of the ``s3://`` address `uri`; a key is taken as it is written.
+
+    Raises
+    ------
+    DataError
+        If it is no such address, or names no bucket.
+    """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not bucket:
         raise DataError(f"{uri} names no bucket: give s3://bucket/prefix.")
@@ -161,12 +169,18 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def folder(address: str) -> Path | S3Folder:
-    """Folder of an address, which need not exist."""
-    return S3Folder(address) if address.startswith(SCHEME) else Path(address).expanduser()
+    """Folder of an `address`, which need not exist.
+
+    Raises
+    ------
+    DataError
+        For an ``s3://`` address without a bucket, and for what can be no path.
+    """
+    return S3Folder(address) if address.startswith(SCHEME) else local_path(address)
 
 
 def find(uri: str) -> S3Object:
-    """Look up one object.
+    """Look up the object of an ``s3://`` address, `uri`.
 
     Raises
     ------
@@ -180,7 +194,7 @@ def find(uri: str) -> S3Object:
 
 
 def find_all(uris: Sequence[str]) -> dict[str, S3Object | DataError]:
-    """Look up many objects in parallel; what went wrong with one stands in its place."""
+    """Look up the objects of many `uris` in parallel; an error stands in the place of its own."""
 
     def find_one(uri: str) -> S3Object | DataError:
         try:
@@ -195,7 +209,7 @@ def find_all(uris: Sequence[str]) -> dict[str, S3Object | DataError]:
 
 
 def read(source: str | Path | S3Object) -> bytes:
-    """Read a file or an object, given by its path, its address or itself.
+    """Read a `source`, a file or an object, given by its path, its address or itself.
 
     Raises
     ------
@@ -210,7 +224,13 @@ def read(source: str | Path | S3Object) -> bytes:
 
 
 def fetch(source: S3Object) -> bytes:
-    """Read an object of any size, from the cache where its ETag and size are known there."""
+    """Read `source`, of any size, from the cache where its ETag and size are known there.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or changed after it was listed.
+    """
     # The address too: not every store's ETag follows from the content alone.
     if not source.cached:
         content: bytes = _s3().download(*split_uri(source.uri), source.etag, source.size)
@@ -226,7 +246,7 @@ def fetch(source: S3Object) -> bytes:
 
 
 def digests(sources: Sequence[Path | S3Object]) -> list[str]:
-    """SHA-256 of the contents, read in parallel.
+    """SHA-256 of the contents of `sources`, hexadecimal, read in parallel.
 
     Of an object that is too large to be a picture, of its ETag and size: it is not fetched. A file
     that cannot be read counts as empty; whoever needs it will say so.
@@ -248,46 +268,16 @@ def digests(sources: Sequence[Path | S3Object]) -> list[str]:
 def map_in_threads(
     work: Callable[[Path | S3Object], T], sources: Sequence[Path | S3Object]
 ) -> list[T]:
-    """Do something with every file or object, as many at a time as read well."""
+    """Give what `work` gives for each of `sources`, as many at a time as read well."""
     with ThreadPoolExecutor(threads_for(sources)) as pool:
         return list(pool.map(work, sources))
 
 
 def threads_for(sources: Sequence[object]) -> int:
-    """How many threads read well: a store is waited for, a disk is not."""
+    """How many threads read `sources` well: a store is waited for, a disk is not."""
     if any(isinstance(source, S3Object) for source in sources):
         return int(_s3().READERS)
-    return min(os.cpu_count() or 1, 16)
-
-
-class ContentCache(CacheFolder):
-    """Contents of objects; each file ends with the SHA-256 of what stands before it."""
-
-    def __init__(self, folder: Path, limit: int = CONTENT_LIMIT):
-        super().__init__(folder, limit)
-        self._written = limit  # so that the first write trims what earlier processes left
-
-    def get(self, key: str) -> bytes | None:
-        """Return the content stored under a key, or None."""
-        path = self.path(key)
-        try:
-            stored = path.read_bytes()
-            os.utime(path)
-        except OSError:
-            return None
-        data, seal = stored[:-32], stored[-32:]
-        if hashlib.sha256(data).digest() != seal:  # a disk that lost bytes costs one download
-            path.unlink(missing_ok=True)
-            return None
-        return data
-
-    def put(self, key: str, data: bytes) -> None:
-        """Store a content, and trim once in a while."""
-        self.write(key, lambda path: path.write_bytes(data + hashlib.sha256(data).digest()))
-        self._written += len(data)
-        if self._written > self.limit // 20:
-            self._written = 0
-            self.trim()
+    return min(int(cpu_count()), 16)
 
 
 @lru_cache(maxsize=4)
@@ -302,10 +292,22 @@ def _s3() -> ModuleType:
 
 
 def upload(uri: str, data: bytes) -> None:
-    """Write an object; it appears whole or not at all."""
+    """Write `data` as the object at `uri`; it appears whole or not at all.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written.
+    """
     _s3().upload(*split_uri(uri), data)
 
 
 def delete(uri: str) -> None:
-    """Remove an object, if it is there."""
+    """Remove the object at `uri`, if it is there.
+
+    Raises
+    ------
+    DataError
+        If the store cannot be reached or refuses.
+    """
     _s3().delete(*split_uri(uri))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlflow
 import numpy as np
+from mlflow.data.dataset import Dataset
 from mlflow.entities import LoggedModelInput
 from mlflow.models import Model
 
@@ -20,8 +21,9 @@ from dfm_mlflow.evaluation import (
     pixel_metrics_of,
     score_items,
 )
-from dfm_mlflow.images.catalog import load_catalog
+from dfm_mlflow.images.catalog import Catalog, load_catalog
 from dfm_mlflow.images.item import GOOD, Item
+from dfm_mlflow.jobs.kept import MODEL_ID, kept_on_outage
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 
@@ -56,46 +58,83 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     ----------
     options : EvaluateOptions
 
+    Returns
+    -------
+    EvaluateResult
+
     Raises
     ------
     DfmError
         For a model or data that cannot be used.
+    DataError
+        If the model's own data hold only pictures that it was fitted to, and no other are named.
     """
     detector = load_model(options.model)
+    data, catalog = _catalog(options, detector)
+    model_id = Model.load(options.model).model_id
+    name, tags = f"evaluate-{catalog.name}", {"dfm.job": "evaluate", "dfm.category": catalog.name}
+    parameters = {"resolved_model": options.model, "resolved_data": data}
+    with run_of(name, tags) as run:
+        dataset = _log_origin(run.info.run_id, parameters, catalog)
+        labelled = bool(catalog.test)
+        found = measure(detector, catalog.test if labelled else catalog.train, labelled)
+        _, metrics, sentences = found
+        for sentence in sentences:
+            _logger.info(sentence)
+
+        def log_elsewhere(run_id: str) -> None:
+            _log(options, detector, catalog, found, _log_origin(run_id, parameters, catalog), None)
+            if model_id:  # no model of that store
+                mlflow.set_tag(MODEL_ID, model_id)
+
+        with kept_on_outage(run.info.run_id, name, tags, log_elsewhere):
+            if model_id:  # the run's page names the model
+                models = [LoggedModelInput(model_id)]
+                mlflow.MlflowClient().log_inputs(run.info.run_id, models=models)
+            _log(options, detector, catalog, found, dataset, model_id)
+    return EvaluateResult(run.info.run_id, metrics, sentences)
+
+
+def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, Catalog]:
+    """Give the data's address, and its pictures."""
     categories = detector.class_names
     if options.category != "auto":
         categories = tuple(dict.fromkeys(options.category.split(",")))
     data = detector.options.data if options.data == "auto" else options.data
     catalog = load_catalog(data, categories, to_fit=False)
-    labelled = bool(catalog.test)
-    items = catalog.test if labelled else catalog.train
-    if not labelled and options.data == "auto":
+    if not catalog.test and options.data == "auto":
         raise DataError(
             f"The model's own data, {data}, holds only pictures that it was fitted to: give "
             "data=<folder> of new ones."
         )
-    tags = {"dfm.job": "evaluate", "dfm.category": catalog.name}
-    with run_of(f"evaluate-{catalog.name}", tags) as run:
-        log_parameters(run.info.run_id, {"resolved_model": options.model, "resolved_data": data})
-        dataset = log_dataset(catalog, "evaluation")
-        evaluation, metrics, sentences = measure(detector, items, labelled)
-        for sentence in sentences:
-            _logger.info(sentence)
-        mlflow.set_tag("calibration", " ".join(sentences))
-        model_id = Model.load(options.model).model_id
-        if model_id:  # the run's page names the model
-            mlflow.MlflowClient().log_inputs(run.info.run_id, models=[LoggedModelInput(model_id)])
-        mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
-        log_results(
-            detector,
-            catalog,
-            evaluation,
-            metrics,
-            sentences,
-            labelled=labelled,
-            model_uri=options.model,
-        )
-    return EvaluateResult(run.info.run_id, metrics, sentences)
+    return data, catalog
+
+
+def _log(
+    options: EvaluateOptions,
+    detector: AnomalyDetector,
+    catalog: Catalog,
+    found: tuple[Evaluation, dict[str, float], list[str]],
+    dataset: Dataset,
+    model_id: str | None,
+) -> None:
+    evaluation, metrics, sentences = found
+    mlflow.set_tag("calibration", " ".join(sentences))
+    mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
+    log_results(
+        detector,
+        catalog,
+        evaluation,
+        metrics,
+        sentences,
+        labelled=bool(catalog.test),
+        model_uri=options.model,
+    )
+
+
+def _log_origin(run_id: str, parameters: dict[str, str], catalog: Catalog) -> Dataset:
+    log_parameters(run_id, parameters)
+    return log_dataset(catalog, "evaluation")
 
 
 def measure(
@@ -109,6 +148,12 @@ def measure(
     items : sequence of Item
     labelled : bool
         Whether their labels are known; without them there is drift alone.
+
+    Returns
+    -------
+    evaluation : Evaluation
+    metrics : dict of str to float
+    sentences : list of str
 
     Raises
     ------
@@ -138,7 +183,7 @@ def measure(
 
 
 def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
-    """Say in one sentence whether new pictures look like those of the calibration."""
+    """Say of a `drift` whether new pictures look like those of the calibration of a `detector`."""
     unlikely = drift.significance < 0.01
     verdict = (
         "they differ from the calibration's good pictures: look at camera, lamp and product"

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,18 +11,22 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import LoggedModelInput, Metric, Run
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from dfm_mlflow.errors import DataError
+from dfm_mlflow.images.paths import local_path
 from dfm_mlflow.jobs.run import run_of
 from dfm_mlflow.jobs.tracking import outage
 from dfm_mlflow.mlflow_plugin import _compat
-from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
+from dfm_mlflow.mlflow_plugin.flavor import MODEL_CONFIG, load_model, log_model
 
+RECALIBRATED_FROM = "dfm.recalibrated_from"  # a tag of runs and of versions
+MODEL_ID = "dfm.model_id"  # a tag of a kept run: its model, which the server knows
 KEPT = "dfm-kept"  # folder in the working directory, with one folder a run
 _DATABASE, _ARTIFACTS, _EXPERIMENT = "mlflow.db", "artifacts", "kept"
-_PARAMETER, _NONE = "resolved_registered_model", "none"
+_PARAMETER, _EVALUATED, _NONE = "resolved_registered_model", "resolved_model", "none"
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +39,8 @@ class LogResult:
     ----------
     run_id : str
     model_uri : str
-        The registered version, or the logged model where none was to be registered.
+        The registered version, the logged model where none was to be registered, or the model that
+        was evaluated.
     """
 
     run_id: str
@@ -118,36 +124,57 @@ def log_kept(folder: str) -> LogResult:
     TrackingError
         If the server fails again; the folder is what it was.
     """
-    root = Path(folder).expanduser().absolute()
+    root = local_path(folder).absolute()
     kept, artifacts, metrics = _read(root)
     assert kept.outputs is not None  # MLflow's store fills both
     assert kept.inputs is not None
-    (output,) = kept.outputs.model_outputs
+    models = [output.model_id for output in kept.outputs.model_outputs]
     with _store(root):
-        model_folder = _compat.download(artifact_uri=f"models:/{output.model_id}")
-    detector, model = load_model(model_folder), Model.load(model_folder)
+        folders = [_compat.download(artifact_uri=f"models:/{model_id}") for model_id in models]
     tags = {key: text for key, text in kept.data.tags.items() if not key.startswith("mlflow.")}
-    origin = {"dfm.kept_run": root.name}
-    with run_of(kept.info.run_name, tags | origin) as run:
+    model_id = tags.pop(MODEL_ID, None)
+    with run_of(kept.info.run_name, tags | {"dfm.kept_run": root.name}) as run:
         run_id, client = run.info.run_id, MlflowClient()
         mlflow.log_params(kept.data.params)
-        mlflow.set_tags({k: v for k, v in kept.data.tags.items() if k == "mlflow.note.content"})
-        client.log_inputs(run_id, kept.inputs.dataset_inputs)
+        mlflow.set_tags({k: v for k, v in kept.data.tags.items() if k == MLFLOW_RUN_NOTE})
+        inputs = [LoggedModelInput(model_id)] if model_id else None
+        client.log_inputs(run_id, kept.inputs.dataset_inputs, models=inputs)
         mlflow.log_artifacts(str(artifacts))
-        info = log_model(
-            detector,
-            name="model",
-            metadata=model.metadata,
-            input_example=model.load_input_example(model_folder),
-        )
-        client.log_batch(run_id, metrics=[m for m in metrics if m.model_id is None])
-        linked = {m.key: m.value for m in metrics if m.model_id}
-        mlflow.log_metrics(linked, model_id=info.model_id)
-        uri, registered = info.model_uri, kept.data.params.get(_PARAMETER, _NONE)
-        if registered != _NONE:
-            version = mlflow.register_model(uri, registered).version
+        uri = kept.data.params.get(_EVALUATED, "")
+        if folders:
+            model_id, uri = _log_model(folders[0])
+        _log_metrics(run_id, metrics, model_id)
+        registered = kept.data.params.get(_PARAMETER, _NONE)
+        if folders and registered != _NONE:
+            origin = {key: text for key, text in tags.items() if key == RECALIBRATED_FROM}
+            version = mlflow.register_model(uri, registered, tags=origin or None).version
             uri = f"models:/{registered}/{version}"
     return LogResult(run_id, uri)
+
+
+def _log_model(folder: str) -> tuple[str, str]:
+    model = Model.load(folder)
+    info = log_model(
+        load_model(folder),
+        name="model",
+        metadata=model.metadata,
+        input_example=model.load_input_example(folder),
+        model_config=settings_of(model),
+    )
+    return info.model_id, info.model_uri
+
+
+def _log_metrics(run_id: str, metrics: list[Metric], model_id: str | None) -> None:
+    """Link all but curves to the model, as the run would have done."""
+    values = Counter(m.key for m in metrics)
+    MlflowClient().log_batch(run_id, metrics=[m for m in metrics if values[m.key] > 1])
+    mlflow.log_metrics({m.key: m.value for m in metrics if values[m.key] == 1}, model_id=model_id)
+
+
+def settings_of(model: Model) -> dict[str, Any]:
+    """Give the serving settings that a `model` was saved with."""
+    config = model.flavors["python_function"].get("config") or {}
+    return {key: value for key, value in config.items() if key in MODEL_CONFIG}
 
 
 def _read(root: Path) -> tuple[Run, Path, list[Metric]]:

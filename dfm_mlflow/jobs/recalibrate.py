@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -13,11 +14,13 @@ from dfm_mlflow.core.calibration import Calibration, is_anomaly
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError, ConfigError
 from dfm_mlflow.images.catalog import Catalog, load_catalog
+from dfm_mlflow.images.item import Item
 from dfm_mlflow.jobs.golden import log_golden
+from dfm_mlflow.jobs.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of, timed
 from dfm_mlflow.jobs.train import example_of, kept_items
 from dfm_mlflow.mlflow_plugin import _compat
-from dfm_mlflow.mlflow_plugin.flavor import MODEL_CONFIG, load_model, log_model
+from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
 
 _FEW_TO_JUDGE = 10  # new pictures from which on it is noticed that all of them fit too well
 
@@ -26,7 +29,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecalibrateResult:
-    """What a recalibration left behind."""
+    """What a recalibration left behind.
+
+    Attributes
+    ----------
+    run_id : str
+    model_uri : str
+        Of the logged model.
+    registered_uri : str
+        Of the new version, or of the logged model where none was registered.
+    detector : AnomalyDetector
+        With the new calibration.
+    metrics : dict of str to float
+    sentences : list of str
+        What the calibration promises, and how the threshold moved.
+    """
 
     run_id: str
     model_uri: str
@@ -43,6 +60,18 @@ class _Parent:
     uri: str
     name: str | None
     detector: AnomalyDetector
+
+
+@dataclass(frozen=True)
+class _Recalibrated:
+    """What there is to log."""
+
+    origin: str  # URI of the model that it was
+    detector: AnomalyDetector
+    items: list[Item]  # that it was calibrated on
+    metrics: dict[str, float]
+    sentences: list[str]
+    settings: dict[str, Any]  # of serving
 
 
 def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
@@ -63,25 +92,47 @@ def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
     parent = _load(options.model)
     category = _category(options.category, parent.detector)
     catalog = load_catalog(options.images, (category,))
-    tags = {"dfm.category": category, "dfm.recalibrated_from": parent.uri}
-    with run_of(f"recalibrate-{category}", tags) as run:
-        mlflow.set_tag("dfm.recalibrated_from", parent.uri)  # in a run taken over too
-        parameters = {
-            "resolved_model": parent.uri,
-            "resolved_images": options.images,
-            "resolved_category": category,
-        }
-        log_parameters(run.info.run_id, parameters)
-        log_dataset(catalog, "calibration")
-        name = parent.name if options.registered_model == "auto" else options.registered_model
-        return _calibrate_and_log(
-            parent, category, catalog, None if name == "none" else name, run.info.run_id
-        )
+    name, tags = (
+        f"recalibrate-{category}",
+        {"dfm.category": category, RECALIBRATED_FROM: parent.uri},
+    )
+    registered = parent.name if options.registered_model == "auto" else options.registered_model
+    parameters = {
+        "resolved_model": parent.uri,
+        "resolved_images": options.images,
+        "resolved_category": category,
+        "resolved_registered_model": registered or "none",
+    }
+    settings = settings_of(Model.load(parent.uri))
+    with run_of(name, tags) as run:
+        mlflow.set_tag(RECALIBRATED_FROM, parent.uri)  # in a run taken over too
+        _log_origin(run.info.run_id, parameters, catalog)
+        made = _calibrate(parent, category, catalog, settings)
+
+        def log_elsewhere(run_id: str) -> None:
+            _log_origin(run_id, parameters, catalog)
+            _log(made)
+
+        with kept_on_outage(run.info.run_id, name, tags, log_elsewhere):
+            uri = version_uri = _log(made)
+            # Last: a run that failed before this point leaves the registry as it was.
+            if registered not in (None, "none"):
+                origin = {RECALIBRATED_FROM: parent.uri}
+                version = mlflow.register_model(uri, registered, tags=origin).version
+                version_uri = f"models:/{registered}/{version}"
+    return RecalibrateResult(
+        run.info.run_id, uri, version_uri, made.detector, made.metrics, made.sentences
+    )
 
 
-def _calibrate_and_log(
-    parent: _Parent, category: str, catalog: Catalog, name: str | None, run_id: str
-) -> RecalibrateResult:
+def _log_origin(run_id: str, parameters: dict[str, str], catalog: Catalog) -> None:
+    log_parameters(run_id, parameters)
+    log_dataset(catalog, "calibration")
+
+
+def _calibrate(
+    parent: _Parent, category: str, catalog: Catalog, settings: dict[str, Any]
+) -> _Recalibrated:
     old = parent.detector
     extraction, seconds = timed(
         lambda: old.extractor.extract([i.path for i in catalog.train], progress="extracting")
@@ -94,23 +145,22 @@ def _calibrate_and_log(
     sentences = [detector.calibration_sentence(), *_comparison(category, before, now, metrics)]
     for sentence in sentences:
         _logger.info(sentence)
+    return _Recalibrated(parent.uri, detector, items, metrics, sentences, settings)
+
+
+def _log(made: _Recalibrated) -> str:
+    """Log everything to the active run; gives the URI of the model, which is not registered."""
     info = log_model(
-        detector,
+        made.detector,
         name="model",
-        input_example=example_of(items[0], detector.options.size),
-        metadata={"calibration": sentences[0], "recalibrated_from": parent.uri},
-        model_config=_model_config(parent.uri),
+        input_example=example_of(made.items[0], made.detector.options.size),
+        metadata={"calibration": made.sentences[0], "recalibrated_from": made.origin},
+        model_config=made.settings,
     )
-    mlflow.log_metrics(metrics, model_id=info.model_id)
-    mlflow.set_tag("calibration", " ".join(sentences))
-    log_golden(detector, items, [])
-    # Last: a run that failed before this point leaves the registry as it was.
-    registered = info.model_uri
-    if name:
-        origin = {"dfm.recalibrated_from": parent.uri}
-        version = mlflow.register_model(info.model_uri, name, tags=origin).version
-        registered = f"models:/{name}/{version}"
-    return RecalibrateResult(run_id, info.model_uri, registered, detector, metrics, sentences)
+    mlflow.log_metrics(made.metrics, model_id=info.model_id)
+    mlflow.set_tag("calibration", " ".join(made.sentences))
+    log_golden(made.detector, made.items, [])
+    return info.model_uri
 
 
 def _load(uri: str) -> _Parent:
@@ -170,9 +220,3 @@ def _comparison(
             "saw."
         )
     return sentences
-
-
-def _model_config(uri: str) -> dict[str, object]:
-    """Give the new version the serving settings of the old one."""
-    kept = Model.load(uri).flavors["python_function"].get("config") or {}
-    return {key: value for key, value in kept.items() if key in MODEL_CONFIG}

@@ -37,6 +37,16 @@ def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
 
     A run taken over keeps the name and the tags that somebody gave it.
 
+    Parameters
+    ----------
+    name : str
+        Of the run, where nobody gave one.
+    tags : mapping of str to str
+
+    Yields
+    ------
+    mlflow.ActiveRun
+
     Raises
     ------
     TrackingError
@@ -68,19 +78,32 @@ def _introduce(run_id: str, name: str, tags: Mapping[str, str]) -> None:
 
 
 def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
-    """Log parameters, and the commit of the code where it is a checkout."""
+    """Log those of `params` that the run `run_id` lacks, and the commit of a checkout."""
     # `mlflow run` logged its raw parameters already, and a parameter cannot change.
     known = mlflow.get_run(run_id).data.params
     mlflow.log_params({k: v for k, v in params.items() if k not in known})
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git here: then it is no checkout that anybody works in
+        return
     if commit.returncode == 0:
         mlflow.set_tag("dfm.git_commit", commit.stdout.strip())
 
 
 def log_dataset(catalog: Catalog, context: str) -> ImageFolderDataset:
-    """Log where the pictures came from, with a digest of their contents; metrics may name it."""
+    """Log where the pictures came from, with a digest of their contents; metrics may name it.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    context : str
+        What the pictures are for, such as ``training``.
+
+    Returns
+    -------
+    ImageFolderDataset
+    """
     dataset = ImageFolderDataset(catalog)
     mlflow.log_input(dataset, context=context)
     return dataset
@@ -173,13 +196,25 @@ def _provenance(
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Give the result of some work and the seconds it took."""
+    """Give the result of some `work` and the seconds it took."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 
 
 def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[str, str]) -> str:
-    """Say in a few lines what a job found; the last is JSON for scripts."""
+    """Say in a few lines what a job found; the last is JSON for scripts.
+
+    Parameters
+    ----------
+    metrics : mapping of str to float
+    sentences : list of str
+    where : mapping of str to str
+        Addresses of what the job left, by ``run_id``, ``model_uri`` and the like.
+
+    Returns
+    -------
+    str
+    """
     shown = (
         "image_auroc",
         "image_f1",

@@ -1,8 +1,6 @@
 """The MLflow flavor ``dfm``: save, log and load, after MLflow's own conventions."""
 
 import sys
-import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +8,22 @@ import yaml
 from mlflow import pyfunc
 from mlflow.models import Model, ModelInputExample, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import dfm_mlflow
 from dfm_mlflow.artifact import load_detector, save_detector
-from dfm_mlflow.artifact_record import DETECTOR, FORMAT
+from dfm_mlflow.artifact_record import FORMAT
+from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME as FLAVOR_NAME
+from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
 from dfm_mlflow.mlflow_plugin.serving import ServingSettings
 from dfm_mlflow.mlflow_plugin.wheel import build_wheel, is_release
 from dfm_mlflow.network.backbones import backbone_requirements
 
-FLAVOR_NAME = "dfm"
 DATA = "dfm"
 WHEELS = "wheels"
 # MLflow lets a user override only the keys that a model was saved with.
@@ -58,31 +58,35 @@ def get_default_pip_requirements(backbone: str | None = None) -> list[str]:
 
 
 def get_default_conda_env(backbone: str | None = None) -> dict[str, Any]:
-    """Conda environment with :func:`get_default_pip_requirements`."""
+    """Conda environment with :func:`get_default_pip_requirements`.
+
+    Parameters
+    ----------
+    backbone : str, optional
+        As :func:`get_default_pip_requirements` takes it.
+
+    Returns
+    -------
+    dict
+    """
     return _compat.conda_env_of(additional_pip_deps=get_default_pip_requirements(backbone))
 
 
 def signature_of(options: Options) -> ModelSignature:
-    """Describe the columns and parameters of scoring."""
-    outputs = [
-        ColSpec(DataType.double, "anomaly_score", required=False),
-        ColSpec(DataType.double, "p_value", required=False),
-        ColSpec(DataType.boolean, "is_anomaly"),
-        ColSpec(DataType.string, "predicted_class", required=False),
-        ColSpec(DataType.double, "fre", required=False),
-        ColSpec(DataType.double, "nll", required=False),
-        ColSpec(DataType.string, "anomaly_map", required=False),
-        ColSpec(DataType.string, "error", required=False),
+    """Describe the columns and parameters of scoring with a model of these `options`."""
+    columns = COLUMNS | (DECISION if options.retest_rate is not None else {})
+    kinds = {"float64": DataType.double, "bool": DataType.boolean, "object": DataType.string}
+    # a row of a picture that cannot be read has nulls, and is no anomaly
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(kinds[kind], name, required=kind == "bool") for name, kind in columns.items()
     ]
-    if options.retest_rate is not None:
-        outputs.append(ColSpec(DataType.string, "decision", required=False))
     params = [
         ParamSpec("fpr", DataType.double, options.fpr),
         ParamSpec("anomaly_map", DataType.boolean, False),
         ParamSpec("on_error", DataType.string, "raise"),
     ]
     return ModelSignature(
-        Schema([ColSpec(DataType.binary, "image")]), Schema([*outputs]), ParamSchema(params)
+        Schema([ColSpec(DataType.binary, "image")]), Schema(outputs), ParamSchema(params)
     )
 
 
@@ -114,12 +118,21 @@ def save_model(
     mlflow_model : mlflow.models.Model, optional
         The model that the flavor is added to.
     signature : ModelSignature, optional
-        By default the one of contract "image in, one row out".
+        By default binary column ``image`` in; the columns of :meth:`AnomalyDetector.score` out.
     input_example, metadata, extra_files
         As MLflow's built-in flavors take them.
     model_config : dict, optional
         Overrides keys of :class:`~dfm_mlflow.mlflow_plugin.serving.ServingSettings`: ``device``,
         ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
+
+    Raises
+    ------
+    ArtifactError
+        For a key of `model_config` that does not exist, or a folder that cannot be written.
+    ConfigError
+        For a value that such a key cannot have.
+    MlflowException
+        If `path` exists and is not empty, or an argument is refused by MLflow.
     """
     _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     unknown = set(model_config or {}) - set(MODEL_CONFIG)
@@ -262,63 +275,38 @@ def load_model(
         If the device is not there.
     """
     root = Path(_compat.download(artifact_uri=model_uri, output_path=dst_path))
-    flavor = _compat.flavor_configuration(str(root), FLAVOR_NAME)
+    declared = read_mlmodel(root)
     return load_detector(
-        root / flavor["data"],
-        expected_sha256=flavor["sha256"],
+        declared.folder,
+        expected_sha256=declared.sha256,
         device=device,
         precision=precision,
         batch_size=batch_size,
     )
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """The files of a detector as bytes, to be sent to other machines.
-
-    Attributes
-    ----------
-    sha256 : str
-        Of ``detector.json``, which holds those of the other files.
-    files : dict of str to bytes
-    """
-
-    sha256: str
-    files: dict[str, bytes] = field(compare=False, repr=False)
-
-    @classmethod
-    def of(cls, model_uri: str) -> "Bundle":
-        """Download a model, as :func:`load_model` does.
-
-        Raises
-        ------
-        ArtifactError
-            If the model is of another flavor.
-        """
-        root = Path(_compat.download(artifact_uri=model_uri))
-        flavor = _compat.flavor_configuration(str(root), FLAVOR_NAME)
-        folder = root / flavor["data"]
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        return cls(flavor["sha256"], files)
-
-    def load(self) -> AnomalyDetector:
-        """Build the detector, and check everything about it."""
-        with tempfile.TemporaryDirectory(prefix="dfm-model-") as name:
-            for file, data in self.files.items():
-                (Path(name) / file).write_bytes(data)
-            return load_detector(Path(name), expected_sha256=self.sha256)
-
-
 def load_data_folder(path: str | Path, settings: ServingSettings) -> AnomalyDetector:
-    """Load a detector from the ``dfm/`` folder of a model, checked against its ``MLmodel``."""
+    """Load a detector from the folder of its files in a model, checked against the ``MLmodel``.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``dfm/`` of a model.
+    settings : ServingSettings
+
+    Returns
+    -------
+    AnomalyDetector
+
+    Raises
+    ------
+    ArtifactError
+        If the ``MLmodel`` is missing, and as :func:`~dfm_mlflow.artifact.load_detector`.
+    """
     folder = Path(path)
-    mlmodel = folder.parent / MLMODEL_FILE_NAME
-    if not mlmodel.is_file():
-        raise ArtifactError(f"{mlmodel} is missing: it holds the SHA-256 of {DETECTOR}.")
-    flavor = _compat.flavor_configuration(str(folder.parent), FLAVOR_NAME)
     return load_detector(
         folder,
-        expected_sha256=flavor["sha256"],
+        expected_sha256=read_mlmodel(folder.parent).sha256,
         device=settings.device,
         precision=settings.precision,
         batch_size=settings.batch_size,

@@ -27,6 +27,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 T = TypeVar("T")
+# Called with the tensors that the used layers have, which may be without data.
+Folded = dict[str, Tensor] | Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def build_backbone(
     size: tuple[int, int],
     weights: Callable[[set[str]], dict[str, Tensor]] | None = None,
     *,
-    folded: dict[str, Tensor] | None = None,
+    folded: Folded | None = None,
     seed: int = 42,
 ) -> Backbone:
     """Build a truncated network and fill it with weights.
@@ -85,14 +87,23 @@ def build_backbone(
     weights : callable, optional
         Called with the names of the tensors that the used layers need, returns them; None draws
         random ones from `seed`.
-    folded : dict, optional
-        Instead of `weights`: tensors that :meth:`Backbone.state` gave.
+    folded : dict or callable, optional
+        Instead of `weights`: tensors that :meth:`Backbone.state` gave, or who gives them when the
+        shapes are known.
+    seed : int
+        Of random weights.
+
+    Returns
+    -------
+    Backbone
 
     Raises
     ------
     BackboneError
         For an unknown model or layer; the message lists the valid ones. Or for a network that
         torch.fx cannot trace.
+    WeightsError
+        If tensors lack, or have other shapes than the network.
     """
     with tracing():
         names, module = _build(name, layers, size, weights, folded, seed)
@@ -105,7 +116,7 @@ def _build(
     layers: tuple[str, ...],
     size: tuple[int, int],
     weights: Callable[[set[str]], dict[str, Tensor]] | None,
-    folded: dict[str, Tensor] | None,
+    folded: Folded | None,
     seed: int,
 ) -> tuple[tuple[str, ...], nn.Module]:
     """Give the names of the layers, and the truncated network with folded batch norms."""
@@ -129,6 +140,19 @@ def _build(
 def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
     """Give layers their names in a backbone: ``stride:16`` becomes ``layer3``.
 
+    Parameters
+    ----------
+    name : str
+        Of the backbone.
+    layers : tuple of str
+        Layer names, or ``stride:N``.
+    size : tuple of int
+        Input height and width in pixels.
+
+    Returns
+    -------
+    tuple of str
+
     Raises
     ------
     BackboneError
@@ -139,7 +163,7 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
 
 
 def backbone_requirements(name: str) -> list[str]:
-    """Distributions beside torchvision that define the architecture."""
+    """Distributions beside torchvision that define the architecture of the backbone `name`."""
     if name.startswith(timm_backbones.PREFIX):
         return ["timm"]
     return ["efficientnet-lite-pytorch"] if name.startswith("efficientnet_lite") else []
@@ -176,9 +200,11 @@ def _without_data(build: Callable[[], T]) -> T:
 
 
 def _rebuild(
-    name: str, layers: tuple[str, ...], size: tuple[int, int], folded: dict[str, Tensor]
+    name: str, layers: tuple[str, ...], size: tuple[int, int], folded: Folded
 ) -> fx.GraphModule:
     module = _without_data(lambda: fold_batch_norms(_truncate(name, layers, size)))
+    if callable(folded):
+        folded = folded(module.state_dict())
     _assign(module, folded)
     if any(b.is_meta for b in module.buffers()):  # a constant, such as a blur, is in no state dict
         with torch.random.fork_rng(devices=[]):

@@ -216,19 +216,57 @@ class Extractor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
 
         It lies on the extractor's device; a GPU's resize may differ from a CPU's by one level.
+
+        Parameters
+        ----------
+        image : ndarray of shape (H, W, 3), uint8
+
+        Returns
+        -------
+        Tensor of shape (3, H, W), uint8
         """
         return self._pixels.resized(image)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
-        """Which cells of a feature grid the region of interest touches, of shape (h, w), bool."""
+        """Which cells of a feature grid the region of interest touches.
+
+        Parameters
+        ----------
+        grid : tuple of int
+            Height and width of the grid in cells.
+
+        Returns
+        -------
+        ndarray of shape (h, w), bool
+        """
         return self._pixels.roi_cells(grid)
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture of (height, width) fills."""
+        """Share of the input's height and width that a picture fills.
+
+        Parameters
+        ----------
+        size : tuple of int
+            Height and width of the picture in pixels.
+
+        Returns
+        -------
+        tuple of float
+        """
         return self._pixels.filled_part(size)
 
     def run_batch(self, pixels: Tensor) -> list[Tensor]:
-        """Run the network on pixels of shape (n, 3, H, W), uint8; one feature map a layer."""
+        """Run the network on pixels.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (n, 3, H, W), uint8
+
+        Returns
+        -------
+        list of Tensor of shape (n, C, h, w), float32
+            One for each layer.
+        """
         return self._network.run(pixels)
 
     def _key(self, digest: str) -> str:

@@ -40,6 +40,14 @@ class Pixels:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
 
         On a GPU it is the GPU that resizes, and may differ from a CPU by one level.
+
+        Parameters
+        ----------
+        image : ndarray of shape (H, W, 3), uint8
+
+        Returns
+        -------
+        Tensor of shape (3, H, W), uint8
         """
         if self.roi is not None:
             inside = scaled_mask(self.roi, _shape(image))
@@ -47,15 +55,35 @@ class Pixels:
         return self._fitted(image, self.padding, self.device)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
-        """Which cells of a feature grid the region of interest touches, of shape (h, w), bool."""
+        """Which cells of a feature grid the region of interest touches.
+
+        Parameters
+        ----------
+        grid : tuple of int
+            Height and width of the grid in cells.
+
+        Returns
+        -------
+        ndarray of shape (h, w), bool
+        """
         if self.roi is None:
             return np.ones(grid, dtype=bool)
-        mask = np.repeat(self.roi[:, :, None], 3, axis=2).astype(np.uint8) * 255
+        mask = np.repeat((self.roi * np.uint8(255))[:, :, None], 3, axis=2)
         covered = self._fitted(mask, (0, 0, 0), torch.device("cpu"))[:1].float()
         return (F.adaptive_max_pool2d(covered[None], grid)[0, 0] > 0).numpy()
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture of (height, width) fills."""
+        """Share of the input's height and width that a picture fills.
+
+        Parameters
+        ----------
+        size : tuple of int
+            Height and width of the picture in pixels.
+
+        Returns
+        -------
+        tuple of float
+        """
         target = self._target(size)
         return target[0] / self.size[0], target[1] / self.size[1]
 

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import http.server
 import io
@@ -43,7 +44,7 @@ class Mirror:
     """A server of one archive; ``plan`` holds what to do at each request, then all is well."""
 
     def __init__(self):
-        self.data, self.plan, self.ranges = ARCHIVE, [], []
+        self.data, self.plan, self.ranges, self.poured = ARCHIVE, [], [], 0
 
     def answer(self, handler):
         wanted = handler.headers.get("Range")
@@ -56,9 +57,18 @@ class Mirror:
             return handler.send_error(416)
         body = self.data[start:]
         handler.send_response(206 if start else 200)
+        if do == "endless":
+            return self.pour(handler)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body[: do[1]] if isinstance(do, tuple) else body)
+
+    def pour(self, handler):
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # who hung up
+            for _ in range(300):
+                handler.wfile.write(bytes(2**20))
+                self.poured += 1
 
 
 @pytest.fixture
@@ -134,6 +144,22 @@ def test_a_server_without_ranges_starts_over(home, mirror):
     mirror.plan = [("cut", 50), "whole"]
     mvtec_ad()
     assert left_in(home) == {"mvtec_ad"}
+
+
+def test_a_server_that_never_ends_is_left(home, mirror, monkeypatch):
+    monkeypatch.setattr(mvtec, "ARCHIVE_BYTES", 5 * 2**20)
+    mirror.plan = [("cut", 50), "endless"]
+    with pytest.raises(DataError, match=r"sends more than the .* correct DFM_MVTEC_URL"):
+        mvtec_ad()
+    assert left_in(home) == set()
+    assert mirror.poured < 100
+
+
+def test_a_length_beyond_the_archive_s_is_not_fetched(home, mirror, monkeypatch):
+    monkeypatch.setattr(mvtec, "ARCHIVE_BYTES", len(ARCHIVE) - 1)
+    with pytest.raises(DataError, match="sends more than"):
+        mvtec_ad()
+    assert left_in(home) == set()
 
 
 def test_another_archive_is_refused_and_removed(home, mirror):

@@ -1,31 +1,20 @@
-import base64
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mlflow.exceptions import MlflowException
 from mlflow.models import validate_serving_input
 
 import dfm_mlflow
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.mlflow_plugin import pyfunc as pyfunc_module
-from dfm_mlflow.mlflow_plugin.wheel import build_wheel
 
-from ..detectors import fit, pictures
+from ..detectors import pictures
 
 IMAGES = pictures(2, 7) + pictures(2, 8, defect=True)
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return fit()
 
 
 @pytest.fixture(scope="module")
@@ -68,38 +57,6 @@ def test_its_wheel_travels_and_is_named(saved):
     assert "dfm_mlflow/report/report.html.j2" in names
 
 
-def test_the_wheel_installs_and_imports(tmp_path):
-    name = build_wheel(tmp_path)
-    build_wheel(tmp_path / "again")
-    assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    target = tmp_path / "site"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(target),
-            str(tmp_path / name),
-        ],
-        check=True,
-    )
-    code = "import dfm_mlflow; print(dfm_mlflow.__file__); import dfm_mlflow.detector"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(target)},
-    )
-    assert done.stdout.startswith(str(target))
-
-
 def test_user_requirements_are_kept_and_the_package_is_added(detector, tmp_path):
     dfm_mlflow.save_model(
         detector,
@@ -123,39 +80,6 @@ def test_default_requirements_pin_what_runs():
     assert all("==" in r for r in requirements)
     pip = dfm_mlflow.get_default_conda_env()["dependencies"][-1]["pip"]
     assert set(requirements) <= set(pip)
-
-
-def test_native_and_pyfunc_agree_for_raw_and_base64(detector, saved):
-    native = dfm_mlflow.load_model(str(saved)).score(IMAGES)
-    generic = mlflow.pyfunc.load_model(str(saved))
-    coded = [base64.b64encode(i) for i in IMAGES]
-    for images in (IMAGES, coded):
-        scored = generic.predict(pd.DataFrame({"image": images}))
-        pd.testing.assert_frame_equal(scored, native)
-    adapter = pyfunc_module.PyfuncModel(detector)
-    for form in (coded, np.array(coded, object), {"image": [c.decode() for c in coded]}):
-        np.testing.assert_allclose(adapter.predict(form)["fre"], native["fre"], rtol=1e-5)
-
-
-def test_parameters_reach_the_score(saved):
-    model = mlflow.pyfunc.load_model(str(saved))
-    frame = pd.DataFrame({"image": [*IMAGES, b"noise"]})
-    scored = model.predict(frame, {"on_error": "report", "fpr": 0.9, "anomaly_map": True})
-    assert scored["error"].notna().tolist() == [False] * 4 + [True]
-    assert scored["anomaly_map"].notna().tolist() == [True] * 4 + [False]
-    assert scored["is_anomaly"][2:4].all()
-
-
-@pytest.mark.parametrize(
-    ("data", "words"), [(b"noise", "Row 1: "), (b"", "Row 1: .*empty"), (b"@@@@", "Row 1: ")]
-)
-def test_a_client_s_mistake_is_a_400_that_names_the_row(saved, data, words):
-    model = mlflow.pyfunc.load_model(str(saved))
-    with pytest.raises(MlflowException, match=words) as caught:
-        model.predict(pd.DataFrame({"image": [IMAGES[0], data]}))
-    assert caught.value.get_http_status_code() == 400
-    with pytest.raises(MlflowException, match="fpr=2"):
-        model.predict(pd.DataFrame({"image": IMAGES[:1]}), {"fpr": 2.0})
 
 
 def test_a_changed_model_is_refused_by_both_loaders(detector, tmp_path):

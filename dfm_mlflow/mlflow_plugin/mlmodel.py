@@ -1,0 +1,91 @@
+"""What ``MLmodel`` says of a detector, strictly validated: a model comes from anybody."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.models.model import MLMODEL_FILE_NAME
+
+from dfm_mlflow.artifact_files import BACKBONE, STATISTICS, read_file
+from dfm_mlflow.artifact_record import DETECTOR
+from dfm_mlflow.errors import ArtifactError
+
+FLAVOR_NAME = "dfm"
+_MOST = 16 * 1024**2  # bytes; an example or a signature can make it long
+_SHA256 = re.compile("[0-9a-f]{64}")
+_PLAIN = re.compile(r"[\w-][\w.-]{0,254}", re.ASCII)  # one folder below the model's own
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Where a detector lies, and what it must be.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the files of the detector.
+    sha256 : str
+        Of ``detector.json``, which holds those of the other files.
+    """
+
+    folder: Path
+    sha256: str
+
+    def files(self) -> list[Path]:
+        """Give the files of the detector, whatever else may lie there."""
+        return [self.folder / name for name in (DETECTOR, STATISTICS, BACKBONE)]
+
+
+def read_mlmodel(root: Path) -> Declared:
+    """Read the section of the flavor.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the model.
+
+    Returns
+    -------
+    Declared
+
+    Raises
+    ------
+    ArtifactError
+        If the file is missing or none, is of another flavor, or lacks what the flavor writes.
+    """
+    path = root / MLMODEL_FILE_NAME
+    flavors = _entry(path, _document(path), "flavors")
+    if FLAVOR_NAME not in flavors:
+        others = ", ".join(map(str, flavors))[:200] or "none"
+        raise ArtifactError(
+            f"{path} has the flavors {others}, not {FLAVOR_NAME}: give a model of dfm-mlflow."
+        )
+    section = _entry(path, flavors, FLAVOR_NAME)
+    data, sha256 = section.get("data"), section.get("sha256")
+    if not isinstance(data, str) or not _PLAIN.fullmatch(data):
+        raise _damaged(path, f"{FLAVOR_NAME}.data is no name of a folder")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise _damaged(path, f"{FLAVOR_NAME}.sha256 is not the SHA-256 of {DETECTOR}")
+    return Declared(root / data, sha256)
+
+
+def _document(path: Path) -> Any:
+    try:
+        return yaml.safe_load(read_file(path, _MOST))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise _damaged(path, f"no YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+def _entry(path: Path, value: Any, name: str) -> dict[Any, Any]:
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, dict):
+        raise _damaged(path, f"{name} is missing or no table")
+    return found
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged ({what}): log the model anew, or fetch it again.")

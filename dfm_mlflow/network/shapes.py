@@ -1,0 +1,94 @@
+"""What a network would give and need, told from its shapes alone: nothing is computed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dfm_mlflow.errors import BackboneError, DfmError
+from dfm_mlflow.network.backbones import Backbone
+from dfm_mlflow.network.forward import Network
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Of one picture's way through a network.
+
+    Attributes
+    ----------
+    maps : list of tuple of int
+        ``(C, h, w)`` of each layer, pooled.
+    largest : int
+        Numbers in the largest array on the way.
+    """
+
+    maps: list[tuple[int, ...]]
+    largest: int
+
+
+def shapes_of(
+    backbone: Backbone, size: tuple[int, int], pooling: int | str, tile: int | None
+) -> Shapes:
+    """Follow the shapes of one picture.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    size : tuple of int
+        Height and width of the network's input in pixels.
+    pooling : int or str
+        Kernel, or the rule ``stride:N``.
+    tile : int or None
+        Side of a tile in pixels, or None where the network sees the whole picture.
+
+    Returns
+    -------
+    Shapes
+
+    Raises
+    ------
+    BackboneError
+        If the network does not take such a picture.
+    """
+    meta = torch.device("meta")
+    try:
+        with meta, _Largest() as seen:
+            network = Network(backbone, size, pooling, meta, "fp32", tile=tile)
+            network.module = _once(network.module)
+            maps = network.run(torch.empty(1, 3, *size, dtype=torch.uint8))
+    except DfmError:
+        raise
+    except Exception as error:  # a network may do anything with a size that it was not made for
+        raise BackboneError(
+            f"{backbone.name} gives no feature maps of {size[0]}x{size[1]} pixels "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): choose another "
+            "image_size."
+        ) from None
+    return Shapes([tuple(m.shape[1:]) for m in maps], seen.largest)
+
+
+def _once(module: Any) -> Any:
+    """Follow the first tile alone: all have one shape, and there can be thousands."""
+    known: dict[torch.Size, Any] = {}
+
+    def run(inputs: Tensor) -> Any:
+        if inputs.shape not in known:
+            known[inputs.shape] = module(inputs)
+        return known[inputs.shape]
+
+    return run
+
+
+class _Largest(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # not in its stubs
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = [t.numel() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.largest = max([self.largest, *found])
+        return result
