@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.models.utils import _save_example
+from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
@@ -76,6 +77,11 @@ def widen_thread_pool(threads: int) -> None:
     except RuntimeError:
         return
     loop.set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="scoring"))
+
+
+def read_parquet_by(reader: Callable[[bytes], Any]) -> None:
+    """Let the scoring server of this process read parquet bodies by another function."""
+    scoring_server.parse_parquet_input = lambda parquet_input: reader(parquet_input.getvalue())
 
 
 _PARTS_FROM = 8 * 2**20  # bytes; boto3 sends larger files in parts

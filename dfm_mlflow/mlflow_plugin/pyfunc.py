@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import logging
+import math
 import threading
 import time
 import weakref
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
+    DEADLINE_EXCEEDED,
     INTERNAL_ERROR,
     INVALID_PARAMETER_VALUE,
     TEMPORARILY_UNAVAILABLE,
@@ -23,8 +26,10 @@ from mlflow.protos.databricks_pb2 import (
 
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError, ImageError
+from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.batcher import Batcher, OverloadedError
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
+from dfm_mlflow.mlflow_plugin.limits import LateError, Turn, check_size, read_parquet
 from dfm_mlflow.mlflow_plugin.serving import (
     ServingSettings,
     calm_request_threads,
@@ -46,6 +51,13 @@ class RequestError(MlflowException):
     """Answer to a request that cannot be served: one sentence, never the request's own data.
 
     MLflow's server puts the data before the message of an exception; what it sends is built here.
+
+    Parameters
+    ----------
+    sentence : str
+        The message.
+    error_code : int
+        Of MLflow, which the HTTP status follows.
     """
 
     def __init__(self, sentence: str, error_code: int):
@@ -60,7 +72,7 @@ class RequestError(MlflowException):
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "PyfuncModel":
     """Load a model for ``mlflow.pyfunc``; MLflow calls this."""
     settings = ServingSettings.parse(model_config)
-    prepare_server(settings)
+    prepare_server(settings, lambda body: _read_parquet(body, settings))
     detector = load_data_folder(path, settings)
     model = PyfuncModel(detector, settings)
     start = time.perf_counter()
@@ -95,7 +107,9 @@ class PyfuncModel:
         extractor = detector.extractor
         settings = settings or ServingSettings(batch_size=extractor.batch_size)
         self.detector = detector
-        self._serving, self._batcher = detector, None
+        self._batcher: Batcher | None = None
+        self._settings = settings
+        self._in_server = _compat.in_scoring_server()
         if not settings.queue_size:
             return
         before = torch.get_num_threads()
@@ -108,8 +122,7 @@ class PyfuncModel:
             prepare=lambda: prepare_worker(threads, extractor.device),
         )
         torch.set_num_threads(before)
-        decoding = threading.BoundedSemaphore(share_of_processors())
-        self._serving = detector.with_extractor(extractor.with_runner(self._batcher.run, decoding))
+        self._decoding = threading.BoundedSemaphore(share_of_processors())
         weakref.finalize(self, self._batcher.close)
 
     def get_raw_model(self) -> AnomalyDetector:
@@ -148,14 +161,19 @@ class PyfuncModel:
         Raises
         ------
         MlflowException
-            400 for a picture or parameter that cannot be used, 503 when the queue is full or memory
-            runs out, 500 for anything else.
+            400 for a picture or parameter that cannot be used, and for a request to a server that
+            is too large; 503 when the queue is full or memory runs out; 504 when the server's time
+            for a request is over; 500 for anything else.
         """
         given = {k: v for k, v in (params or {}).items() if v is not None}
         try:
             with self._batcher.admit() if self._batcher else nullcontext():
                 images = [to_bytes(value) for value in _column(model_input)]
-                scores = self._serving.score(
+                if self._in_server:
+                    check_size(images, *_limits(self._settings))
+                if given.get("on_error", "raise") not in ("raise", "report"):
+                    raise ConfigError("on_error is neither raise nor report: give one of them.")
+                scores = self._scorer().score(
                     images,
                     fpr=given.get("fpr"),
                     anomaly_map=bool(given.get("anomaly_map", False)),
@@ -171,6 +189,28 @@ class PyfuncModel:
             return scores
         # JSON knows null and no NaN
         return scores.astype(object).where(scores.notna(), None)
+
+    def _scorer(self) -> AnomalyDetector:
+        """Give the detector through the batcher, for one request."""
+        if self._batcher is None:
+            return self.detector
+        # what a client no longer waits for is not worth a picture more
+        seconds = MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() if self._in_server else math.inf
+        turn = Turn(self._decoding, seconds)
+        extractor = self.detector.extractor.with_runner(self._batcher.run, turn)
+        return self.detector.with_extractor(extractor)
+
+
+def _limits(settings: ServingSettings) -> tuple[int, int]:
+    return settings.max_pictures, settings.max_megabytes * 2**20
+
+
+def _read_parquet(body: bytes, settings: ServingSettings) -> pd.DataFrame:
+    """Read the body of a request; its refusal is an answer of the server."""
+    try:
+        return read_parquet(body, *_limits(settings))
+    except Exception as error:
+        raise _refusal(error) from None
 
 
 def _forward(extractor: Extractor) -> Runner:
@@ -194,6 +234,10 @@ def _refusal(error: Exception) -> RequestError:
         return RequestError(
             "The server has as many requests as it takes: send this one again in a moment.",
             TEMPORARILY_UNAVAILABLE,
+        )
+    if isinstance(error, LateError):
+        return RequestError(
+            "The time of the request is over: send fewer pictures at once.", DEADLINE_EXCEEDED
         )
     if _is_lack_of_memory(error):
         if torch.cuda.is_available():
@@ -230,7 +274,18 @@ def _column(model_input: Any) -> list[Any]:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Give the bytes of a picture from raw bytes or base64; empty where it is neither."""
+    """Give the bytes of a picture.
+
+    Parameters
+    ----------
+    value : bytes-like or str
+        Raw bytes or base64, with line breaks or without.
+
+    Returns
+    -------
+    bytes
+        Empty where it is neither bytes nor text.
+    """
     if isinstance(value, str):
         value = value.encode("ascii", "replace")
     if not isinstance(value, bytes | bytearray | memoryview):

@@ -3,16 +3,16 @@
 import logging
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import torch
+from joblib import cpu_count
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.mlflow_plugin import _compat
-
-_CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
 class ServingSettings(BaseModel):
@@ -35,6 +35,10 @@ class ServingSettings(BaseModel):
     threads : int, optional
         Threads of one forward pass on a CPU. By default a server process takes its share of the
         processors, and any other process keeps torch's own number.
+    max_pictures : int
+        Pictures in one request to a server.
+    max_megabytes : int
+        Bytes of the pictures of one request to a server, in units of 2**20.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -45,10 +49,12 @@ class ServingSettings(BaseModel):
     max_wait_ms: float = Field(5.0, ge=0, le=10_000)
     queue_size: int = Field(64, ge=0)
     threads: int | None = Field(None, ge=1)
+    max_pictures: int = Field(1000, ge=1)
+    max_megabytes: int = Field(64, ge=1)
 
     @classmethod
     def parse(cls, config: dict[str, Any] | None) -> "ServingSettings":
-        """Read a ``model_config``.
+        """Read `config`, a ``model_config``; None, also as a value, leaves the default.
 
         Raises
         ------
@@ -65,20 +71,6 @@ class ServingSettings(BaseModel):
             ) from None
 
 
-def cpu_count() -> int:
-    """Processors that this process may use: its affinity, and its container's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP.read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return count
-
-
 def worker_count() -> int:
     """Server processes that share this machine, as uvicorn was told."""
     given = [os.environ.get(name, "") for name in ("MLFLOW_MODELS_WORKERS", "WEB_CONCURRENCY")]
@@ -88,12 +80,12 @@ def worker_count() -> int:
 
 
 def share_of_processors() -> int:
-    """Processors for one server process."""
-    return max(1, cpu_count() // worker_count())
+    """Processors for one server process, by affinity and the quota of its container."""
+    return max(1, int(cpu_count()) // worker_count())
 
 
 def network_threads(settings: ServingSettings, device: torch.device) -> int:
-    """Choose the threads of one forward pass."""
+    """Choose the threads of one forward pass on a `device`, as the `settings` have it."""
     if settings.threads:
         return settings.threads
     if not _compat.in_scoring_server() or "OMP_NUM_THREADS" in os.environ:
@@ -103,12 +95,20 @@ def network_threads(settings: ServingSettings, device: torch.device) -> int:
     return share_of_processors() if device.type == "cpu" and joined else 1
 
 
-def prepare_server(settings: ServingSettings) -> None:
+def prepare_server(
+    settings: ServingSettings, read_request: Callable[[bytes], pd.DataFrame]
+) -> None:
     """Make the process of MLflow's scoring server ready; in any other process do nothing.
 
     The server's thread pool (min(32, processors + 4) threads) is the place where requests would
     pile up unseen until each gives 504. With more threads than the model admits, every request
     reaches the model, which scores it or refuses it at once.
+
+    Parameters
+    ----------
+    settings : ServingSettings
+    read_request : callable
+        Reads the body of a request that is a parquet file.
     """
     if not _compat.in_scoring_server():
         return
@@ -120,6 +120,7 @@ def prepare_server(settings: ServingSettings) -> None:
         log.setLevel(logging.INFO)
     if settings.queue_size:
         _compat.widen_thread_pool(settings.queue_size + 4)
+    _compat.read_parquet_by(read_request)
 
 
 def prepare_worker(threads: int, device: torch.device) -> None:
@@ -129,6 +130,13 @@ def prepare_worker(threads: int, device: torch.device) -> None:
     anywhere when it first asks for it; so it is made to ask now, and later calls elsewhere leave
     it alone. Pinned memory belongs to the thread's current device: on another one it would cost a
     CUDA context there.
+
+    Parameters
+    ----------
+    threads : int
+        Of one forward pass.
+    device : torch.device
+        Where the network is.
     """
     torch.set_num_threads(threads)
     torch.get_num_threads()
@@ -143,6 +151,12 @@ def calm_request_threads(settings: ServingSettings, device: torch.device) -> Non
     team of threads as large as the machine, and the teams would fight for the processors with the
     one of the network. Threads take this number on their first use of torch, so the network's own
     thread, which has chosen already, keeps its number.
+
+    Parameters
+    ----------
+    settings : ServingSettings
+    device : torch.device
+        Where the network is.
     """
     if _compat.in_scoring_server():
         torch.set_num_threads(1 if settings.queue_size else network_threads(settings, device))
