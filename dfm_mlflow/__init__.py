@@ -17,7 +17,10 @@ _EXPORTS = {
     "get_default_conda_env": "mlflow_plugin.flavor",
     "_load_pyfunc": "mlflow_plugin.pyfunc",
     "AnomalyDetector": "detector",
+    "DFM": "core.dfm",
     "Options": "config",
+    "load_catalog": "images.catalog",
+    "train": "jobs.train",
     "DfmError": "errors",
 }
 

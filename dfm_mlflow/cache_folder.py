@@ -6,12 +6,14 @@ entry and concurrent processes never see half of one.
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-_TEMPORARY, _ABANDONED = ".tmp-", 3600  # seconds; no write takes so long
+from dfm_mlflow.whole_file import DRAFT, draft_of
+
+_ABANDONED = 3600  # seconds; no write takes so long
 
 _logger = logging.getLogger(__name__)
 
@@ -41,11 +43,11 @@ class CacheFolder:
         self._broken = False
 
     def path(self, key: str) -> Path:
-        """Where the entry of a key lies, whether it is there or not."""
+        """Where the entry of a `key` lies, whether it is there or not."""
         return self.folder / key[:2] / f"{key}{self._suffix}"
 
     def write(self, key: str, save: Callable[[Path], object]) -> None:
-        """Store what `save` writes to the path it is given.
+        """Store under `key` what `save` writes to the path that it is given.
 
         A folder that cannot be written is warned of once and then left alone: a cache costs no run.
         """
@@ -53,15 +55,8 @@ class CacheFolder:
             return
         path = self.path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
-            os.close(handle)
-            temporary = Path(name)
-            try:
-                save(temporary)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with draft_of(path) as draft:
+                save(draft)
         except OSError as error:
             self._broken = True
             _logger.warning("The cache %s cannot be written (%s).", self.folder, error)
@@ -74,13 +69,15 @@ class CacheFolder:
                 stat = path.stat()
             except OSError:  # another process was faster
                 continue
-            if path.name.startswith(_TEMPORARY) and stat.st_mtime < time.time() - _ABANDONED:
-                path.unlink(missing_ok=True)  # of a process that was killed
+            if path.name.startswith(DRAFT) and stat.st_mtime < time.time() - _ABANDONED:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)  # of a process that was killed
                 continue
             files.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.limit:
                 return
-            path.unlink(missing_ok=True)
-            total -= size
+            with suppress(OSError):  # the entry may be another user's
+                path.unlink(missing_ok=True)
+                total -= size

@@ -1,6 +1,6 @@
 """One class of good pictures: its subspace in each layer, its map and its score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.aggregation import aggregate, residual_map
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.maps import combine_layers
 
 MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
@@ -38,24 +39,47 @@ class Grid:
         return self.shape[0] * int(self.cells.sum())
 
     def rows(self, features: Tensor) -> Tensor:
-        """Flatten features of shape (n, C, h, w) to rows of shape (n, D)."""
+        """Flatten `features` of shape (n, C, h, w) to rows of shape (n, D)."""
         return self.inside(features).flatten(1)
 
     def inside(self, maps: Tensor) -> Tensor:
-        """Values of the cells that count, of shape (..., P), from maps of shape (..., h, w)."""
+        """Values of the cells that count, of shape (..., P), from `maps` of shape (..., h, w)."""
         flat = maps.flatten(-2)
         if self.cells.all():
             return flat
         return flat[..., torch.from_numpy(np.flatnonzero(self.cells)).to(maps.device)]
 
     def fre_map(self, residual: Tensor) -> Tensor:
-        """FRE map of shape (n, h, w) from residuals of shape (n, D); 0 in other cells."""
+        """FRE map of shape (n, h, w) from a `residual` of shape (n, D); 0 in other cells."""
         values: Tensor = residual_map(residual, self.shape[0])
         if not self.cells.all():
             index = torch.from_numpy(np.flatnonzero(self.cells)).to(values.device)
             full = values.new_zeros((values.shape[0], self.cells.size))
             values = full.index_copy(1, index, values)
         return values.reshape(values.shape[0], *self.shape[1:])
+
+
+def grids_of(
+    shapes: Iterable[Sequence[int]], roi_cells: Callable[[tuple[int, int]], np.ndarray]
+) -> list[Grid]:
+    """Give the grid of each layer.
+
+    Parameters
+    ----------
+    shapes : iterable of sequence of int
+        ``(C, h, w)`` of each layer.
+    roi_cells : callable
+        Which cells of a grid ``(h, w)`` the region of interest touches, of that shape, bool.
+
+    Raises
+    ------
+    FitError
+        If the region touches no cell of a layer.
+    """
+    grids = [Grid((c, h, w), roi_cells((h, w))) for c, h, w in shapes]
+    if not all(grid.cells.any() for grid in grids):
+        raise FitError("The roi touches no cell of a layer: paint a larger region.")
+    return grids
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +101,7 @@ class LayerModel:
     leading: np.ndarray
 
     def on(self, device: torch.device) -> "LayerModel":
-        """Return a copy to score with: float32 tensors on a device."""
+        """Return a copy to score with: float32 tensors on a `device`."""
         like = torch.zeros((), dtype=torch.float32, device=device)
         usual = torch.as_tensor(np.asarray(self.usual), dtype=torch.float32, device=device)
         return LayerModel(self.subspace.like(like), usual, self.leading)
@@ -103,7 +127,7 @@ class ClassModel:
     map_scale: float
 
     def on(self, device: torch.device) -> "ClassModel":
-        """Return a copy to score with: float32 tensors on a device."""
+        """Return a copy to score with: float32 tensors on a `device`."""
         return replace(self, layers=tuple(layer.on(device) for layer in self.layers))
 
 
@@ -129,7 +153,7 @@ class ClassScores:
 
 
 def n_leading(subspace: Subspace) -> int:
-    """How many coordinates drift is looked for in: 10, fewer where few pictures were fitted.
+    """How many coordinates of a `subspace` drift is looked for in: 10, fewer for few pictures.
 
     Pictures that were fitted spread further than new ones along directions that hardly more
     pictures than directions have chosen.
@@ -160,14 +184,42 @@ class RawScores:
 def score_class(
     model: ClassModel, features: Sequence[Tensor], grids: Sequence[Grid], options: Options
 ) -> ClassScores:
-    """Score features, one tensor of shape (n, C, h, w) a layer, under a class on their device."""
+    """Score features under a class, on their device.
+
+    Parameters
+    ----------
+    model : ClassModel
+        From :meth:`ClassModel.on`.
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassScores
+    """
     return finish_scores(model, raw_scores(model.layers, features, grids), grids, options)
 
 
 def raw_scores(
     layers: Sequence[LayerModel], features: Sequence[Tensor], grids: Sequence[Grid]
 ) -> RawScores:
-    """Project features of n pictures on the subspaces of a class."""
+    """Project features of n pictures on the subspaces of a class.
+
+    Parameters
+    ----------
+    layers : sequence of LayerModel
+        From :meth:`LayerModel.on`.
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    grids : sequence of Grid
+
+    Returns
+    -------
+    RawScores
+    """
     maps, fre, nll, leading = [], [], [], []
     for layer, feature, grid in zip(layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
@@ -181,7 +233,21 @@ def raw_scores(
 def finish_scores(
     model: ClassModel, raw: RawScores, grids: Sequence[Grid], options: Options
 ) -> ClassScores:
-    """Divide, combine and aggregate the maps of pictures."""
+    """Divide, combine and aggregate the maps of pictures.
+
+    Parameters
+    ----------
+    model : ClassModel
+    raw : RawScores
+        Of the same class.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassScores
+    """
     usual = [torch.as_tensor(layer.usual) for layer in model.layers]
     score, combined = score_maps(raw.maps, usual, raw.nll, grids, options)
     return ClassScores(score, raw.fre, raw.nll, combined, raw.leading)
@@ -194,7 +260,25 @@ def score_maps(
     grids: Sequence[Grid],
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """Give the anomaly scores, of shape (n,), and the maps on the finest grid."""
+    """Give the anomaly scores, and the maps on the finest grid.
+
+    Parameters
+    ----------
+    maps : list of Tensor of shape (n, h, w)
+        FRE map of each layer.
+    usual : list of Tensor of shape (h, w) or (n, h, w)
+        What the maps of each layer are divided by.
+    nll : Tensor of shape (n,)
+        Summed over layers; the score itself where the options say so.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    scores : Tensor of shape (n,)
+    maps : Tensor of shape (n, H, W)
+    """
     combined = combine_layers(maps, usual)
     if options.score == "nll":
         score = nll

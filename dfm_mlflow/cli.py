@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
+from pydantic.fields import FieldInfo
 
 import dfm_mlflow
 from dfm_mlflow.config import (
@@ -25,7 +27,7 @@ from dfm_mlflow.errors import ConfigError, DfmError
 def options_of(
     model: type[StrictOptions], argument: str | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of a model, other than the one given by position."""
+    """Give a command one option for each field of a `model`, and its `argument` by position."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
@@ -34,20 +36,28 @@ def options_of(
                 command = click.argument(name, nargs=-1 if many else 1, required=True)(command)
                 continue
             default = str(field.default).lower() if field.annotation is bool else str(field.default)
-            spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             required = field.is_required()
             command = click.option(
-                *spellings,
+                f"--{name.replace('_', '-')}",
                 name,
                 default=None if required else default,
                 required=required,
                 show_default=not required,
                 help=field.description,
-                metavar=name.upper(),
+                metavar=_metavar(name, field),
             )(command)
         return command
 
     return add
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    """Name the values of an option where they are few."""
+    if field.annotation is bool:
+        return "true|false"
+    patterns = [p for m in field.metadata if (p := getattr(m, "pattern", None))]
+    few = re.fullmatch(r"\^\(([\w.|\\-]+)\)\$", patterns[0]) if patterns else None
+    return few[1].replace("\\", "") if few else name.upper()
 
 
 _EPILOG = """Exit status: 0 done; 1 refused or failed, with one sentence on stderr; 2 a command line
@@ -55,9 +65,16 @@ that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_so
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+# Options are written as on a command line; MLproject writes them as in Python.
+_CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+
+@click.group(context_settings=_CONTEXT, epilog=_EPILOG)
 @click.version_option(dfm_mlflow.__version__, prog_name="dfm-mlflow")
-@click.option("--debug", is_flag=True, help="Show tracebacks; before the command.")
+@click.option("--debug", is_flag=True, help="Show tracebacks; give it before the command.")
 def cli(debug: bool) -> None:
     """Image anomaly detection by Deep Feature Modeling, in MLflow's own words."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -130,11 +147,25 @@ def evaluate(**values: Any) -> None:
 @click.option("--model", help="Instead of a server: any MLflow model URI, loaded here.")
 @click.option("--images", "found", help="With --model, the same as IMAGES.")
 @click.option("--output", help="Table: .parquet or .csv; with --model .parquet or a folder/.")
-@click.option("--engine", default="local", show_default=True, metavar="local|spark")
-@click.option("--fpr", type=float, help="Asked of a server: false-positive rate, if not its own.")
-@click.option("--anomaly-map", is_flag=True, help="Asked of a server: anomaly maps, too.")
-@click.option("--on-error", default="raise", show_default=True, metavar="raise|report")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds for one request.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    metavar="local|spark",
+    help="With --model: this machine, or Spark's executors.",
+)
+@click.option("--fpr", type=float, help="With --url: false-positive rate; default: the model's.")
+@click.option("--anomaly-map", is_flag=True, help="With --url: add anomaly maps.")
+@click.option(
+    "--on-error",
+    default="raise",
+    show_default=True,
+    metavar="raise|report",
+    help="With --url: stop at a picture that cannot be read, or say so in its row.",
+)
+@click.option(
+    "--timeout", default=60.0, show_default=True, help="With --url: seconds for one request."
+)
 @click.argument("images", nargs=-1)
 def score(
     url: str | None,
@@ -151,12 +182,12 @@ def score(
     """
     images = (*images, found) if found else images
     if (url is None) == (model is None) or not images:
-        raise ConfigError("score needs images, and either url=http://HOST:PORT or model=<URI>.")
+        raise ConfigError("score needs images, and either --url http://HOST:PORT or --model URI.")
     if model is not None:
         _score_here(model, images, output, engine, values)
         return
     if engine != "local":
-        raise ConfigError(f"engine={engine} needs model=<URI>: a server has an engine of its own.")
+        raise ConfigError(f"--engine {engine} needs --model: a server has an engine of its own.")
     from dfm_mlflow.client import find_pictures, write_table
     from dfm_mlflow.client import score as score_on_server
 
@@ -172,11 +203,12 @@ def _score_here(
     model: str, images: tuple[str, ...], output: str | None, engine: str, values: dict[str, Any]
 ) -> None:
     if len(images) > 1 or output is None:
-        raise ConfigError("With model=<URI> score needs one folder, prefix or pattern, and output.")
+        raise ConfigError("With --model score needs one folder, prefix or pattern, and --output.")
     context = click.get_current_context()
     for name in values:  # what only a server is asked
         if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
-            raise ConfigError(f"{name} is asked of a server alone: leave it out, or give url.")
+            spelling = "--" + name.replace("_", "-")
+            raise ConfigError(f"{spelling} is asked of a server alone: leave it out or give --url.")
     options = ScoreOptions.parse(
         {"model": model, "images": images[0], "output": output, "engine": engine}
     )
@@ -298,10 +330,14 @@ def main() -> None:
         sys.exit(1)
 
 
-def _sentence(error: Exception) -> Exception | None:
+def _sentence(error: Exception) -> object:
     """What to tell of an error; None where it needs a traceback."""
-    if isinstance(error, DfmError) or "mlflow" not in sys.modules:
-        return error if isinstance(error, DfmError) else None
+    if isinstance(error, DfmError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if "mlflow" not in sys.modules:
+        return None
     from dfm_mlflow.jobs.tracking import refusal
 
     return refusal(error)

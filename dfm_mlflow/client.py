@@ -21,20 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
+from dfm_mlflow.whole_file import whole_file
 
 Picture = str | Path | bytes | np.ndarray
 
-_KINDS = {
-    "anomaly_score": "float64",
-    "p_value": "float64",
-    "is_anomaly": "bool",
-    "predicted_class": "object",
-    "fre": "float64",
-    "nll": "float64",
-    "anomaly_map": "object",
-    "error": "object",
-}
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _ROWS = 64  # pictures in one request: a server answers them long before it gives up on a request
 _LONGEST_PAUSE = 5.0
@@ -108,18 +100,20 @@ def score(
         names = [(i, images[i]) for i, _ in part]
         answer = _post(request, timeout, retries, names)
         rows |= dict(zip((i for i, _ in part), answer, strict=True))
-    nothing = dict.fromkeys(next(iter(rows.values()), _KINDS)) | {"is_anomaly": False}
+    nothing = dict.fromkeys(next(iter(rows.values()), COLUMNS)) | {"is_anomaly": False}
     rows |= {i: nothing | {"error": why} for i, why in errors.items()}
     return pd.DataFrame(
         {
-            name: pd.Series([rows[i][name] for i in sorted(rows)], dtype=_KINDS.get(name, "object"))
+            name: pd.Series(
+                [rows[i][name] for i in sorted(rows)], dtype=COLUMNS.get(name, "object")
+            )
             for name in nothing
         }
     )
 
 
 def find_pictures(names: Iterable[str]) -> list[str]:
-    """List files, and the pictures in folders and their subfolders, sorted.
+    """List the files of `names`, and the pictures in folders and their subfolders, sorted.
 
     Raises
     ------
@@ -142,7 +136,12 @@ def find_pictures(names: Iterable[str]) -> list[str]:
 
 
 def write_table(output: str | None) -> Callable[[pd.DataFrame], None]:
-    """Choose how a table is given out: on standard output, or as a file by its ending.
+    """Choose how a table is given out: on standard output, or as the file `output` by its ending.
+
+    Returns
+    -------
+    callable
+        Takes the table.
 
     Raises
     ------
@@ -158,12 +157,11 @@ def write_table(output: str | None) -> Callable[[pd.DataFrame], None]:
         raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
 
     def write(table: pd.DataFrame) -> None:
-        draft = path.with_name(f".{path.name}.draft")  # nothing half-written under its name
-        if path.suffix == ".csv":
-            table.to_csv(draft, index=False)
-        else:
-            table.to_parquet(draft, index=False)
-        draft.replace(path)
+        with whole_file(path) as draft:
+            if path.suffix == ".csv":
+                table.to_csv(draft, index=False)
+            else:
+                table.to_parquet(draft, index=False)
 
     return write
 

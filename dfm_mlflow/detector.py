@@ -1,4 +1,4 @@
-"""The anomaly detector: extractor, class-conditional DFM, calibration, and the only ``score``."""
+"""The anomaly detector: extractor, the model of each class, and the only ``score``."""
 
 import base64
 import copy
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from dfm_mlflow.class_fit import fit_class, recalibrate_class
-from dfm_mlflow.class_model import MOST_LEADING, ClassModel, ClassScores, Grid, score_class
+from dfm_mlflow.class_model import ClassModel, ClassScores, Grid, grids_of, score_class
+from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
+from dfm_mlflow.decision import calibration_sentence, decide, places_of
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor, Source
@@ -21,18 +22,6 @@ from dfm_mlflow.network.maps import smooth_map, to_level, to_png
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = {
-    "anomaly_score": "float64",
-    "p_value": "float64",
-    "is_anomaly": "bool",
-    "predicted_class": "object",
-    "fre": "float64",
-    "nll": "float64",
-    "anomaly_map": "object",
-    "error": "object",
-}
-# Only in models with a retest band: reject, retest or pass.
-DECISION = {"decision": "object"}
 CHUNK = 256  # images whose features are in memory at once while scoring
 
 
@@ -122,12 +111,7 @@ class AnomalyDetector:
         """
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
-        grids = [
-            Grid((c, h, w), extractor.roi_cells((h, w)))
-            for _, c, h, w in (f.shape for f in extraction.features)
-        ]
-        if not all(g.cells.any() for g in grids):
-            raise FitError("The roi touches no cell of a layer: paint a larger region.")
+        grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
         known = np.asarray(labels)
         models = []
         for name in dict.fromkeys(labels):
@@ -141,7 +125,7 @@ class AnomalyDetector:
         return cls(options, extractor, grids, models, weights)
 
     def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
-        """Return a detector that scores the same through another extractor on the same device."""
+        """Return a detector that scores the same through another `extractor` on the same device."""
         other = copy.copy(self)
         other.extractor = extractor
         return other
@@ -189,43 +173,50 @@ class AnomalyDetector:
         return tuple(c.name for c in self.classes)
 
     def thresholds(self, fpr: float | None = None) -> dict[str, float]:
-        """Anomaly score above which an image of each class is flagged."""
+        """Anomaly score above which an image of each class is flagged.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        dict of str to float
+            By the class's name.
+        """
         fpr = self.options.fpr if fpr is None else fpr
         return {c.name: c.calibration.threshold(fpr) for c in self.classes}
 
     def effective_fpr(self, fpr: float | None = None) -> float:
-        """False-positive rate that the calibration can promise, of the class with fewest images."""
+        """False-positive rate that the calibration can promise, of the class with fewest images.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        float
+        """
         fpr = self.options.fpr if fpr is None else fpr
         return max(c.calibration.effective_fpr(fpr) for c in self.classes)
 
     def calibration_sentence(self, fpr: float | None = None) -> str:
-        """Say in one sentence where the threshold comes from and what it promises."""
+        """Say in one sentence where the threshold comes from and what it promises.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        str
+        """
         fpr = self.options.fpr if fpr is None else fpr
-        effective = self.effective_fpr(fpr)
-        smallest = min(self.classes, key=lambda c: len(c.calibration.scores)).calibration
-        several = len(self.classes) > 1
-        thresholds = self.thresholds(fpr)
-        if several:
-            subject = "The thresholds " + ", ".join(f"{c} {t:.4g}" for c, t in thresholds.items())
-        else:
-            subject = f"The threshold {next(iter(thresholds.values())):.4g}"
-        kind = "p-values with a generalised Pareto tail" if smallest.tail else "empirical p-values"
-        sentence = (
-            f"{subject} promise{'' if several else 's'} a false-positive rate of at most "
-            f"{effective:.3g}, by {kind} from {len(smallest.scores)}"
-            f"{'' if smallest.n_folds else ' new'} good images"
-            f"{' of the smallest class' if several else ''}"
-            f"{f' held out in {smallest.n_folds} folds' if smallest.n_folds else ''}"
-        )
-        if effective > fpr:
-            enough = images_needed(fpr, smallest.tail)
-            sentence += f"; {enough} would do for the {fpr:.3g} that was asked for"
-        if self.options.retest_rate is not None:
-            sentence += (
-                f"; pictures with p-values up to {self.options.retest_rate:.3g} are to be looked "
-                "at again"
-            )
-        return sentence + "."
+        return calibration_sentence(self.classes, fpr, self.options.retest_rate)
 
     # -- scoring -----------------------------------------------------------------------------------
 
@@ -293,71 +284,25 @@ class AnomalyDetector:
         )
 
     def full_map(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Bring a map from the feature grid to a picture's height and width, smooth, float32."""
+        """Bring a map from the feature grid to the size of its picture, smooth.
+
+        Parameters
+        ----------
+        values : Tensor of shape (h, w)
+            :attr:`Observation.map`.
+        size : tuple of int
+            Height and width of the picture in pixels.
+
+        Returns
+        -------
+        Tensor of shape size, float32
+        """
         return smooth_map(values, size, self.extractor.filled_part(size))
 
     @property
     def columns(self) -> dict[str, str]:
         """Columns of :meth:`score` with their dtypes."""
         return COLUMNS | (DECISION if self.options.retest_rate is not None else {})
-
-    def _score_features(
-        self, features: Sequence[torch.Tensor], fpr: float
-    ) -> tuple[list[dict[str, Any]], list[torch.Tensor], list[list[torch.Tensor]], np.ndarray]:
-        """Score extracted features, one tensor of shape (n, C, h, w) a layer.
-
-        Returns
-        -------
-        rows : list of dict
-            One for each image, without map.
-        maps : list of Tensor of shape (n, h, w)
-            Anomaly maps under each class.
-        leading : list of list of Tensor of shape (n, l)
-            First coordinates under each class in each layer.
-        classes : ndarray of shape (n,), int
-            Index of the class that each image fits best.
-        """
-        scored = self._class_scores(features)
-        rows, best = self.decide(scored, fpr)
-        return rows, [s.maps for s in scored], [s.leading for s in scored], best
-
-    def decide(
-        self, scored: Sequence[ClassScores], fpr: float
-    ) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Turn the scores of n pictures under each class into rows, without map.
-
-        Returns
-        -------
-        rows : list of dict
-            One for each picture.
-        classes : ndarray of shape (n,), int
-            Index of the class that each fits best.
-        """
-        columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
-        score, fre, nll = torch.stack(columns, dim=2).double().cpu().numpy()
-        p_values = np.stack(
-            [c.calibration.p_value(score[:, j]) for j, c in enumerate(self.classes)], axis=1
-        )
-        best = combine_classes(p_values, -nll)
-        promise = np.array([c.calibration.effective_fpr(fpr) for c in self.classes])
-        rows = []
-        for i, j in enumerate(best):
-            p = float(p_values[i, j])
-            flagged = bool(is_anomaly(p_values[i, j], promise[j]))
-            rows.append(
-                {
-                    "anomaly_score": float(score[i, j]),
-                    "p_value": p,
-                    "is_anomaly": flagged,
-                    "predicted_class": self.classes[j].name,
-                    "fre": float(fre[i, j]),
-                    "nll": float(nll[i, j]),
-                    "anomaly_map": None,
-                    "error": None,
-                    "decision": self._decision(p, flagged),
-                }
-            )
-        return rows, best
 
     def _rows(
         self,
@@ -372,40 +317,20 @@ class AnomalyDetector:
         rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
         if not extraction.kept:
             return rows
-        scored, maps, leading, best = self._score_features(extraction.features, fpr)
+        scored = self._class_scores(extraction.features)
+        decided, best = decide(self.classes, scored, fpr, self.options.retest_rate)
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
-            rows[i] = scored[row]
+            rows[i], values = decided[row], scored[j].maps[row]
             if with_map:
-                full = self.full_map(maps[j][row], extraction.sizes[row])
+                full = self.full_map(values, extraction.sizes[row])
                 level = to_level(full, self.classes[j].map_scale)
                 rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
             if on_image:
-                places = _places(self.classes[j], [z[row] for z in leading[j]])
-                seen = Observation(maps[j][row], extraction.sizes[row], places)
-                on_image(first + i, seen)
+                places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
+                on_image(first + i, Observation(values, extraction.sizes[row], places))
         return rows
-
-    def _decision(self, p_value: float, flagged: bool) -> str:
-        if flagged:
-            return "reject"
-        retest = self.options.retest_rate
-        return "retest" if retest is not None and p_value <= retest else "pass"
 
     @torch.inference_mode()
     def _class_scores(self, features: Sequence[torch.Tensor]) -> list[ClassScores]:
         """Score features under each class."""
         return [score_class(c, features, self.grids, self.options) for c in self._ready]
-
-
-def _places(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
-    places = []
-    for layer, values in zip(model.layers, leading, strict=True):
-        known = layer.leading
-        above = len(known) - np.array(
-            [np.searchsorted(known[:, k], v) for k, v in enumerate(values.cpu().numpy())]
-        )
-        # classes of few pictures have fewer coordinates; all give rows of one length
-        padded = np.full(MOST_LEADING, np.nan)
-        padded[: len(above)] = (1 + above) / (len(known) + 1)
-        places.append(padded)
-    return np.concatenate(places)

@@ -7,7 +7,6 @@ Every file is held against the detector before it gets its name.
 
 import importlib.util
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.errors import ExportError
 from dfm_mlflow.network.forward import Network
 from dfm_mlflow.network.onnx_pixels import PixelsForOnnx, picture_like
+from dfm_mlflow.whole_file import whole_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -116,7 +116,8 @@ def export_onnx(
             f"The ONNX graph of {detector.options.backbone} scores {difference:.2g} away from the "
             f"model, and {TOLERANCE:g} is the limit: choose another backbone."
         )
-    _write(path, data)
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
     return ExportResult(path, len(data) / 1e6, difference)
 
 
@@ -311,14 +312,3 @@ def _difference(data: bytes, detector: AnomalyDetector) -> float:
             difference = abs(float(found[name][0]) - row[name]) / max(abs(row[name]), 1e-12)
             largest = max(largest, float(difference))
     return largest
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}.onnx")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written ({error.strerror}): check it.") from None
-    finally:
-        temporary.unlink(missing_ok=True)

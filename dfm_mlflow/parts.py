@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.images import storage
 from dfm_mlflow.images.storage import SCHEME, S3Object
+from dfm_mlflow.whole_file import whole_file
 
 PLAN, DONE = "_plan.json", "_SUCCESS"  # readers of parquet folders skip names that start with _
 PICTURES = 1000  # in a part
@@ -30,7 +30,16 @@ _TYPES = {"float64": pa.float64(), "bool": pa.bool_(), "object": pa.string()}
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures whose scores go into one file."""
+    """Pictures whose scores go into one file.
+
+    Attributes
+    ----------
+    number : int
+        Place among the parts of the plan.
+    name : str
+        Of its file; holds a digest of its pictures.
+    sources : tuple of Path or S3Object
+    """
 
     number: int
     name: str
@@ -39,7 +48,13 @@ class Part:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder or ``s3://`` prefix in which a file appears whole or not at all."""
+    """A folder or ``s3://`` prefix in which a file appears whole or not at all.
+
+    Attributes
+    ----------
+    address : str
+        A local path, or an ``s3://`` prefix.
+    """
 
     address: str
 
@@ -53,11 +68,11 @@ class OutputFolder:
         return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
     def read(self, name: str) -> bytes:
-        """Read a file."""
+        """Read the file called `name`."""
         return storage.read(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file.
+        """Write `data` as the file called `name`.
 
         Raises
         ------
@@ -67,10 +82,11 @@ class OutputFolder:
         if self._remote:
             storage.upload(self._path(name), data)
         else:
-            write_whole(Path(self._path(name)), data)
+            with whole_file(Path(self._path(name))) as draft:
+                draft.write_bytes(data)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove the file called `name`, if it is there."""
         if self._remote:
             storage.delete(self._path(name))
         else:
@@ -82,24 +98,6 @@ class OutputFolder:
 
     def _path(self, name: str) -> str:
         return f"{self.address.rstrip('/')}/{name}"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".draft")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(draft, 0o666 & ~umask)
-            os.replace(draft, path)
-        finally:
-            Path(draft).unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}): check the folder.") from None
 
 
 def plan_parts(
@@ -146,7 +144,19 @@ def plan_parts(
 
 
 def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> tuple[int, int]:
-    """Score one part and write its file; gives the pictures, and those that could not be read."""
+    """Score one part and write its file.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    part : Part
+    folder : OutputFolder
+
+    Returns
+    -------
+    n, n_errors : int
+        Pictures, and those that could not be read.
+    """
     table = scores_of(detector, part.sources)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -155,20 +165,20 @@ def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> t
 
 
 def scores_of(detector: AnomalyDetector, sources: Sequence[Path | S3Object]) -> pa.Table:
-    """Score pictures, with their paths in the first column."""
+    """Score `sources` with a `detector`, with their paths in the first column."""
     table = detector.score(sources, on_error="report")
     table.insert(0, "path", [str(source) for source in sources])
     return pa.Table.from_pandas(table, schema_of(detector), preserve_index=False)
 
 
 def schema_of(detector: AnomalyDetector) -> pa.Schema:
-    """Stated types: a part without errors has the schema of one with them."""
+    """Types of the scores of a `detector`, with errors among them or without."""
     columns = {"path": "object", **detector.columns}
     return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
 
 
 def n_errors(table: pa.Table) -> int:
-    """Pictures that could not be read."""
+    """Pictures of a `table` of scores that could not be read."""
     return len(table) - int(table["error"].null_count)
 
 

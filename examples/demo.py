@@ -55,7 +55,7 @@ def main() -> None:
 
 def cells() -> dict[str, Path]:
     """One good and one clearly defective cell that the model has not seen."""
-    from dfm_mlflow.images.catalog import load_catalog
+    from dfm_mlflow import load_catalog
 
     test = load_catalog("elpv", ["mono"]).test
     return {

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
-from dfm_mlflow.core.dfm import DFM
+from dfm_mlflow import DFM
 
 
 def main() -> None:

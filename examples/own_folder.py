@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 from served import served
 
-from dfm_mlflow import Options, client
-from dfm_mlflow.jobs.train import train
+from dfm_mlflow import Options, client, train
 
 
 @click.command(help=__doc__)

@@ -10,9 +10,7 @@ import click
 import mlflow
 import pandas as pd
 
-from dfm_mlflow import Options
-from dfm_mlflow.images.catalog import load_catalog
-from dfm_mlflow.jobs.train import train
+from dfm_mlflow import Options, load_catalog, train
 
 
 @click.command(help=__doc__)

@@ -112,7 +112,7 @@ SweepOptions = create_model(
 
 
 def refuse_spark(engine: str, verb: str) -> None:
-    """Refuse what a verb that fits many models on one machine does not know.
+    """Refuse an `engine` that a `verb` which fits many models on one machine does not know.
 
     Raises
     ------

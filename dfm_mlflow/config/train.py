@@ -185,9 +185,14 @@ class Options(StrictOptions):
         r"^(auto|cpu|cuda(:\d+)?)$",
     )
     precision: str = option(
-        "auto", "Arithmetic of the network.", "auto, fp32, bf16 or fp16", "^(auto|fp32|bf16|fp16)$"
+        "auto",
+        "Arithmetic of the network; auto is the fastest that held-out scores stand.",
+        "auto, fp32, bf16 or fp16",
+        "^(auto|fp32|bf16|fp16)$",
     )
-    engine: str = option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
+    engine: str = option(
+        "local", "This machine, or Spark's executors.", "local or spark", "^(local|spark)$"
+    )
     cache: bool = option(True, "Keep extracted features for the next run.", "true or false")
     seed: int = option(
         42, "Seed of folds and random weights.", "a whole number from 0 to 2^32-1", ge=0, lt=2**32

@@ -54,7 +54,9 @@ class ScoreOptions(StrictOptions):
         "a name that ends in .parquet or /",
         r"^.*(\.parquet|[^/:]/)$",
     )
-    engine: str = option("local", "Where the work is done.", "local or spark", "^(local|spark)$")
+    engine: str = option(
+        "local", "This machine, or Spark's executors.", "local or spark", "^(local|spark)$"
+    )
 
 
 class CompareOptions(StrictOptions):
@@ -67,7 +69,11 @@ class CompareOptions(StrictOptions):
         min_length=2,
     )
     confidence: float = option(
-        0.95, "That all intervals hold at once.", "a number from 0.5 to below 1", ge=0.5, lt=1
+        0.95,
+        "Probability that all intervals hold at once.",
+        "a number from 0.5 to below 1",
+        ge=0.5,
+        lt=1,
     )
     min_images: int = option(
         5,

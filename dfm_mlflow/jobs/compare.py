@@ -14,6 +14,7 @@ from dfm_mlflow.config import CompareOptions
 from dfm_mlflow.core.comparison import Comparison, compare_auroc
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.runs import find_run, read_scores
+from dfm_mlflow.whole_file import whole_file
 
 _PARAMETERS = ("weights_id", "dfm_mlflow_version", "torch_version", "torchvision_version")
 # No timings: features from the cache, and what else the machine did, are no part of a model.
@@ -106,10 +107,16 @@ def compare(options: CompareOptions) -> CompareResult:
     ----------
     options : CompareOptions
 
+    Returns
+    -------
+    CompareResult
+
     Raises
     ------
     DfmError
         For a run that is not there or scored nothing, or too few pictures in common.
+    ConfigError
+        For an `output` in a folder that is not there, or a run that is named twice.
     """
     if options.output != "none" and not Path(options.output).absolute().parent.is_dir():
         raise ConfigError(
@@ -280,20 +287,20 @@ def _write(result: CompareResult, output: str) -> None:
     if output == "none":
         return
     path = Path(output)
-    draft = path.with_name(f".{path.name}.draft")  # nothing half-written under its name
-    if path.suffix == ".csv":
-        result.table.to_csv(draft)
-    else:
-        cells = [
-            ["", *result.table.columns],
-            ["---"] * (1 + len(result.table.columns)),
-            *(
-                [name, *row]
-                for name, row in zip(
-                    result.table.index, result.table.to_numpy().tolist(), strict=True
-                )
-            ),
-        ]
-        lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
-        draft.write_text("\n".join([*lines, "", *(f"- {s}" for s in result.sentences), ""]))
-    draft.replace(path)
+    with whole_file(path) as draft:
+        if path.suffix == ".csv":
+            result.table.to_csv(draft)
+        else:
+            draft.write_text(_markdown(result))
+
+
+def _markdown(result: CompareResult) -> str:
+    table = result.table
+    rows = zip(table.index, table.to_numpy().tolist(), strict=True)
+    cells = [
+        ["", *table.columns],
+        ["---"] * (1 + len(table.columns)),
+        *([name, *row] for name, row in rows),
+    ]
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
+    return "\n".join([*lines, "", *(f"- {s}" for s in result.sentences), ""])

@@ -62,7 +62,7 @@ def build_extractor(
         backbone = build_backbone(
             options.backbone, options.layer_names, options.size, take, seed=options.seed
         )
-        cache, roi = FeatureCache() if options.cache else None, _load_roi(options.roi)
+        cache, roi = FeatureCache() if options.cache else None, load_roi(options.roi)
 
         def make(precision: str) -> Extractor:
             return Extractor(
@@ -162,7 +162,15 @@ def precision_change(
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A decoded picture, with the SHA-256 of its file."""
+    """A decoded picture, with the SHA-256 of its file.
+
+    Attributes
+    ----------
+    path : Path or S3Object
+    digest : str
+        SHA-256 of the file, hexadecimal.
+    image : ndarray of shape (H, W, 3), uint8
+    """
 
     path: Path | S3Object
     digest: str
@@ -170,7 +178,7 @@ class Seen:
 
 
 def read_sample(items: Sequence[Item]) -> list[Seen]:
-    """Read a few pictures of the first class, evenly spread; unreadable ones are left out."""
+    """Read a few of `items`, of the first class, evenly spread; unreadable ones are left out."""
     mine = [i for i in items if i.category == items[0].category]
     step = max(1, len(mine) // N_MEASURED)
     found = map_in_threads(_seen, [i.path for i in mine[::step][:N_MEASURED]])
@@ -196,7 +204,18 @@ def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:
     return float((scores[1] - scores[0]).std()) / spread
 
 
-def _load_roi(path: str) -> np.ndarray | None:
+def load_roi(path: str) -> np.ndarray | None:
+    """Read the mask of the region of interest at `path`; None for ``none``.
+
+    Returns
+    -------
+    ndarray of shape (H, W), bool, or None
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or marks nothing.
+    """
     if path == "none":
         return None
     try:

@@ -20,7 +20,7 @@ from dfm_mlflow.images import storage
 from dfm_mlflow.images.find import find_pictures
 from dfm_mlflow.images.storage import SCHEME, S3Object
 from dfm_mlflow.jobs.run import run_of
-from dfm_mlflow.mlflow_plugin.flavor import Bundle
+from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.parts import (
     DONE,
     OutputFolder,
@@ -31,6 +31,7 @@ from dfm_mlflow.parts import (
     score_part,
     scores_of,
 )
+from dfm_mlflow.whole_file import whole_file
 
 _STEP = 1024  # pictures of a single file that are scored and written at a time
 
@@ -109,23 +110,28 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
 def _in_one_file(
     detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str
 ) -> tuple[int, int, int]:
-    remote = output.startswith(SCHEME)
-    target = Path(tempfile.gettempdir(), "scores.parquet") if remote else Path(output).expanduser()
+    if output.startswith(SCHEME):
+        with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
+            draft = Path(name, "scores.parquet")
+            bad = _write(detector, sources, draft)
+            storage.upload(output, draft.read_bytes())
+        return len(sources), bad, 0
+    target = Path(output).expanduser()
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
-    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".dfm-score-") as name:
-        draft = Path(name, "scores.parquet")
-        bad = 0
-        with pq.ParquetWriter(draft, schema_of(detector)) as writer:
-            for step in _steps(sources):
-                table = scores_of(detector, step)
-                bad += n_errors(table)
-                writer.write_table(table)
-        if remote:
-            storage.upload(output, draft.read_bytes())
-        else:
-            os.replace(draft, target)
+    with whole_file(target) as draft:
+        bad = _write(detector, sources, draft)
     return len(sources), bad, 0
+
+
+def _write(detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: Path) -> int:
+    bad = 0
+    with pq.ParquetWriter(path, schema_of(detector)) as writer:
+        for step in _steps(sources):
+            table = scores_of(detector, step)
+            bad += n_errors(table)
+            writer.write_table(table)
+    return bad
 
 
 def _in_parts(

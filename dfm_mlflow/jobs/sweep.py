@@ -19,8 +19,16 @@ import torch
 
 import dfm_mlflow
 from dfm_mlflow.class_fit import finish_class, fit_layers
-from dfm_mlflow.class_model import Grid, LayerModel, RawScores, finish_scores, raw_scores
+from dfm_mlflow.class_model import (
+    Grid,
+    LayerModel,
+    RawScores,
+    finish_scores,
+    grids_of,
+    raw_scores,
+)
 from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.decision import decide
 from dfm_mlflow.detector import CHUNK, AnomalyDetector
 from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.evaluation import image_metrics, metric_name
@@ -199,10 +207,7 @@ class _Shared:
     ) -> Iterator[tuple[int, Options, dict[str, float]]]:
         first = pairs[0][1]
         features = self._features(self._train, first)
-        grids = [
-            Grid((c, h, w), self._extractor.roi_cells((h, w)))
-            for _, c, h, w in (f.shape for f in features)
-        ]
+        grids = grids_of((f.shape[1:] for f in features), self._extractor.roi_cells)
         groups = groups_of(first.group_by, self._items)
         fitted = fit_layers(features, groups, grids, first)
         raw = None
@@ -251,9 +256,8 @@ class _Shared:
         if raw is not None:
             model = detector.classes[0].on(self._extractor.device)
             scored = finish_scores(model, raw, detector.grids, detector.options)
-            for i, row in zip(
-                kept, detector.decide([scored], detector.options.fpr)[0], strict=True
-            ):
+            decided, _ = decide(detector.classes, [scored], detector.options.fpr, None)
+            for i, row in zip(kept, decided, strict=True):
                 rows[i] = row
         about = {
             "category": [i.category for i in items],

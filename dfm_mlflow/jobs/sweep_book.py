@@ -9,13 +9,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.config import Options
 
 PARENT, _CHILD = "dfm.sweep", "dfm.sweep.child"
 
 
 class Book:
-    """The children of a sweep, and those that an interrupted one of the same options left."""
+    """The children of a sweep, and those that an interrupted one of the same options left.
+
+    Parameters
+    ----------
+    parent : Run
+        The sweep's own run.
+    key : str
+        Digest of the sweep's options; sweeps of the same options have the same.
+    """
 
     def __init__(self, parent: Run, key: str):
         self._client, self._parent = MlflowClient(), parent.info
@@ -31,7 +39,7 @@ class Book:
                 self._known[child.data.tags.get(_CHILD, "")] = child
 
     def finished(self, key: str) -> dict[str, float] | None:
-        """Take over the finished child of this key, and give its metrics; None if there is none."""
+        """Take over the finished child of a `key`, and give its metrics; None if there is none."""
         child = self._known.get(key)
         if child is None:
             return None
@@ -46,7 +54,18 @@ class Book:
         key: str,
         metrics: Mapping[str, float],
     ) -> None:
-        """Log one child in few requests."""
+        """Log one child in few requests.
+
+        Parameters
+        ----------
+        options : Options
+            Resolved.
+        configuration : mapping of str to str
+            Options that the child differs in.
+        key : str
+            By which :meth:`finished` finds it.
+        metrics : mapping of str to float
+        """
         child, now = self._create(options, configuration), int(time.time() * 1000)
         self._client.log_batch(
             child,
@@ -63,7 +82,18 @@ class Book:
         why: str,
         done: set[int],
     ) -> None:
-        """Log the children of a category that are not there, with the reason."""
+        """Log the children of a category that are not there, with the reason.
+
+        Parameters
+        ----------
+        given : sequence of Options
+            Of every configuration.
+        configurations : sequence of mapping of str to str
+            Options that each differs in.
+        why : str
+        done : set of int
+            Places of the configurations that are there.
+        """
         for i, (options, configuration) in enumerate(zip(given, configurations, strict=True)):
             if i in done:
                 continue
@@ -74,7 +104,7 @@ class Book:
     def _create(self, options: Options, configuration: Mapping[str, str]) -> str:
         tags = {
             MLFLOW_PARENT_RUN_ID: self._parent.run_id,
-            MLFLOW_RUN_NAME: f"{options.category}, {label_of(configuration, options)}"[:250],
+            MLFLOW_RUN_NAME: f"{options.category}, {label_of(configuration)}"[:250],
             "dfm.job": "sweep-child",
             "dfm.category": options.category,
             "dfm.preset": options.preset,
@@ -87,13 +117,9 @@ class Book:
         return self._client.search_runs([self._parent.experiment_id], query, max_results=5000)
 
 
-def label_of(
-    configuration: Mapping[str, str], options: Options | SweepOptions | None = None
-) -> str:
-    """Name a configuration by what it differs in."""
-    if not configuration:
-        return f"preset={options.preset}" if options else "preset"
-    return ", ".join(f"{name}={value}" for name, value in configuration.items())
+def label_of(configuration: Mapping[str, str]) -> str:
+    """Name a `configuration` by what it differs in from the preset."""
+    return ", ".join(f"{name}={value}" for name, value in configuration.items()) or "preset"
 
 
 def table_of(
@@ -102,7 +128,23 @@ def table_of(
     configurations: Sequence[Mapping[str, str]],
     metric: str,
 ) -> pd.DataFrame:
-    """Lay out one metric: a row a configuration, the average first and then a column a category."""
+    """Lay out one metric: a row a configuration, the average first and then a column a category.
+
+    Parameters
+    ----------
+    found : mapping of (str, int) to mapping of str to float
+        Metrics by category and place of the configuration.
+    categories : sequence of str
+    configurations : sequence of mapping of str to str
+        Options that each differs in.
+    metric : str
+        Name of the one to lay out.
+
+    Returns
+    -------
+    DataFrame
+        NaN where there is none.
+    """
     rows = {}
     for i, configuration in enumerate(configurations):
         values = [found.get((c, i), {}).get(metric, np.nan) for c in categories]

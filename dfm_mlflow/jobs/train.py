@@ -30,7 +30,7 @@ from dfm_mlflow.evaluation import (
 from dfm_mlflow.images.catalog import Catalog, load_catalog
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.jobs.extractor import build_extractor, load_roi
 from dfm_mlflow.jobs.golden import log_golden
 from dfm_mlflow.jobs.kept import kept_on_outage
 from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
@@ -56,7 +56,20 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run left behind."""
+    """What a training run left behind.
+
+    Attributes
+    ----------
+    run_id : str
+    model_uri : str
+        Of the logged model.
+    registered_version : str or None
+        None where none was registered.
+    detector : AnomalyDetector
+    metrics : dict of str to float
+    sentences : list of str
+        What calibration and measurement say in words.
+    """
 
     run_id: str
     model_uri: str
@@ -89,6 +102,10 @@ def train(options: Options) -> TrainResult:
     options : Options
         As given by the user; ``auto`` is resolved here.
 
+    Returns
+    -------
+    TrainResult
+
     Raises
     ------
     DfmError
@@ -104,6 +121,7 @@ def train(options: Options) -> TrainResult:
 
 
 def _train(options: Options, resolved: Options) -> TrainResult:
+    load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
     catalog = load_catalog(resolved.data, resolved.categories)
     extractor, weights, resolved = build_extractor(resolved, catalog.train)
     if resolved.engine == "spark":
@@ -130,7 +148,27 @@ def fit_and_register(
     extractor: Extractor,
     weights: dict[str, str],
 ) -> TrainResult:
-    """Fit, evaluate, log to the active run of this id, and register."""
+    """Fit, evaluate, log to the active run of this id, and register.
+
+    Parameters
+    ----------
+    run_id : str
+        Of the active run.
+    name : str
+        Of the run.
+    tags : dict of str to str
+        Of the run, for where it is kept if the server fails.
+    options : Options
+        Resolved.
+    catalog : Catalog
+    extractor : Extractor
+    weights : dict of str to str
+        ``id`` and ``sha256`` of the backbone's weights.
+
+    Returns
+    -------
+    TrainResult
+    """
     dataset = _log_origin(run_id, options, weights, catalog)
     fitted = _fit(options, catalog, extractor, weights)
 
@@ -160,7 +198,8 @@ def _fit(
     detector, fitted_on, n_bad, (extract_seconds, fit_seconds) = fit(
         options, catalog.train, extractor, weights
     )
-    _logger.info(detector.calibration_sentence())
+    short = detector.effective_fpr() > options.fpr  # fewer pictures than the promise needs
+    _logger.log(logging.WARNING if short else logging.INFO, detector.calibration_sentence())
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
@@ -250,6 +289,18 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
 def kept_items(items: list[Item], extraction: Extraction, purpose: str = "training") -> list[Item]:
     """Leave out pictures that cannot be read, with a warning for each.
 
+    Parameters
+    ----------
+    items : list of Item
+    extraction : Extraction
+        Of these.
+    purpose : str
+        What the pictures are for, in the error.
+
+    Returns
+    -------
+    list of Item
+
     Raises
     ------
     DataError
@@ -269,6 +320,17 @@ def kept_items(items: list[Item], extraction: Extraction, purpose: str = "traini
 
 def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
     """Give the group of each picture, from a manifest or by a regular expression on its path.
+
+    Parameters
+    ----------
+    pattern : str
+        Regular expression, or ``none``.
+    items : list of Item
+
+    Returns
+    -------
+    list of str or None
+        None where nothing groups them; the path of a picture that belongs to no group.
 
     Raises
     ------
@@ -298,7 +360,20 @@ def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
 def facts_of(
     detector: AnomalyDetector, table: pd.DataFrame, n_train: int, n_bad: int
 ) -> dict[str, float]:
-    """Give what is known without labels: thresholds and counts."""
+    """Give what is known without labels: thresholds and counts.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`Evaluation`.
+    n_train, n_bad : int
+        Pictures that it was fitted on, and training pictures that could not be read.
+
+    Returns
+    -------
+    dict of str to float
+    """
     thresholds = detector.thresholds()
     facts = {
         "threshold": max(thresholds.values()),
@@ -314,7 +389,7 @@ def facts_of(
 
 
 def example_of(item: Item, size: tuple[int, int]) -> pd.DataFrame:
-    """Shrink a training picture to the network's input, as PNG bytes."""
+    """Shrink the picture of an `item` to the input's `size`, (height, width), as PNG bytes."""
     image = Image.fromarray(decode_image(item.path.read_bytes())).resize(size[::-1])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -132,7 +132,7 @@ def tune(options: Options) -> TuneResult:
         )
     if extractor.cache:
         extractor.cache.trim()
-    trained.sentences.insert(0, found.choice.sentence)
+    trained = replace(trained, sentences=[found.choice.sentence, *trained.sentences])
     return TuneResult(trained, found.choice, found.scored)
 
 
@@ -270,7 +270,10 @@ def _inside(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[np.n
 
 
 def candidate_table(found: Search) -> pd.DataFrame:
-    """List the candidates, best first, with their synthetic AUROC by kind, size and strength."""
+    """List the candidates that a search `found`, best first.
+
+    Beside their options stands their synthetic AUROC by kind, size and strength of the defects.
+    """
     rows = []
     for i, scored in enumerate(found.scored):
         row = {name: getattr(scored.options, name) for name in SEARCHED}

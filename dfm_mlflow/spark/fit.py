@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load, save
 
 import dfm_mlflow
-from dfm_mlflow.class_model import Grid
+from dfm_mlflow.class_model import grids_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
 from dfm_mlflow.detector import AnomalyDetector
@@ -38,7 +38,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an executor needs to build the extractor of the driver; goes there as bytes."""
+    """What an executor needs to build the extractor of the driver; goes there as bytes.
+
+    Attributes
+    ----------
+    options : str
+        Resolved options, as JSON.
+    layers : tuple of str
+        Names in the backbone.
+    state : bytes
+        Tensors of the truncated backbone, as safetensors.
+    roi : ndarray of shape (H, W), bool, or None
+    device, precision : str
+    fingerprint : str
+        Of the backbone.
+    version : str
+        Of the driver's dfm-mlflow.
+    """
 
     options: str
     layers: tuple[str, ...]
@@ -51,7 +67,7 @@ class Recipe:
 
     @classmethod
     def of(cls, extractor: Extractor, options: Options) -> "Recipe":
-        """Write down an extractor."""
+        """Write down an `extractor`, and the `options` that it was built from."""
         backbone = extractor.backbone
         return cls(
             options.model_dump_json(),
@@ -104,13 +120,20 @@ class _Extracted(Block):
 
 @dataclass(frozen=True, eq=False)
 class SparkPasses:
-    """Blocks in an RDD."""
+    """Blocks in an RDD.
+
+    Attributes
+    ----------
+    rdd : RDD
+        Of :class:`~dfm_mlflow.passes.Block`, or of what was derived from each.
+    """
 
     rdd: Any
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
-        """Merge in each task, then in executors level by level, until at most four are left.
+        """Merge by `merge` what `work` gives for every block.
 
+        In each task, then in executors level by level, until at most four are left.
         ``treeReduce`` ends with as many values in the driver as the root of the number of tasks.
         """
         tasks = self.rdd.getNumPartitions()
@@ -131,17 +154,17 @@ class SparkPasses:
         return whole
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
-        """What a function gives for every block, in order; large ones a partition at a time."""
+        """What `work` gives for every block, in order; `large` ones a partition at a time."""
         results = self.rdd.map(work)
         found: Iterable[T] = results.toLocalIterator() if large else results.collect()
         return found
 
     def derive(self, work: Callable[[Any], Any]) -> "SparkPasses":
-        """What a function gives for every block, on the executors' disks."""
+        """What `work` gives for every block, on the executors' disks."""
         return SparkPasses(_kept(self.rdd.map(work)))
 
     def join(self, other: "SparkPasses", merge: Callable[[Any, Any], Any]) -> "SparkPasses":
-        """Merge block by block; both lie on the same executor."""
+        """Merge by `merge`, block by block, with `other`; both lie on the same executor."""
         return SparkPasses(_kept(self.rdd.zip(other.rdd).map(lambda pair: merge(*pair))))
 
     def drop(self) -> None:
@@ -196,6 +219,9 @@ def fit_on_spark(
         If Spark cannot be used.
     DfmError
         As on one machine.
+    FitError
+        For fewer than 2 pictures that can be read, a region of interest that touches no cell of a
+        layer, or a class that cannot be fitted.
     """
     with session_of(session) as spark:
         context = _context(spark)
@@ -215,9 +241,7 @@ def fit_on_spark(
         group_of = dict(zip(everything, groups_of(everything, errors) or (), strict=False))
         if len(everything) < 2:
             raise FitError(f"{len(everything)} good images could be read; 2 are needed.")
-        grids = [Grid(s, extractor.roi_cells(s[1:])) for s in shapes]
-        if not all(g.cells.any() for g in grids):
-            raise FitError("The roi touches no cell of a layer: paint a larger region.")
+        grids = grids_of(shapes, extractor.roi_cells)
         models = []
         for name, mine in places.items():
             folds = np.full(len(mine), -1)
@@ -235,7 +259,20 @@ def fit_on_spark(
 
 
 def digests_on_spark(sources: Sequence[Source], *, session: Any = None) -> list[str]:
-    """SHA-256 of the contents of many pictures, read by the executors."""
+    """SHA-256 of the contents of many pictures, read by the executors.
+
+    Parameters
+    ----------
+    sources : sequence of Path or S3Object
+        Reachable from the executors.
+    session : SparkSession, optional
+        See :func:`dfm_mlflow.spark.session.session_of`.
+
+    Returns
+    -------
+    list of str
+        Hexadecimal.
+    """
     with session_of(session) as spark:
         rdd = _context(spark).parallelize(list(sources), _n_partitions(spark, len(sources)))
         digests: list[str] = rdd.mapPartitions(lambda p: storage.digests(list(p))).collect()
