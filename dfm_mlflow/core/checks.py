@@ -6,15 +6,22 @@ from dfm_mlflow.errors import FitError
 
 NOT_FINITE = "The features hold NaN or infinite values: check the weights, or use precision=fp32."
 EQUAL_ROWS = "All rows of features are equal: give pictures that differ."
+NO_ROWS = "The source gave no rows: give at least 2."
 
 
 def too_few(n: int) -> str:
-    """Say that n rows are too few to fit to."""
+    """Say that `n` rows are too few to fit to."""
     return f"There is {n} sample of features and at least 2 samples are needed."
 
 
 def check_n_components(n_components: float) -> None:
-    """Refuse what is neither a share of the variance nor a positive whole number."""
+    """Refuse an `n_components` that is no share of the variance and no positive whole number.
+
+    Raises
+    ------
+    FitError
+        For anything but a float in (0, 1] or an integer of at least 1.
+    """
     if isinstance(n_components, int | np.integer) and not isinstance(n_components, bool):
         valid = n_components >= 1
     else:

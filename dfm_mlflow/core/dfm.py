@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dfm_mlflow.core.checks import check_n_components
+from dfm_mlflow.core.checks import NO_ROWS, check_n_components
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import fit_moments, fit_subspace, row_blocks
@@ -155,6 +155,12 @@ class DFM(OutlierMixin, BaseEstimator):
         Returns
         -------
         DFM
+
+        Raises
+        ------
+        FitError
+            For values that are not finite, a `y` of another length, rows of another length than
+            those before or of more than 4,096 features, and ``noise="held-out"``.
         """
         self._check_parameters()
         first = not hasattr(self, "moments_")
@@ -183,6 +189,15 @@ class DFM(OutlierMixin, BaseEstimator):
         moments : Moments, or dict of label to Moments
         **parameters
             Of the constructor; not ``noise="held-out"``, as moments hold no single rows.
+
+        Returns
+        -------
+        DFM
+
+        Raises
+        ------
+        FitError
+            If there is no class, classes differ in their features, or a parameter is out of range.
         """
         dfm = cls(**parameters)
         dfm._check_parameters()
@@ -210,10 +225,18 @@ class DFM(OutlierMixin, BaseEstimator):
         Returns
         -------
         DFM
+
+        Raises
+        ------
+        FitError
+            As :meth:`fit`, and for ``noise="held-out"``.
         """
         self._check_parameters()
         self._check_no_rows_needed()
-        labels = np.unique(np.concatenate([_labels(X, y) for X, y in source()]))
+        found = [_labels(X, y) for X, y in source()]
+        if not found:
+            raise FitError(NO_ROWS)
+        labels = np.unique(np.concatenate(found))
 
         def rows_of(label: Any) -> Callable[[], Iterable[np.ndarray]]:
             return lambda: (X[mine] for X, y in source() if (mine := _labels(X, y) == label).any())
@@ -252,7 +275,26 @@ class DFM(OutlierMixin, BaseEstimator):
     # -- scoring -----------------------------------------------------------------------------------
 
     def class_scores(self, X: Any) -> tuple[Any, Any]:
-        """FRE and NLL of each row under each class, both of shape (n, n_classes)."""
+        """FRE and NLL of each row under each class.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor; the result is of its kind, and on its device.
+
+        Returns
+        -------
+        fre : array of shape (n, n_classes)
+        nll : array of shape (n, n_classes)
+            In nats.
+
+        Raises
+        ------
+        FitError
+            If `X` has other than D columns, or values that are not finite.
+        NotFittedError
+            Of scikit-learn, before a fit.
+        """
         check_is_fitted(self)
         X = self._checked(X, reset=False)
         columns: tuple[list[Any], list[Any]] = ([], [])
@@ -271,33 +313,128 @@ class DFM(OutlierMixin, BaseEstimator):
         return xp.stack(columns[0], axis=1), xp.stack(columns[1], axis=1)
 
     def fre(self, X: Any) -> Any:
-        """Feature reconstruction error of each row under its class, of shape (n,)."""
+        """Feature reconstruction error of each row under the class that it fits best.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        array of shape (n,)
+            Not negative; in the square of the unit of the features.
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         fre, nll = self.class_scores(X)
         return _take(fre, self._winner(fre, nll))
 
     def nll(self, X: Any) -> Any:
-        """Negative log-likelihood of each row under its class, of shape (n,), in nats."""
+        """Negative log-likelihood of each row under the class that it fits best.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         fre, nll = self.class_scores(X)
         return _take(nll, self._winner(fre, nll))
 
     def predict_class(self, X: Any) -> np.ndarray:
-        """Label of the class that each row fits best, of shape (n,)."""
+        """Label of the class that each row fits best.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Of :attr:`classes_`.
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         winner = self._winner(*self.class_scores(X))
         index = np.asarray(winner.cpu() if is_torch_array(winner) else winner)
         labels: np.ndarray = self.classes_[index]
         return labels
 
     def score_samples(self, X: Any) -> Any:
-        """Opposite of the anomaly score of each row, of shape (n,): higher is more normal."""
+        """Opposite of the anomaly score of each row: higher is more normal.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        array of shape (n,)
+            The largest over all classes.
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         fre, nll = self.class_scores(X)
         return -array_namespace(fre).min(self._comparable(fre, nll), axis=1)
 
     def decision_function(self, X: Any) -> Any:
-        """:meth:`score_samples` less ``offset_``, of shape (n,): negative for outliers."""
+        """:meth:`score_samples` less ``offset_``: negative for outliers.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        array of shape (n,)
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> Any:
-        """+1 for rows that look like the training rows and -1 for outliers, of shape (n,)."""
+        """Tell rows that look like the training rows from outliers.
+
+        Parameters
+        ----------
+        X : array of shape (n, D)
+            NumPy array or torch tensor.
+
+        Returns
+        -------
+        array of shape (n,), int
+            +1 where :meth:`decision_function` is not negative, else -1.
+
+        Raises
+        ------
+        FitError
+            As :meth:`class_scores`.
+        """
         decision = self.decision_function(X)
         return array_namespace(decision).where(decision >= 0, 1, -1)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dfm_mlflow.core.checks import NO_ROWS
 from dfm_mlflow.errors import FitError
 
 MAX_FEATURES = 4096  # a scatter matrix of 128 MiB; subspace iteration needs none
@@ -34,7 +35,23 @@ class Moments:
 
     @classmethod
     def of(cls, x: np.ndarray, *, limit: int | None = MAX_FEATURES) -> "Moments":
-        """Moments of the rows of an array of shape (n, D), D up to a limit."""
+        """Moments of the rows of an array.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n, D)
+        limit : int or None
+            Largest D; None for any.
+
+        Returns
+        -------
+        Moments
+
+        Raises
+        ------
+        FitError
+            If D is above the limit.
+        """
         _check_width(x.shape[1], limit)
         if not len(x):
             return cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])))
@@ -48,7 +65,7 @@ class Moments:
         return len(self.mean)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets of rows together; associative and commutative up to rounding.
+        """Moments of these and `other` rows together; associative and commutative up to rounding.
 
         Raises
         ------
@@ -70,7 +87,13 @@ class Moments:
         return Moments(n, mean, scatter)
 
     def without(self, part: "Moments") -> "Moments":
-        """Moments of the rows that are not in a part of them; undoes :meth:`merge`."""
+        """Moments of the rows that are not in a `part` of them; undoes :meth:`merge`.
+
+        Raises
+        ------
+        FitError
+            If no row is left.
+        """
         n = self.n - part.n
         if n < 1:
             raise FitError(f"Of {self.n} rows {part.n} are taken away and none is left.")
@@ -80,7 +103,13 @@ class Moments:
         return Moments(n, self.mean - difference * (part.n / n), scatter)
 
     def update(self, x: np.ndarray) -> "Moments":
-        """Moments with further rows, of shape (m, D)."""
+        """Moments with further rows `x`, of shape (m, D).
+
+        Raises
+        ------
+        FitError
+            As :meth:`of` and :meth:`merge`.
+        """
         return self.merge(Moments.of(x))
 
     def to_bytes(self) -> bytes:
@@ -91,7 +120,7 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Moments":
-        """Read what :meth:`to_bytes` wrote.
+        """Read `data` that :meth:`to_bytes` wrote.
 
         Raises
         ------
@@ -114,11 +143,18 @@ class Moments:
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:
-    """Moments of all rows of at least one batch, each of shape (m, D)."""
-    batches = iter(batches)
-    moments = Moments.of(next(batches))
+    """Moments of the rows of all `batches`, each of shape (m, D).
+
+    Raises
+    ------
+    FitError
+        For no batch; as :meth:`Moments.of` and :meth:`Moments.merge`.
+    """
+    moments = None
     for batch in batches:
-        moments = moments.update(batch)
+        moments = moments.update(batch) if moments else Moments.of(batch)
+    if moments is None:
+        raise FitError(NO_ROWS)
     return moments
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
+from dfm_mlflow.core.checks import EQUAL_ROWS, NO_ROWS, NOT_FINITE, check_n_components, too_few
 from dfm_mlflow.core.subspace import Subspace, fixed_signs
 from dfm_mlflow.errors import FitError
 
@@ -22,6 +22,7 @@ _FIRST_BLOCK = 64
 _OVERSAMPLING = 1.5
 # Change of the captured share of the variance from pass to pass; the error of a direction is
 # about its root, and FRE within 1e-4 needs directions to a few digits more.
+_GROWTH = 1e-3  # of the variance that a block holds, from pass to pass, where it has not settled
 _TOLERANCE = 1e-11
 
 
@@ -47,12 +48,12 @@ class Summary:
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Summary":
-        """Summarise the rows of an array of shape (n, D)."""
+        """Summarise the rows of `x`, of shape (n, D)."""
         mean = x.mean(axis=0, dtype=np.float64)
         return cls(len(x), mean, float(np.square(x - mean).sum()))
 
     def merge(self, other: "Summary") -> "Summary":
-        """Summary of both sets of rows together."""
+        """Summary of these and of `other` rows together."""
         n, difference = self.n + other.n, other.mean - self.mean
         between = float(difference @ difference) * self.n * other.n / n
         mean = self.mean + difference * (other.n / n)
@@ -73,6 +74,14 @@ class SubspaceIteration:
         Share of the variance in (0, 1], or number of directions.
     seed : int
         Of the first block.
+
+    Raises
+    ------
+    FitError
+        For fewer than 2 rows, values that are not finite, equal rows, or a number of components
+        that is out of range or that the rows do not have.
+    TooManyComponents
+        As :meth:`advance`.
     """
 
     def __init__(self, summary: Summary, n_components: float, seed: int = 42):
@@ -95,7 +104,7 @@ class SubspaceIteration:
         first = _FIRST_BLOCK
         if isinstance(n_components, int | np.integer):
             first = int(_OVERSAMPLING * n_components) + 10
-        self._captured, self._k = -1.0, 0
+        self._captured, self._held, self._k = -1.0, 0.0, 0
         self._values = np.zeros(0)
         self.n_passes = 0
         self.block = self._extended(np.zeros((dimension, 0)), first)
@@ -120,7 +129,9 @@ class SubspaceIteration:
         k = self._wanted(values)
         if k is None or int(_OVERSAMPLING * k) > len(values) < self._limit:
             wanted = 2 * len(values) if k is None else int(_OVERSAMPLING * k) + 10
-            self.block = self._extended(_orthonormal(product @ vectors), wanted)
+            held, self._held = self._held, float(values.sum())
+            growing = self._held > held * (1 + _GROWTH) and self.n_passes < MAX_PASSES
+            self.block = self._extended(_orthonormal(product @ vectors), wanted, growing)
             self._captured = -1.0
             return False
         captured, self._k = float(values[:k].sum()) / self.summary.total, k
@@ -149,10 +160,13 @@ class SubspaceIteration:
             return k
         return self._limit if len(values) >= self._limit else None
 
-    def _extended(self, block: np.ndarray, width: int) -> np.ndarray:
+    def _extended(self, block: np.ndarray, width: int, growing: bool = False) -> np.ndarray:
         """Add random directions up to a width."""
-        width = min(width, self._limit)
-        if width > self._limit // 2 > _FIRST_BLOCK:
+        width, half = min(width, self._limit), self._limit // 2
+        if width > half > _FIRST_BLOCK and growing:
+            # a block that still turns into the rows holds less than it will: no verdict yet
+            width = max(half, block.shape[1])
+        elif width > half > _FIRST_BLOCK:
             raise TooManyComponents(
                 f"The subspace needs more than half of {self._limit} dimensions: use an exact "
                 "solver, a smaller n_components or more pooling."
@@ -162,7 +176,19 @@ class SubspaceIteration:
 
 
 def contribution(x: np.ndarray, mean: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Share of one batch of rows, of shape (m, D), in ``scatter @ block``."""
+    """Share of one batch of rows in ``scatter @ block``.
+
+    Parameters
+    ----------
+    x : ndarray of shape (m, D)
+    mean : ndarray of shape (D,), float64
+        Of all rows.
+    block : ndarray of shape (D, l), float64
+
+    Returns
+    -------
+    ndarray of shape (D, l), float64
+    """
     centred = x - mean
     share: np.ndarray = centred.T @ (centred @ block)
     return share
@@ -197,7 +223,7 @@ def fit_stream(source: Source, n_components: float = 0.97, *, seed: int = 42) ->
         part = Summary.of(x)
         summary = part if summary is None else summary.merge(part)
     if summary is None:
-        raise FitError("The source gave no rows: give at least 2.")
+        raise FitError(NO_ROWS)
     iteration = SubspaceIteration(summary, n_components, seed)
     done = False
     while not done:

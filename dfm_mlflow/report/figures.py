@@ -55,7 +55,21 @@ class Charts:
         self._folder = folder
 
     def draw(self, name: str, size: tuple[float, float], paint: Callable[[Figure], Any]) -> str:
-        """Draw one figure: ``<name>.png`` is written, SVG for inside a page comes back."""
+        """Draw one figure: ``<name>.png`` is written, SVG for inside a page comes back.
+
+        Parameters
+        ----------
+        name : str
+            Of the file, and in front of the identifiers inside the SVG.
+        size : tuple of float
+            Width and height in inches.
+        paint : callable
+            Draws on the figure that it is given.
+
+        Returns
+        -------
+        str
+        """
         with mpl.rc_context(_STYLE):
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
@@ -72,6 +86,7 @@ class Charts:
         svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
         svg = re.sub(r'<svg ([^>]*?)(?:width|height)="[\d.]+pt"', r"<svg \1", svg, count=1)
         svg = re.sub(r"(font: [^'\";]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
+        svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)  # by 3.11
         # millionths of a point are a third of the bytes
         svg = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\.\d)\d+", r"\1", d[0]), svg)
         # identifiers of one drawing must not meet those of another on the same page
@@ -85,7 +100,7 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
     ----------
     figure : Figure
     rows : dict of str to DataFrame
-        ``anomaly_score``, ``flagged`` and ``wrong`` (None where unknown) of each row.
+        ``anomaly_score`` and ``wrong`` (None where unknown) of each row, by its title.
     threshold : float, optional
         Of the decision.
     """
@@ -142,7 +157,21 @@ def paint_scores(figure: Figure, rows: dict[str, pd.DataFrame], threshold: float
 def score_rows(
     detector: AnomalyDetector, table: pd.DataFrame, name: str
 ) -> dict[str, pd.DataFrame]:
-    """Take the rows of one class: held-out good, test good, each defect (rarest ones together)."""
+    """Take the rows of one class: held-out good, test good, each defect (rarest ones together).
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`Evaluation`, without rows that have an error.
+    name : str
+        Of the class.
+
+    Returns
+    -------
+    dict of str to DataFrame
+        ``anomaly_score`` and ``wrong`` (None where unknown) of each row, by its title.
+    """
     mine = detector.classes[detector.class_names.index(name)].calibration
     limit = mine.threshold(detector.options.fpr)
     rows = {
@@ -175,7 +204,16 @@ def _add(rows: dict[str, pd.DataFrame], name: str, of_kind: pd.DataFrame) -> Non
 
 
 def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
-    """Draw the ROC curve with the point where the threshold works."""
+    """Draw the ROC curve with the point where the threshold works.
+
+    Parameters
+    ----------
+    figure : Figure
+    table : DataFrame
+        Of an :class:`Evaluation`, without rows that have an error.
+    metrics : dict of str to float
+        Of these pictures; ``image_auroc`` must be there.
+    """
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=_PLAIN, lw=0.8, linestyle=":")
     for label, style, truth, scores in _lines(table):
@@ -200,7 +238,16 @@ def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) ->
 
 
 def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
-    """Draw the precision-recall curve with the point where the threshold works."""
+    """Draw the precision-recall curve with the point where the threshold works.
+
+    Parameters
+    ----------
+    figure : Figure
+    table : DataFrame
+        Of an :class:`Evaluation`, without rows that have an error.
+    metrics : dict of str to float
+        Of these pictures; ``image_average_precision`` must be there.
+    """
     axes = figure.add_subplot()
     for label, style, truth, scores in _lines(table):
         precision, recall, _ = precision_recall_curve(truth, scores)
@@ -238,7 +285,15 @@ def _lines(table: pd.DataFrame) -> list[tuple[str, dict[str, Any], np.ndarray, n
 
 
 def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame) -> None:
-    """Draw the measured over the promised false-positive rate, with what chance allows."""
+    """Draw the measured over the promised false-positive rate, with what chance allows.
+
+    Parameters
+    ----------
+    figure : Figure
+    detector : AnomalyDetector
+    table : DataFrame
+        Rows of good, or of unlabelled, pictures.
+    """
     p_values = np.sort(table["p_value"].to_numpy(float))
     n, held_out = len(p_values), min(len(c.calibration.scores) for c in detector.classes) + 1
     promised = np.linspace(0, 1, 201)

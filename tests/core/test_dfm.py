@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dfm_mlflow.core.dfm import DFM
-from dfm_mlflow.core.moments import Moments
+from dfm_mlflow.core.moments import Moments, moments_of
 from dfm_mlflow.errors import DfmError, FitError
 
 
@@ -127,7 +127,7 @@ def test_inputs_stay_as_they_are_and_float32_loses_nothing_that_matters():
     np.testing.assert_allclose(single, exact, rtol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(-1e6, 1e6))
 def test_a_constant_shift_costs_its_digits_and_no_more(seed, shift):
     x, new = low_rank(25, 40, seed=seed), low_rank(5, 40, seed=seed + 1)
@@ -319,3 +319,10 @@ def test_rows_that_cannot_be_used():
         DFM.from_moments({})
     with pytest.raises(NotFittedError):
         DFM().predict(x)
+
+
+def test_no_batches_are_no_rows():
+    with pytest.raises(FitError, match="no rows"):
+        DFM().fit_batches(lambda: [])
+    with pytest.raises(FitError, match="no rows"):
+        moments_of([])
