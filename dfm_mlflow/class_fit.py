@@ -80,7 +80,27 @@ def fit_layers(
     grids: Sequence[Grid],
     options: Options,
 ) -> FittedLayers:
-    """Fit the subspaces of a class; of the options only ``pca_level`` and ``seed`` matter."""
+    """Fit the subspaces of a class; of the options only ``pca_level`` and ``seed`` matter.
+
+    Parameters
+    ----------
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    groups : sequence of str, optional
+        Pictures of one group are held out together.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    FittedLayers
+
+    Raises
+    ------
+    FitError
+        If there is one group only, or features that no model fits.
+    """
     level = float(options.pca_level)
     folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
     layers, maps, nll = [], [], []
@@ -97,7 +117,20 @@ def fit_layers(
 
 
 def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
-    """Give a fitted subspace the noise that held-out rows show, and its basis half precision."""
+    """Give a fitted subspace the noise that held-out rows show, and its basis half precision.
+
+    Parameters
+    ----------
+    subspace : Subspace
+        In float64.
+    noise_variance : float
+        From held-out rows.
+
+    Returns
+    -------
+    Subspace
+        With its basis in float16.
+    """
     # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
     half = subspace.basis.astype(np.float16)
     return replace(subspace, basis=half, noise_variance=noise_variance)
@@ -106,7 +139,25 @@ def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
 def finish_class(
     name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
-    """Divide the maps of a fitted class, and calibrate its scores."""
+    """Divide the maps of a fitted class, and calibrate its scores.
+
+    Parameters
+    ----------
+    name : str
+    fitted : FittedLayers
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassModel
+
+    Raises
+    ------
+    FitError
+        As :func:`check_rest`.
+    """
     check_rest([layer.subspace for layer in fitted.layers], options)
     layers = tuple(
         replace(layer, usual=usual_of(maps, options.normalize).numpy())
@@ -120,7 +171,13 @@ def finish_class(
 
 
 def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
-    """Refuse FRE where nothing is left to reconstruct."""
+    """Refuse FRE, where `options` ask for it, if one of `subspaces` leaves nothing to reconstruct.
+
+    Raises
+    ------
+    FitError
+        If the score is FRE and a subspace keeps every direction.
+    """
     if options.score == "fre":
         for whole in (s for s in subspaces if s.n_components == s.n_features):
             raise FitError(
@@ -172,13 +229,25 @@ def _leading(subspace: Subspace, x: np.ndarray) -> np.ndarray:
 
 
 def first_coordinates(subspace: Subspace, x: np.ndarray) -> Tensor:
-    """Coordinates of rows that drift is looked for in, of shape (n, l)."""
+    """Coordinates of rows that drift is looked for in.
+
+    Parameters
+    ----------
+    subspace : Subspace
+        Of NumPy arrays.
+    x : ndarray of shape (n, D), float32
+
+    Returns
+    -------
+    Tensor of shape (n, l), float32
+        With l of :func:`~dfm_mlflow.class_model.n_leading`.
+    """
     first = np.asarray(subspace.basis[:, : n_leading(subspace)], dtype=np.float32)
     return torch.from_numpy((x - subspace.mean.astype(np.float32)) @ first)
 
 
 def sorted_columns(parts: Sequence[Tensor]) -> np.ndarray:
-    """Put rows of shape (n, l) together and sort each column."""
+    """Put `parts`, which have rows of shape (n, l), together and sort each column."""
     return np.sort(torch.cat([p.cpu() for p in parts]).numpy(), axis=0)
 
 
@@ -189,7 +258,21 @@ def _map_scale(maps: Tensor) -> float:
 
 
 def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
-    """What the maps of all other folds show, for each picture: shape (n, h, w)."""
+    """What the maps of all other folds show, for each picture.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, h, w)
+        Held-out FRE maps of one layer.
+    folds : ndarray of shape (n,), int
+    how : {"none", "global", "position"}
+        As the option ``normalize``.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w)
+        What each map is divided by.
+    """
     if how == "none":
         return torch.ones_like(maps)
     usual, of = torch.empty_like(maps), torch.from_numpy(folds)

@@ -63,6 +63,13 @@ class SparkError(DfmError, RuntimeError):
 class ServerError(DfmError, RuntimeError):
     """A scoring server refused a request, or cannot be reached.
 
+    Parameters
+    ----------
+    sentence : str
+        The message.
+    status : int, optional
+        HTTP status.
+
     Attributes
     ----------
     status : int or None

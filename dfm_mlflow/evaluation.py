@@ -38,7 +38,19 @@ class Evaluation:
 def score_items(
     detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
 ) -> Evaluation:
-    """Score labelled pictures; unreadable ones keep a row with their error."""
+    """Score labelled pictures; unreadable ones keep a row with their error.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+    progress : str, optional
+        Title of a progress bar.
+
+    Returns
+    -------
+    Evaluation
+    """
     seen: dict[int, Observation] = {}
     scores = detector.score(
         [i.path for i in items],
@@ -63,6 +75,18 @@ def pixel_metrics_of(
     """Pixel metrics at the size of the masks; empty where there is no mask at all.
 
     A defective picture without a mask is left out and counted as ``n_without_mask``.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+        The pictures of the evaluation, in its order.
+    evaluation : Evaluation
+
+    Returns
+    -------
+    dict of str to float
+        Of :func:`~dfm_mlflow.core.pixel_metrics.pixel_metrics`, and that count.
     """
     if not any(item.mask for item in items):
         return {}
@@ -152,6 +176,11 @@ def defect_table(table: pd.DataFrame) -> pd.DataFrame:
 def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Take curves at :data:`STEPS`, for metrics whose step is the horizontal axis in per mille.
 
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
     Returns
     -------
     dict of str to ndarray of shape (82,)
@@ -179,7 +208,18 @@ def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:
-    """Hold the promise against the good test pictures; no sentence where there are none."""
+    """Hold the promise against the good test pictures; no sentence where there are none.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
+    Returns
+    -------
+    list of str
+    """
     good = table[(table["label"] == GOOD) & table["error"].isna()]
     if good.empty:
         return []
@@ -191,7 +231,7 @@ def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[st
 
 
 def metric_name(text: str) -> str:
-    """Replace what MLflow does not allow in a metric's name."""
+    """Replace by ``_`` what MLflow does not allow of a `text` in a metric's name."""
     return re.sub(r"[^\w\-. ]", "_", text)
 
 

@@ -65,13 +65,23 @@ class Pictures:
     size: tuple[int, int]
 
     def kernel(self, layer: str, rule: int | str) -> tuple[int, int]:
-        """How these features of a layer are pooled to follow a rule."""
+        """How these features of a `layer` are pooled to follow a `rule`, as height and width."""
         return kernel_of(rule, self.base, self.good[layer], self.size)
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One candidate with the scores of held-out good pictures and of defects."""
+    """One candidate with the scores of held-out good pictures and of defects.
+
+    Attributes
+    ----------
+    options : Options
+        Resolved.
+    good : ndarray of shape (n,), float64
+        Held-out scores of good pictures.
+    defects : ndarray of shape (m,), float64
+        Of defects that were drawn into them.
+    """
 
     options: Options
     good: np.ndarray
@@ -125,7 +135,7 @@ def candidates(given: Options) -> list[Options]:
 
 
 def layers_of(options: Sequence[Options]) -> tuple[str, ...]:
-    """Every layer that a candidate uses."""
+    """Every layer that a candidate of `options` uses."""
     return tuple(dict.fromkeys(layer for o in options for layer in o.layer_names))
 
 
@@ -172,6 +182,17 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
     Of many candidates the best looks better than it is, and synthetic defects are not the real
     ones: a small lead says nothing. Of those that are clearly better and nearly alike, the one
     with the fewest options changed is taken.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+        The preset's own configuration first.
+    seed : int
+        Of the resampling.
+
+    Returns
+    -------
+    Choice
     """
     if len(scored) == 1:
         return Choice(0, None, "Every option is given: there was nothing to choose.")

@@ -43,6 +43,11 @@ def aggregate(maps: Any, how: str) -> Any:
     Returns
     -------
     array of shape (n,)
+
+    Raises
+    ------
+    ConfigError
+        For another `how`.
     """
     xp = array_namespace(maps)
     flat = xp.reshape(maps, (maps.shape[0], -1))

@@ -36,14 +36,23 @@ class Tail:
     shape: float
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
-        """P-values of scores above :attr:`start`."""
+        """P-values of scores above :attr:`start`.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (m,)
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+        """
         beyond = np.maximum(scores - self.start, 0) / self.scale
         if self.shape == 0:
             return self.share * np.exp(-beyond)
         return self.share * (1 + self.shape * beyond) ** (-1 / self.shape)
 
     def score(self, p: float) -> float:
-        """Score that has a p-value of at most :attr:`share`."""
+        """Score whose p-value is `p`, which is at most :attr:`share`."""
         ratio = self.share / p
         beyond = math.log(ratio) if self.shape == 0 else (ratio**self.shape - 1) / self.shape
         return self.start + self.scale * beyond
@@ -100,7 +109,19 @@ class Calibration:
 
     @classmethod
     def of(cls, scores: np.ndarray, n_folds: int = 0, method: str = "empirical") -> "Calibration":
-        """Calibrate on held-out scores in any order."""
+        """Calibrate on held-out scores in any order.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n,)
+        n_folds : int
+            Of the cross-fitting that gave them; 0 for pictures that were never fitted.
+        method : {"empirical", "gpd"}
+
+        Returns
+        -------
+        Calibration
+        """
         return cls(np.sort(np.asarray(scores, dtype=np.float64)), n_folds, method)
 
     @cached_property
@@ -133,11 +154,25 @@ class Calibration:
         return np.maximum(p, self.smallest_p_value)
 
     def effective_fpr(self, fpr: float) -> float:
-        """The false-positive rate that n images can promise: ``max(fpr, 1 / (n + 1))``."""
+        """The rate that n images can promise where `fpr` is asked for: ``max(fpr, 1 / (n + 1))``.
+
+        With a tail the second is a tenth of that.
+        """
         return max(fpr, self.smallest_p_value)
 
     def threshold(self, fpr: float) -> float:
-        """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not."""
+        """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not.
+
+        Parameters
+        ----------
+        fpr : float
+            False-positive rate, in (0, 1).
+
+        Returns
+        -------
+        float
+            Minus infinity where the rate is so large that every score is above it.
+        """
         n, fpr = len(self.scores), self.effective_fpr(fpr)
         if self.tail and fpr < self.tail.share:
             return self.tail.score(fpr)
@@ -147,9 +182,9 @@ class Calibration:
 
 
 def images_needed(fpr: float, tail: Tail | None = None) -> int:
-    """How many held-out images promise a false-positive rate: ``ceil(1 / fpr) - 1``.
+    """How many held-out images promise a false-positive rate of `fpr`: ``ceil(1 / fpr) - 1``.
 
-    With a tail a tenth of that, but no fewer than it takes to fit one.
+    With a `tail` a tenth of that, but no fewer than it takes to fit one.
     """
     if tail:
         return max(2 * _TAIL_LEAST, math.ceil(1 / fpr / _REACH * (1 - 1e-12)) - 1)
@@ -157,7 +192,18 @@ def images_needed(fpr: float, tail: Tail | None = None) -> int:
 
 
 def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.ndarray:
-    """Decide, with the tolerance that :meth:`Calibration.threshold` has."""
+    """Decide, with the tolerance that :meth:`Calibration.threshold` has.
+
+    Parameters
+    ----------
+    p_value : ndarray of shape (m,) or float
+    effective_fpr : ndarray of shape (m,) or float
+        Of :meth:`Calibration.effective_fpr`.
+
+    Returns
+    -------
+    ndarray of shape (m,), bool
+    """
     return p_value <= effective_fpr * (1 + 1e-12)
 
 

@@ -57,7 +57,7 @@ class HeldOut:
     residual: Callable[[], np.ndarray]
 
     def noise_variance(self, model: Subspace) -> float:
-        """Variance outside a subspace as held-out rows show it: mean FRE / (D - k).
+        """Variance outside the subspace of a `model` as held-out rows show it: mean FRE / (D - k).
 
         In-sample residuals are several times too small where n < D.
         """
@@ -65,7 +65,18 @@ class HeldOut:
         return max(float(self.fre.mean()) / rest, 1e-12 * float(model.variances[0]) / rest)
 
     def nll(self, model: Subspace) -> np.ndarray:
-        """Held-out negative log-likelihoods, with the spectrum and noise of the final model."""
+        """Held-out negative log-likelihoods, with the spectrum and noise of the final model.
+
+        Parameters
+        ----------
+        model : Subspace
+            Of all rows.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            In nats.
+        """
         nll: np.ndarray = model.nll_from(self.mahalanobis, self.fre)
         return nll
 
@@ -140,7 +151,26 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
 
 
 def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
-    """Fit the subspace of rows without a part of them, a point where the rest are equal."""
+    """Fit the subspace of rows without a part of them, a point where the rest are equal.
+
+    Parameters
+    ----------
+    whole : Moments
+        Of all rows.
+    part : Moments
+        Of those to leave out.
+    n_components : float or int
+        Share of the variance, or number of directions; as many as there are where it is larger.
+
+    Returns
+    -------
+    Subspace
+
+    Raises
+    ------
+    FitError
+        If no row is left, or `n_components` is out of range.
+    """
     rest = whole.without(part)
     if not rest.scatter.any():
         return _point(rest.mean, rest.n)
@@ -173,6 +203,18 @@ def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
     """Call with every fold; folds of few rows have a thread each, which shares nothing.
 
     The threads of one small eigendecomposition wait for each other, on a busy machine for seconds.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the number of a fold.
+    folds : ndarray of shape (n,), int
+        Fold of each row.
+
+    Returns
+    -------
+    list
+        What it gave for each fold, by ascending number.
     """
     if len(folds) > SMALL:
         return [work(fold) for fold in np.unique(folds)]
@@ -181,7 +223,15 @@ def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
 
 
 class RowsByGram:
-    """Subspaces of rows that are known by their Gram matrix alone."""
+    """Subspaces of rows that are known by their Gram matrix alone.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n), float64
+        Inner products of the rows, which need not be centred.
+    dimension : int
+        Length D of a row.
+    """
 
     def __init__(self, gram: np.ndarray, dimension: int):
         self._n, self._dimension = len(gram), dimension
@@ -191,7 +241,17 @@ class RowsByGram:
         self._spectrum, self._vectors = symmetric_spectrum(inner)
 
     def n_components(self, level: float) -> int:
-        """Dimension of the subspace; 0 for a single row, or equal ones: a point."""
+        """Dimension of the subspace; 0 for a single row, or equal ones: a point.
+
+        Parameters
+        ----------
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        int
+        """
         if not self._spectrum[0] > 0:
             return 0
         most = min(self._n - 1, self._dimension)
@@ -200,7 +260,19 @@ class RowsByGram:
     def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in the projections of others, and their Mahalanobis distances.
 
-        `cross` holds the inner products of the others with the rows, of shape (m, n).
+        Parameters
+        ----------
+        cross : ndarray of shape (m, n), float64
+            Inner products of the m others with the n rows.
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        weights : ndarray of shape (m, n), float64
+            The projection of the i-th is ``sum_j weights[i, j] x_j``.
+        mahalanobis : ndarray of shape (m,), float64
+            Squared, with no variance below the noise.
         """
         k = self.n_components(level)
         if not k:

@@ -5,7 +5,18 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 
 def auroc(defective: np.ndarray, scores: np.ndarray) -> float | None:
-    """Area under the ROC curve, or None where one of the two kinds is missing."""
+    """Area under the ROC curve, or None where one of the two kinds is missing.
+
+    Parameters
+    ----------
+    defective : ndarray of shape (n,), bool
+    scores : ndarray of shape (n,)
+        Higher is more anomalous.
+
+    Returns
+    -------
+    float or None
+    """
     if defective.all() or not defective.any():
         return None
     return float(roc_auc_score(defective, scores))

@@ -45,6 +45,8 @@ def pixel_metrics(
     ------
     DataError
         If a map and its mask are not of one shape (h, w), or a map holds NaN.
+    ConfigError
+        For an `fpr_limit` outside (0, 1].
 
     Examples
     --------

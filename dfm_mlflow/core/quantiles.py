@@ -13,12 +13,34 @@ HALF = 1 << 16
 
 
 def upper_counts(values: np.ndarray) -> np.ndarray:
-    """Counts of positive float32 values by the upper half of their bits, of shape (65536,)."""
+    """Counts of positive float32 values by the upper half of their bits.
+
+    Parameters
+    ----------
+    values : ndarray, float32
+        Of any shape.
+
+    Returns
+    -------
+    ndarray of shape (65536,), int
+    """
     return np.bincount(_bits(values) >> 16, minlength=HALF)
 
 
 def lower_counts(values: np.ndarray, upper: int) -> np.ndarray:
-    """Counts by the lower half of the bits, of the values with this upper half."""
+    """Counts by the lower half of the bits, of the values with this upper half.
+
+    Parameters
+    ----------
+    values : ndarray, float32
+        Of any shape.
+    upper : int
+        In [0, 65536).
+
+    Returns
+    -------
+    ndarray of shape (65536,), int
+    """
     bits = _bits(values)
     return np.bincount(bits[bits >> 16 == upper] & (HALF - 1), minlength=HALF)
 

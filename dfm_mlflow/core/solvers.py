@@ -47,7 +47,7 @@ def fit_subspace(
         A share of the variance in (0, 1], which the smallest sufficient number of directions
         keeps; or that number itself, an integer of at least 1.
     solver : {"auto", "gram", "covariance", "randomized"}
-        See above.
+        See the table of :mod:`dfm_mlflow.core.solvers`.
     seed : int
         Of the randomised solver's start.
 
@@ -86,10 +86,25 @@ def fit_subspace(
 
 
 def fit_moments(moments: Moments, n_components: float = 0.97, *, strict: bool = True) -> Subspace:
-    """Fit the subspace from count, mean and scatter alone; see :func:`fit_subspace`.
+    """Fit the subspace from count, mean and scatter alone.
 
-    With ``strict=False`` a number of components that the rows do not have becomes the largest they
-    have.
+    Parameters
+    ----------
+    moments : Moments
+    n_components : float or int
+        As :func:`fit_subspace` takes it.
+    strict : bool
+        Refuse a number of components that the rows do not have, or take the largest they have.
+
+    Returns
+    -------
+    Subspace
+        In float64, with the in-sample noise variance.
+
+    Raises
+    ------
+    FitError
+        As :func:`fit_subspace`.
     """
     if moments.n < 2:
         raise FitError(too_few(moments.n))
@@ -136,7 +151,13 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
 
 
 def check_features(x: np.ndarray) -> None:
-    """Refuse features that no subspace can be fitted to."""
+    """Refuse features `x`, of shape (n, D), that no subspace can be fitted to.
+
+    Raises
+    ------
+    FitError
+        For fewer than 2 rows, and values that are not finite.
+    """
     if x.shape[0] < 2:
         raise FitError(too_few(x.shape[0]))
     # A sum is finite only if its terms are, and needs no array of n x D flags.
@@ -145,7 +166,19 @@ def check_features(x: np.ndarray) -> None:
 
 
 def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Give an array, or some of its rows, in blocks of rows."""
+    """Give an array, or some of its rows, in blocks of rows.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n, D)
+    rows : ndarray of int, optional
+        Numbers of the rows to give; all by default.
+
+    Yields
+    ------
+    ndarray of shape (m, D)
+        Of at most :data:`BLOCK` values, or a single row; a view where all rows are given.
+    """
     step = max(1, BLOCK // x.shape[1])
     for start in range(0, len(x) if rows is None else len(rows), step):
         part = slice(start, start + step)
@@ -164,7 +197,19 @@ def single_threaded() -> AbstractContextManager[object]:
 
 
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, descending and not negative, and eigenvectors of a symmetric matrix."""
+    """Eigenvalues and eigenvectors of a symmetric matrix without negative eigenvalues.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n, n), float64
+
+    Returns
+    -------
+    values : ndarray of shape (n,)
+        Descending; what rounding made negative is 0.
+    vectors : ndarray of shape (n, n)
+        Columns, in that order.
+    """
     # NumPy's LAPACK throughout: threads of SciPy's own copy would compete with NumPy's. And one
     # thread for a small matrix, whose threads would mostly wait for each other.
     with single_threaded() if len(matrix) <= SMALL else nullcontext():

@@ -51,10 +51,21 @@ class Subspace:
         return int(self.basis.shape[1])
 
     def split(self, x: Any) -> tuple[Any, Any]:
-        """Split rows into coordinates of shape (n, k) and residuals of shape (n, D).
+        """Split rows into coordinates and residuals.
 
         The residual is formed explicitly: a difference of norms would lose the digits of rows that
         lie near the subspace. Where k = D there is none, and it is exactly 0.
+
+        Parameters
+        ----------
+        x : array of shape (n, D)
+
+        Returns
+        -------
+        coordinates : array of shape (n, k)
+            ``z = V^T (x - mean)``.
+        residual : array of shape (n, D)
+            ``e = (x - mean) - V z``.
         """
         centred = x - self.mean
         coordinates = centred @ self.basis
@@ -63,24 +74,79 @@ class Subspace:
         return coordinates, centred - coordinates @ self.basis.T
 
     def residual(self, x: Any) -> Any:
-        """Residuals ``e`` of rows, of shape (n, D)."""
+        """Residuals ``e`` of rows.
+
+        Parameters
+        ----------
+        x : array of shape (n, D)
+
+        Returns
+        -------
+        array of shape (n, D)
+        """
         return self.split(x)[1]
 
     def fre(self, x: Any) -> Any:
-        """Feature reconstruction error ``sum(e^2)`` of rows, of shape (n,), never negative."""
+        """Feature reconstruction error ``sum(e^2)`` of rows (Ndiour et al., arXiv 2203.10422).
+
+        Parameters
+        ----------
+        x : array of shape (n, D)
+
+        Returns
+        -------
+        array of shape (n,)
+            Never negative.
+        """
         return squared_norm(self.residual(x))
 
     def nll(self, x: Any) -> Any:
-        """Negative log-likelihood of rows under probabilistic PCA, of shape (n,), in nats."""
+        """Negative log-likelihood of rows under probabilistic PCA (Tipping & Bishop 1999).
+
+        Parameters
+        ----------
+        x : array of shape (n, D)
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
+        """
         coordinates, residual = self.split(x)
         return self.nll_of(coordinates, squared_norm(residual))
 
     def nll_of(self, coordinates: Any, fre: Any) -> Any:
-        """Negative log-likelihood from coordinates (n, k) and FRE (n,)."""
+        """Negative log-likelihood from coordinates and FRE.
+
+        Parameters
+        ----------
+        coordinates : array of shape (n, k)
+        fre : array of shape (n,)
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
+        """
         return self.nll_from(self.mahalanobis(coordinates), fre)
 
     def nll_from(self, mahalanobis: Any, fre: Any) -> Any:
-        """Negative log-likelihood from :meth:`mahalanobis` and FRE, both of shape (n,)."""
+        """Negative log-likelihood from Mahalanobis distances and FRE.
+
+        ``1/2 [m + FRE / s + sum log max(lambda, s) + (D - k) log s + D log 2 pi]`` with the noise
+        variance ``s``; where k = D nothing of ``s`` is in it.
+
+        Parameters
+        ----------
+        mahalanobis : array of shape (n,)
+            ``m``, from :meth:`mahalanobis`.
+        fre : array of shape (n,)
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
+        """
         rest = self.n_features - self.n_components
         constant = self.n_features * math.log(2 * math.pi)
         if rest:
@@ -91,16 +157,36 @@ class Subspace:
         return 0.5 * (mahalanobis + (xp.sum(xp.log(variances)) + constant))
 
     def mahalanobis(self, coordinates: Any) -> Any:
-        """Sum ``z^2 / lambda`` within the subspace, of shape (n,)."""
+        """Squared Mahalanobis distance within the subspace: ``sum z^2 / max(lambda, s)``.
+
+        No variance counts for less than the noise variance ``s``; where k = D there is no noise.
+
+        Parameters
+        ----------
+        coordinates : array of shape (n, k)
+
+        Returns
+        -------
+        array of shape (n,)
+        """
         xp = array_namespace(coordinates)
         return xp.sum(coordinates**2 / self._floored_variances(), axis=1)
 
     def subspace_nll(self, x: Any) -> Any:
         """Negative log-likelihood of the coordinates alone, as Ahuja et al. define it.
 
-        ``1/2 [sum z^2 / lambda + sum log lambda + k log 2 pi]``, of shape (n,). It knows nothing of
-        what lies outside the subspace, is not comparable between subspaces of different k, and its
-        smallest sample variances are far too small where n is near k.
+        ``1/2 [sum z^2 / lambda + sum log lambda + k log 2 pi]`` (arXiv 1909.11786). It knows
+        nothing of what lies outside the subspace, is not comparable between subspaces of different
+        k, and its smallest sample variances are far too small where n is near k.
+
+        Parameters
+        ----------
+        x : array of shape (n, D)
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
         """
         coordinates = self.split(x)[0]
         xp = array_namespace(coordinates)
@@ -108,11 +194,21 @@ class Subspace:
         return 0.5 * (xp.sum(coordinates**2 / self.variances, axis=1) + constant)
 
     def with_noise(self, noise_variance: float) -> "Subspace":
-        """Return a copy with another noise variance."""
+        """Return a copy with another `noise_variance`."""
         return replace(self, noise_variance=noise_variance)
 
     def like(self, x: Any) -> "Subspace":
-        """Return a copy whose arrays are of the kind, dtype and device of an array."""
+        """Return a copy whose arrays are of the kind, dtype and device of an array.
+
+        Parameters
+        ----------
+        x : array
+            NumPy array or torch tensor; its values do not matter.
+
+        Returns
+        -------
+        Subspace
+        """
         xp = array_namespace(x)
 
         def convert(array: Any) -> Any:
@@ -134,12 +230,32 @@ class Subspace:
 
 
 def squared_norm(rows: Any) -> Any:
-    """Sum of squares of each row, of shape (n,)."""
+    """Sum of squares of each row.
+
+    Parameters
+    ----------
+    rows : array of shape (n, D)
+
+    Returns
+    -------
+    array of shape (n,)
+    """
     return array_namespace(rows).sum(rows**2, axis=1)
 
 
 def fixed_signs(basis: np.ndarray) -> np.ndarray:
-    """Make the largest entry of each column positive, so that equal data give equal bases."""
+    """Make the largest entry of each column positive, so that equal data give equal bases.
+
+    Parameters
+    ----------
+    basis : ndarray of shape (D, k)
+        Changed in place.
+
+    Returns
+    -------
+    ndarray of shape (D, k)
+        The same array.
+    """
     top, bottom = basis.max(axis=0), -basis.min(axis=0)  # many times faster than argmax of |basis|
     flipped = bottom > top
     for column in np.flatnonzero(bottom == top):  # both are there: the first counts

@@ -56,7 +56,7 @@ class _Spot:
 
 
 def plans(n: int, seed: int = 42) -> list[Plan]:
-    """Deal n plans, every combination of kind, size and strength as often as any other."""
+    """Deal `n` plans by a `seed`, every combination of kind, size and strength equally often."""
     cells = [Plan(*cell) for cell in itertools.product(KINDS, SIZES, STRENGTHS)]
     rng = np.random.default_rng(seed)
     dealt: list[Plan] = []
@@ -109,7 +109,7 @@ def draw_defect(
         strength = rng.uniform(*STRENGTHS[plan.strength])
         area = np.exp(rng.uniform(*np.log(SIZES[plan.size]))) * inside.size
         spot = (_scar if kind == "scar" else _patch)(inside, places, area, rng)
-        picture = _blend(image, spot, KINDS[kind](image, spot, strength, rng, other), strength)
+        picture = _blend(image, spot, KINDS[kind](image, spot, strength, rng, other))
         mask = (picture != image).any(axis=2)
         change = np.abs(picture.astype(np.int16) - image).max(axis=2)
         if (change >= _LEVELS).sum() >= min(_FEW, inside.sum()):
@@ -183,7 +183,20 @@ def _within(inside: np.ndarray, window: tuple[slice, slice], alpha: np.ndarray) 
 
 
 def noise(shape: tuple[int, ...], period: float, rng: Generator) -> np.ndarray:
-    """Perlin-like noise of mean about 0 and standard deviation about 0.5: three octaves."""
+    """Perlin-like noise of mean about 0 and standard deviation about 0.5: three octaves.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Height and width.
+    period : float
+        Of the coarsest octave, in pixels.
+    rng : Generator
+
+    Returns
+    -------
+    ndarray of that shape, float32
+    """
     total = np.zeros(shape, dtype=np.float32)
     for octave in range(3):
         step = max(1.0, period / 2**octave)
@@ -199,7 +212,7 @@ def noise(shape: tuple[int, ...], period: float, rng: Generator) -> np.ndarray:
 # -- what ------------------------------------------------------------------------------------------
 
 
-def _blend(image: np.ndarray, spot: _Spot, fill: np.ndarray, strength: float) -> np.ndarray:
+def _blend(image: np.ndarray, spot: _Spot, fill: np.ndarray) -> np.ndarray:
     """Lay a filling of the window's shape over the picture."""
     picture = image.copy()
     here = picture[spot.window].astype(np.float32)
@@ -246,7 +259,7 @@ def _texture(
     """Lay Perlin noise of two random tints over the surface."""
     here = image[spot.window].astype(np.float32)
     mean = here.mean(axis=(0, 1))
-    tints = mean + rng.normal(0, 55, 3) * _hue(image, rng) + rng.normal(0, 55)
+    tints = mean + rng.normal(0, 55, 3) * _hue(image) + rng.normal(0, 55)
     weave = noise(_shape(spot), np.exp(rng.uniform(np.log(2), np.log(24))), rng)[:, :, None]
     woven: np.ndarray = here + strength * (tints + 70 * weave - here)
     return woven
@@ -268,7 +281,7 @@ def _brightness(
     """Stain: brighten or darken, of coloured pictures some channels more than others."""
     here = image[spot.window].astype(np.float32)
     shift: float = rng.choice([-1, 1]) * 75 * strength
-    return here + shift * (1 + 0.5 * rng.normal(size=3) * _hue(image, rng))
+    return here + shift * (1 + 0.5 * rng.normal(size=3) * _hue(image))
 
 
 def _distortion(
@@ -306,7 +319,7 @@ def _missing(
     return here + min(1.0, 0.25 + strength) * (fill - here)
 
 
-def _hue(image: np.ndarray, rng: Generator) -> float:
+def _hue(image: np.ndarray) -> float:
     """0 for a grey picture, whose defects are grey too."""
     sample = image[::8, ::8].astype(np.int16)
     return float((np.ptp(sample, axis=2) > 4).mean() > 0.02)

@@ -79,6 +79,18 @@ def describe(uri: str) -> dict[str, Any]:
 def find_model(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str]:
     """Give the registered version that is meant, if any, and where the model's files are.
 
+    Parameters
+    ----------
+    client : MlflowClient
+    uri : str
+        Any MLflow model URI.
+
+    Returns
+    -------
+    version : ModelVersion or None
+    where : str
+        Address of the model's files.
+
     Raises
     ------
     ArtifactError
@@ -160,7 +172,7 @@ def _by_alias(version: ModelVersion | None, verb: str) -> dict[str, dict[str, An
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """Write the record of :func:`describe` for people, one fact a line."""
+    """Write `found`, the record of :func:`describe`, for people, one fact a line."""
     title = found["uri"] if found["name"] is None else f"{found['name']} {found['version']}"
     facts = {
         "aliases": ", ".join(found["aliases"]) or None,

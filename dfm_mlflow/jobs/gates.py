@@ -78,6 +78,15 @@ class Candidate:
 def load_candidate(client: MlflowClient, version: ModelVersion) -> Candidate:
     """Load a version through the flavor, every hash checked, if it holds neither pickle nor code.
 
+    Parameters
+    ----------
+    client : MlflowClient
+    version : ModelVersion
+
+    Returns
+    -------
+    Candidate
+
     Raises
     ------
     PromotionError
@@ -108,7 +117,7 @@ def load_candidate(client: MlflowClient, version: ModelVersion) -> Candidate:
 
 
 def unsafe_files(root: Path) -> list[str]:
-    """List what of a model's folder could run as code when somebody loads it."""
+    """List what of `root`, a model's folder, could run as code when somebody loads it."""
     found = [
         f"{f.relative_to(root)} (pickle)"
         for f in sorted(root.rglob("*"))
@@ -136,7 +145,10 @@ def _is_pickle(path: Path) -> bool:
 
 
 def golden_gate(candidate: Candidate) -> Gate:
-    """Check that golden pictures score here as they did in training."""
+    """Check that golden pictures score under a `candidate` here as they did in training.
+
+    A run without golden pictures does not pass either.
+    """
     run_id = candidate.version.run_id
     try:
         if not run_id:
@@ -171,6 +183,10 @@ def metrics_gate(
     options : PromoteOptions
     defective, scores : ndarray of shape (n,)
         Pictures that the user named for this; none where the run's own metrics are to be used.
+
+    Returns
+    -------
+    Gate
     """
     area, source = auroc(defective, scores), "the given pictures"
     if area is None:
@@ -212,6 +228,10 @@ def comparison_gate(
     options : PromoteOptions
     scored : DataFrame
         ``defective``, ``challenger``, ``champion``: one row a picture.
+
+    Returns
+    -------
+    Gate
     """
     defective = scored["defective"].to_numpy(bool)
     n_defective = int(defective.sum())
@@ -273,7 +293,20 @@ def _comparison_sentence(
 def cost_gates(
     challenger: Candidate, champion: Candidate, options: PromoteOptions, images: Sequence[bytes]
 ) -> list[Gate]:
-    """Refuse a challenger that is much slower, or much larger, than the champion."""
+    """Refuse a challenger that is much slower, or much larger, than the champion.
+
+    Parameters
+    ----------
+    challenger, champion : Candidate
+    options : PromoteOptions
+    images : sequence of bytes
+        Encoded pictures to time both on.
+
+    Returns
+    -------
+    list of Gate
+        Of speed and of size.
+    """
     slowdown, new, old = compare_speed(challenger.detector, champion.detector, images)
     growth = challenger.n_bytes / champion.n_bytes
     fast, small = slowdown <= options.max_slowdown, growth <= options.max_growth
@@ -297,6 +330,12 @@ def compare_speed(
     challenger: AnomalyDetector, champion: AnomalyDetector, images: Sequence[bytes]
 ) -> tuple[float, float, float]:
     """Time two detectors by turns on the same pictures.
+
+    Parameters
+    ----------
+    challenger, champion : AnomalyDetector
+    images : sequence of bytes
+        Encoded pictures.
 
     Returns
     -------

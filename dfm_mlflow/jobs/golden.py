@@ -46,6 +46,12 @@ def log_golden(detector: AnomalyDetector, train: Sequence[Item], test: Sequence[
 def golden_table(detector: AnomalyDetector, items: Sequence[Item]) -> pd.DataFrame:
     """Score what the network sees of pictures: one row a readable picture.
 
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+        Unreadable ones are left out.
+
     Returns
     -------
     DataFrame
@@ -73,7 +79,7 @@ def golden_table(detector: AnomalyDetector, items: Sequence[Item]) -> pd.DataFra
 
 
 def load_golden(run_id: str) -> pd.DataFrame:
-    """Read the golden pictures of a training run.
+    """Read the golden pictures of the training run `run_id`, as :func:`golden_table` made them.
 
     Raises
     ------
@@ -102,6 +108,12 @@ def load_golden(run_id: str) -> pd.DataFrame:
 
 def deviation(detector: AnomalyDetector, golden: pd.DataFrame) -> tuple[float, float]:
     """Score golden pictures anew, and compare.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    golden : DataFrame
+        Of :func:`load_golden`.
 
     Returns
     -------

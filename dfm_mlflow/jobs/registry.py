@@ -50,7 +50,20 @@ class Move:
 
     @classmethod
     def plan(cls, model: str, alias: str, before: str | None, version: str) -> "Move":
-        """Plan a move under a new id."""
+        """Plan a move under a new id.
+
+        Parameters
+        ----------
+        model, alias : str
+        before : str or None
+            Version that holds the alias now.
+        version : str
+            Version that is to hold it.
+
+        Returns
+        -------
+        Move
+        """
         return cls(model, alias, before, version, uuid.uuid4().hex)
 
     @property
@@ -61,6 +74,18 @@ class Move:
 
 def holder(client: MlflowClient, model: str, alias: str) -> str | None:
     """Version that an alias points to, or None.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    model : str
+        Name of a registered model.
+    alias : str
+
+    Returns
+    -------
+    str or None
+        The version's number.
 
     Raises
     ------
@@ -79,6 +104,18 @@ def holder(client: MlflowClient, model: str, alias: str) -> str | None:
 
 def version_of(client: MlflowClient, model: str, version: str) -> ModelVersion:
     """Look up a version of a registered model.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    model : str
+        Name of a registered model.
+    version : str
+        The version's number.
+
+    Returns
+    -------
+    ModelVersion
 
     Raises
     ------

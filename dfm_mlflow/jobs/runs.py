@@ -17,6 +17,16 @@ SCORES = "scores.parquet"
 def find_run(client: MlflowClient, asked: str) -> Run:
     """Look up a run by its id, the URI of a model that it made, or its name.
 
+    Parameters
+    ----------
+    client : MlflowClient
+    asked : str
+        Any of these.
+
+    Returns
+    -------
+    Run
+
     Raises
     ------
     ConfigError
@@ -59,7 +69,7 @@ def find_run(client: MlflowClient, asked: str) -> Run:
 
 
 def read_scores(run: Run) -> pd.DataFrame:
-    """Read what a run scored: its labelled test pictures, other than those that it could not read.
+    """Read what a `run` scored: its labelled test pictures, without those that it could not read.
 
     Raises
     ------

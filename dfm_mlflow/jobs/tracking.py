@@ -18,7 +18,19 @@ _logger = logging.getLogger(__name__)
 
 
 def outage(error: BaseException, then: str = "then run the command again") -> TrackingError | None:
-    """Say in a sentence that the server or the store failed; None if `error` is something else."""
+    """Say in a sentence that the server or the store failed.
+
+    Parameters
+    ----------
+    error : BaseException
+    then : str
+        What to do when they run again.
+
+    Returns
+    -------
+    TrackingError or None
+        None if `error` is something else.
+    """
     # Loaded by whoever raised such an error, and slow to load for everybody else.
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -73,7 +85,10 @@ def outages_in_words() -> Iterator[None]:
 
 
 def end_failed(run: mlflow.ActiveRun) -> None:
-    """Mark the active run as failed, if the server answers at once: it had its time already."""
+    """Mark `run`, if it is the active one, as failed, should the server answer at once.
+
+    The server had its time already.
+    """
     active = mlflow.active_run()
     if active is None or active.info.run_id != run.info.run_id:
         return

@@ -115,7 +115,16 @@ class Batcher:
                 self._arrive()
 
     def run(self, pixels: Tensor) -> list[Tensor]:
-        """Give the feature maps of pixels of shape (n, 3, H, W), uint8; blocks until they are made.
+        """Give the feature maps of pixels; blocks until they are made.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (n, 3, H, W), uint8
+
+        Returns
+        -------
+        list of Tensor of shape (n, C, h, w)
+            One for each layer.
 
         Raises
         ------
@@ -132,7 +141,7 @@ class Batcher:
             self._changed.notify()
 
     def join(self, seconds: float) -> None:
-        """Wait until the worker has ended."""
+        """Wait until the worker has ended, for so many `seconds` at most."""
         self._worker.join(seconds)
 
     def _hand_in(self, pixels: Tensor) -> list[Tensor]:

@@ -118,14 +118,38 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
     def to_evaluation_dataset(
         self, path: str | None = None, feature_names: Sequence[str] | None = None
     ) -> "ImageFolderEvaluationDataset":
-        """Give what ``mlflow.models.evaluate`` hands to its evaluators."""
+        """Give what ``mlflow.models.evaluate`` hands to its evaluators.
+
+        Parameters
+        ----------
+        path : str, optional
+            Of the data, as MLflow notes it.
+        feature_names : None
+            Refused.
+
+        Returns
+        -------
+        ImageFolderEvaluationDataset
+
+        Raises
+        ------
+        DataError
+            If `feature_names` are given.
+        """
         if feature_names is not None:
             raise DataError("feature_names has no meaning for pictures: leave it out.")
         return ImageFolderEvaluationDataset(self, path)
 
 
 class ImageFolderEvaluationDataset(EvaluationDataset):
-    """Pictures to evaluate on; they are read when an evaluator asks for their bytes."""
+    """Pictures to evaluate on; they are read when an evaluator asks for their bytes.
+
+    Parameters
+    ----------
+    pictures : ImageFolderDataset
+    path : str, optional
+        Of the data, as MLflow notes it.
+    """
 
     def __init__(self, pictures: ImageFolderDataset, path: str | None = None):
         import pandas as pd

@@ -40,7 +40,20 @@ class DfmEvaluator(ModelEvaluator):
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, Any] | None, **kwargs: Any
     ) -> bool:
-        """Whether this kind of model may be one of the flavor; MLflow does not show the model."""
+        """Whether this kind of model may be one of the flavor; MLflow does not show the model.
+
+        Parameters
+        ----------
+        model_type : str or None
+        evaluator_config : mapping or None
+            Not looked at.
+        **kwargs
+            What later versions of MLflow may bring.
+
+        Returns
+        -------
+        bool
+        """
         return model_type in (MODEL_TYPE, None)
 
     def evaluate(
@@ -92,6 +105,8 @@ class DfmEvaluator(ModelEvaluator):
         ------
         DfmError
             For data that cannot be evaluated on.
+        ConfigError
+            For `custom_artifacts`.
         """
         detector = _detector_of(model, asked=model_type == MODEL_TYPE)
         if detector is None:

@@ -12,6 +12,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(requested: str | None) -> torch.device:
     """Give the requested device, else ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, else CUDA, else CPU.
 
+    Parameters
+    ----------
+    requested : str or None
+        ``cpu``, ``cuda`` or ``cuda:N``; None or ``auto`` leaves the choice.
+
+    Returns
+    -------
+    torch.device
+        With its index, for CUDA.
+
     Raises
     ------
     DeviceError
@@ -40,11 +50,7 @@ def choose_device(requested: str | None) -> torch.device:
 
 
 def half_precision(device: torch.device) -> str | None:
-    """Name the half precision that a device computes natively, or None.
-
-    bfloat16 where it is there, since a model that was calibrated in it can be served by GPUs and
-    CPUs alike; float16 on older GPUs.
-    """
+    """Name the half precision that a `device` computes natively, or None."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     capable: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -54,6 +60,15 @@ def half_precision(device: torch.device) -> str | None:
 
 def choose_precision(requested: str, device: torch.device) -> str:
     """Take fp32 for ``auto``, and refuse what the device cannot do.
+
+    Parameters
+    ----------
+    requested : {"auto", "fp32", "bf16", "fp16"}
+    device : torch.device
+
+    Returns
+    -------
+    str
 
     Raises
     ------

@@ -39,7 +39,19 @@ class Extraction:
 
 @dataclass
 class Prepared:
-    """One picture, ready for the network, or with the maps that it gave before."""
+    """One picture, ready for the network, or with the maps that it gave before.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Height and width of the picture in pixels.
+    pixels : Tensor of shape (3, H, W), uint8, or None
+        What the network sees; None where `cached` has the maps.
+    cached : list of ndarray of shape (C, h, w), float32, or None
+        One for each layer.
+    key : str or None
+        Under which the cache is to keep the maps.
+    """
 
     size: tuple[int, int]
     pixels: Tensor | None = None  # (3, H, W) uint8
@@ -48,7 +60,15 @@ class Prepared:
 
 
 class Table:
-    """Feature maps of n pictures, one array a layer, held once; any thread may fill rows."""
+    """Feature maps of n pictures, one array a layer, held once; any thread may fill rows.
+
+    Parameters
+    ----------
+    n : int
+        Pictures.
+    device : torch.device
+        Where the maps are held.
+    """
 
     def __init__(self, n: int, device: torch.device):
         self._n, self._device = n, device
@@ -56,7 +76,15 @@ class Table:
         self._lock = Lock()  # of the first call; rows are different ones
 
     def put(self, index: list[int], maps: Sequence[Tensor]) -> None:
-        """Store one map of shape (m, C, h, w) a layer for m pictures."""
+        """Store one map of shape (m, C, h, w) a layer for m pictures.
+
+        Parameters
+        ----------
+        index : list of int
+            Rows of the m pictures.
+        maps : sequence of Tensor of shape (m, C, h, w)
+            One for each layer.
+        """
         with self._lock:
             if not self._layers:
                 self._layers = [
@@ -67,7 +95,17 @@ class Table:
             layer[index] = values.to(self._device)
 
     def rows(self, kept: list[int]) -> list[Tensor]:
-        """Give the rows of some pictures in each layer."""
+        """Give the rows of some pictures in each layer.
+
+        Parameters
+        ----------
+        kept : list of int
+            Numbers of the rows.
+
+        Returns
+        -------
+        list of Tensor of shape (m, C, h, w), float32
+        """
         if len(kept) == self._n:
             return self._layers
         return [layer[kept] for layer in self._layers]
@@ -98,7 +136,7 @@ class Batches:
         self._running: deque[Future[None]] = deque()
 
     def add(self, index: int, picture: Prepared) -> None:
-        """Take one picture, and run a pass where enough are there."""
+        """Take one `picture`, whose place is `index`, and run a pass where enough are there."""
         self._waiting.append((index, picture))
         if len(self._waiting) == self._size:
             self._start()
@@ -127,6 +165,17 @@ def workers(sources: Sequence[object], cores: int) -> Iterator[Executor | None]:
     With several `cores`, passes of the network run in these threads too, each on one of them. A
     pass on all cores would wait at every layer for the core that a decoder holds: measured on two
     cores, extraction took 1.1 to 1.5 times as long.
+
+    Parameters
+    ----------
+    sources : sequence
+        What is to be read.
+    cores : int
+        On which passes run in these threads; 1 for none.
+
+    Yields
+    ------
+    Executor or None
     """
     if len(sources) == 1:
         yield None

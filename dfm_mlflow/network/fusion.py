@@ -27,7 +27,16 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the largest value
 
 
 class FusedConvolution(nn.Module):
-    """A convolution with what follows it, in one call of oneDNN."""
+    """A convolution with what follows it, in one call of oneDNN.
+
+    Parameters
+    ----------
+    conv : Conv2d
+    activation : str or None
+        As oneDNN calls it; None for none.
+    constants : list of float
+        Of the activation.
+    """
 
     def __init__(self, conv: nn.Conv2d, activation: str | None, constants: list[float]):
         super().__init__()
@@ -36,7 +45,18 @@ class FusedConvolution(nn.Module):
         self.activation, self.constants = activation, constants
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Convolve `x`, add `other` where it is given, and apply the activation."""
+        """Convolve `x`, add `other` where it is given, and apply the activation.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, C, h, w)
+        other : Tensor, optional
+            Of the shape of the convolution's output.
+
+        Returns
+        -------
+        Tensor
+        """
         operation = torch.ops.mkldnn._convolution_pointwise
         out: Tensor
         if other is None:
@@ -69,7 +89,7 @@ class StridedMaxPool(nn.Module):
     """Max pooling with kernel 3, stride 2 and padding 1, by maxima of strided views."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool a tensor of shape (n, C, h, w)."""
+        """Pool `x`, of shape (n, C, h, w)."""
         if x.shape[2] % 2 or x.shape[3] % 2:
             return F.max_pool2d(x, 3, 2, 1)
         rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])

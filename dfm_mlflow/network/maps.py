@@ -137,7 +137,7 @@ def overlay(image: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def to_png(pixels: np.ndarray) -> bytes:
-    """Encode an 8-bit grey or RGB array."""
+    """Encode `pixels` of shape (H, W) or (H, W, 3), uint8, in grey or RGB."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -33,7 +33,7 @@ class PixelsForOnnx(nn.Module):
         self.colour = torch.tensor(extractor.padding, dtype=torch.float64).view(1, 3, 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Paint, resize and pad."""
+        """Paint, resize and pad `image` of shape (n, height, width, 3), uint8."""
         planes = image.permute(0, 3, 1, 2).double()
         given = image.shape[1:3]
         if self.roi is not None:
@@ -93,7 +93,18 @@ def _nearest(new: Any, old: int) -> Tensor:
 
 
 def picture_like(size: tuple[int, int], seed: int) -> np.ndarray:
-    """Make an RGB picture with coarse and fine structure, of (height, width), uint8."""
+    """Make an RGB picture with coarse and fine structure, the same for the same `seed`.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Height and width in pixels.
+    seed : int
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3), uint8
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     waves = sum(

@@ -10,7 +10,7 @@ Rule = int | str
 
 
 def base_rule(rules: set[Rule]) -> Rule:
-    """Pooling to extract with, from which all others follow."""
+    """Pooling to extract with, from which all `rules` follow."""
     if len(rules) == 1:
         return next(iter(rules))
     if all(isinstance(rule, str) for rule in rules):
@@ -44,7 +44,19 @@ def kernel_of(rule: Rule, base: Rule, features: Tensor, size: tuple[int, int]) -
 
 
 def pool(features: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """Average over cells; a partial window at the border averages what it has."""
+    """Average over cells; a partial window at the border averages what it has.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, C, h, w)
+    kernel : tuple of int
+        Height and width of a window, in cells; also its stride.
+
+    Returns
+    -------
+    Tensor of shape (n, C, h', w')
+        The sizes are rounded up.
+    """
     return features if kernel == (1, 1) else F.avg_pool2d(features, kernel, ceil_mode=True)
 
 

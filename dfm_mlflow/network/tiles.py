@@ -49,7 +49,19 @@ def run_tiles(
 
 
 def scaled_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale a mask of shape (h, w) to (height, width), each pixel the nearest of the mask's."""
+    """Scale a mask of shape (h, w) to (height, width), each pixel the nearest of the mask's.
+
+    Parameters
+    ----------
+    mask : ndarray of shape (h, w)
+    size : tuple of int
+        Height and width in pixels.
+
+    Returns
+    -------
+    ndarray of shape size
+        Of the dtype of the mask; the mask itself where it has that size.
+    """
     if mask.shape == size:
         return mask
     rows, columns = (

@@ -18,7 +18,7 @@ PREFIX = "timm:"
 
 
 def architecture(name: str) -> nn.Module:
-    """Build the network of ``timm:<model>`` or ``timm:<model>.<tag>``, with random weights.
+    """Build the network `name`, ``timm:<model>`` or ``timm:<model>.<tag>``, with random weights.
 
     Raises
     ------
@@ -31,14 +31,26 @@ def architecture(name: str) -> nn.Module:
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the tag, or of the model's first tag; None if it has none."""
+    """Mean and standard deviation of the tag of `name`, or of the model's first tag, or None.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`architecture`.
+    """
     timm, model = _find(name)
     config = timm.get_pretrained_cfg(model)
     return config and (tuple(config.mean), tuple(config.std))
 
 
 def tracer_options(name: str) -> dict[str, list[Any]]:
-    """What timm says that torch.fx has to keep whole."""
+    """What timm says that torch.fx has to keep whole of its models, for one called `name`.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`architecture`.
+    """
     timm, _ = _find(name)
     return {
         "leaf_modules": timm.models.get_notrace_modules(),

@@ -41,7 +41,7 @@ class Weights:
     state: dict[str, Tensor] | None
 
     def take(self, needed: set[str]) -> dict[str, Tensor]:
-        """Give the needed tensors.
+        """Give the `needed` tensors, by name.
 
         Raises
         ------
@@ -96,10 +96,7 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
 
 
 def imagenet_url(backbone: str) -> str:
-    """Address of torchvision's ImageNet weights, the first published ones where there are several.
-
-    The published tables of anomaly detection were made with ``IMAGENET1K_V1``.
-    """
+    """Address of torchvision's ImageNet weights of a `backbone`, the first of several."""
     choices = list(models.get_model_weights(backbone))
     first = [w for w in choices if w.name.endswith("_V1")] or choices
     return str(first[0].url)

@@ -50,16 +50,16 @@ class Passes(Protocol):
     """Blocks that stay where they are; functions go there."""
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
-        """Merge what a function gives for every block; any order and grouping."""
+        """Merge by `merge` what `work` gives for every block; any order and grouping."""
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
-        """What a function gives for every block; `large` where all together are."""
+        """What `work` gives for every block; `large` where all together are."""
 
     def derive(self, work: Callable[[Any], Any]) -> "Self":
-        """What a function gives for every block, kept where the blocks are."""
+        """What `work` gives for every block, kept where the blocks are."""
 
     def join(self, other: "Self", merge: Callable[[Any, Any], Any]) -> "Self":
-        """Merge block by block with what was derived from the same blocks."""
+        """Merge by `merge`, block by block, with `other`, derived from the same blocks."""
 
     def drop(self) -> None:
         """Give back the space of what was derived."""
@@ -67,24 +67,30 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LocalPasses:
-    """Blocks in this process."""
+    """Blocks in this process.
+
+    Attributes
+    ----------
+    blocks : sequence
+        :class:`Block`, or what was derived from each.
+    """
 
     blocks: Sequence[Any]
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
-        """Merge what a function gives for every block."""
+        """Merge by `merge` what `work` gives for every block."""
         return reduce(merge, map(work, self.blocks))
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
-        """What a function gives for every block."""
+        """What `work` gives for every block, one after another, `large` or not."""
         return map(work, self.blocks)
 
     def derive(self, work: Callable[[Any], Any]) -> "LocalPasses":
-        """What a function gives for every block."""
+        """What `work` gives for every block."""
         return LocalPasses([work(b) for b in self.blocks])
 
     def join(self, other: "LocalPasses", merge: Callable[[Any, Any], Any]) -> "LocalPasses":
-        """Merge block by block."""
+        """Merge by `merge`, block by block, with `other`."""
         return LocalPasses([merge(a, b) for a, b in zip(self.blocks, other.blocks, strict=True)])
 
     def drop(self) -> None:

@@ -40,7 +40,8 @@ def fit_class_in_passes(
     Raises
     ------
     FitError
-        As ``fit_class``, and for subspaces too large for any of the ways above.
+        As ``fit_class``, and for subspaces too large for any of the ways in
+        :mod:`dfm_mlflow.passes`.
     """
     folds = folds.astype(np.int16)
     if len(np.unique(folds[folds >= 0])) < 2:

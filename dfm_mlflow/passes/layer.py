@@ -32,7 +32,32 @@ T = TypeVar("T")
 def fit_layer(
     passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
 ) -> tuple[Subspace, Passes]:
-    """Give the final subspace, and the pictures of each fold under the subspace of the others."""
+    """Give the final subspace, and the pictures of each fold under the subspace of the others.
+
+    Parameters
+    ----------
+    passes : Passes
+        Over blocks of features.
+    folds : ndarray of shape (n_listed,), int
+        Fold of each picture in the list of the class; -1 for one that could not be read.
+    j : int
+        Place of the layer in a block's features.
+    grid : Grid
+        Of the layer.
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    subspace : Subspace
+    held : Passes
+        Over :class:`HeldOutBlock` with this layer alone.
+
+    Raises
+    ------
+    FitError
+        For features that no model fits, and a subspace too large for any of the three ways.
+    """
     layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
     n, dimension = int((folds >= 0).sum()), grid.n_features
     if n <= min(dimension, LARGE):
@@ -201,7 +226,7 @@ def _below(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
 
 
 def by_key(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
-    """Merge what both have, and keep what one of them has."""
+    """Merge what both `a` and `b` have, and keep what one of them has."""
     return {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f] for f in a | b}
 
 

@@ -65,6 +65,13 @@ def build_gallery(
 ) -> dict[str, list[Shown]]:
     """Choose pictures and draw their maps.
 
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    catalog : Catalog
+        That the pictures come from; it knows their masks.
+    evaluation : Evaluation
+
     Returns
     -------
     dict of str to list of Shown
@@ -127,7 +134,18 @@ def _draw(
 
 
 def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Draw the border of a mask, of any size, just around what it marks."""
+    """Draw the border of a mask, of any size, just around what it marks.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (H, W, 3), uint8
+        Not changed.
+    mask : ndarray of shape (h, w), bool
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), uint8
+    """
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     # averaged, so that the smallest spot is still there
     small = np.asarray(grey.resize(pixels.shape[1::-1], Image.Resampling.BOX)) > 0
@@ -138,7 +156,18 @@ def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Shrink a picture to at most so many pixels a side."""
+    """Shrink a picture, its proportions kept; a smaller one stays as it is.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (H, W, 3), uint8
+    side : int
+        Most pixels of its longer side.
+
+    Returns
+    -------
+    ndarray of shape (h, w, 3), uint8
+    """
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     return np.asarray(image)
@@ -146,6 +175,13 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def worst_cases(gallery: dict[str, list[Shown]], side: int = 256) -> pd.DataFrame:
     """Table for :func:`mlflow.log_table`: the misses and false alarms, or the most unusual ones.
+
+    Parameters
+    ----------
+    gallery : dict of str to list of Shown
+        Of :func:`build_gallery`.
+    side : int
+        Most pixels of the longer side of a picture.
 
     Returns
     -------

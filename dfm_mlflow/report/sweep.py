@@ -44,7 +44,7 @@ th:first-child { text-align: left; }
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Write a table in Markdown, three digits each."""
+    """Write a `table` of a sweep in Markdown, with three decimals."""
     lines = [
         "| configuration | " + " | ".join(table.columns) + " |",
         "|---" * (1 + len(table.columns)) + "|",
@@ -56,6 +56,6 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def write_page(tables: Mapping[str, pd.DataFrame], failures: Mapping[str, str]) -> str:
-    """Write the tables as one HTML page that needs nothing else."""
+    """Write `tables`, and `failures` by category, as one HTML page that needs nothing else."""
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(tables=tables, failures=failures)

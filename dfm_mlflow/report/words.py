@@ -66,6 +66,12 @@ def _weakest(table: pd.DataFrame) -> str:
 def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]]:
     """Hold what is promised against what is measured.
 
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`Evaluation`, without rows that have an error.
+
     Returns
     -------
     list of dict
@@ -128,9 +134,18 @@ def _rate(name: str, line: str, promised: str, k: int, n: int, judgement: str) -
 
 
 def chance_of(detector: AnomalyDetector, k: int, n: int) -> float:
-    """How likely k or more of n new good pictures are flagged while the promise holds.
+    """How likely `k` or more of `n` new good pictures are flagged while the promise holds.
 
     The calibration's pictures are a sample too: the count is beta-binomial, not binomial.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    k, n : int
+
+    Returns
+    -------
+    float
     """
     held_out = min(len(c.calibration.scores) for c in detector.classes) + 1
     rate = min(detector.effective_fpr(), 1 - 1e-9)
@@ -152,7 +167,7 @@ def _judgement(detector: AnomalyDetector, k: int, n: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share, small ones more finely: 0.0125 is 1.25 %, 0.5 is 50.0 %."""
+    """Write a `share`, small ones more finely: 0.0125 is 1.25 %, 0.5 is 50.0 %."""
     if share in (0, 1):
         return f"{share:.0%}".replace("%", "\u00a0%")  # no line ends between the two
     return f"{share:.{2 if share < 0.1 else 1}%}".replace("%", "\u00a0%")

@@ -15,7 +15,7 @@ import pandas as pd
 import dfm_mlflow
 from dfm_mlflow.detector import AnomalyDetector
 from dfm_mlflow.images.storage import S3Object
-from dfm_mlflow.mlflow_plugin.flavor import Bundle
+from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.parts import OutputFolder, Part, score_part
 from dfm_mlflow.spark.session import check_version
 
@@ -24,7 +24,16 @@ _COUNTS = "images long, errors long"
 
 
 def cores(spark: Any) -> int:
-    """Cores of the cluster that the session sees; 8 where it does not tell (Spark Connect)."""
+    """Cores of the cluster that the session sees; 8 where it does not tell (Spark Connect).
+
+    Parameters
+    ----------
+    spark : SparkSession
+
+    Returns
+    -------
+    int
+    """
     return int(spark.sparkContext.defaultParallelism) if hasattr(spark, "_sc") else 8
 
 
@@ -41,6 +50,10 @@ def score_parts(
         The model; goes to the executors as bytes, once.
     folder : OutputFolder
         Reachable from the executors.
+
+    Returns
+    -------
+    list of tuple of int
     """
     rows = [_row(part) for part in parts]
     version = dfm_mlflow.__version__

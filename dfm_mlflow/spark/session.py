@@ -22,6 +22,15 @@ def session_of(session: Any = None) -> Iterator[Any]:
     A new one takes its master from ``DFM_SPARK_MASTER``, else from Spark's own configuration
     (``spark-submit``, ``spark-defaults.conf``, ``SPARK_REMOTE``), else ``local[*]``.
 
+    Parameters
+    ----------
+    session : SparkSession, optional
+        By default the active one, or a new one.
+
+    Yields
+    ------
+    SparkSession
+
     Raises
     ------
     SparkError
@@ -77,7 +86,7 @@ def in_words() -> Iterator[None]:
 
 
 def explained(text: str) -> errors.DfmError:
-    """Error of a task, from what Spark tells of it."""
+    """Error of a task, from the `text` that Spark tells of it."""
     found = re.findall(r"^(?:\w+\.)*errors\.(\w+): (.+)$", text, re.M)
     for name, sentence in found:
         kind = getattr(errors, name, None)
@@ -94,7 +103,13 @@ def explained(text: str) -> errors.DfmError:
 
 
 def check_version(version: str) -> None:
-    """Refuse executors with another version than the driver's; runs in a task."""
+    """Refuse to run a task if the driver's `version` is not the executor's own.
+
+    Raises
+    ------
+    SparkError
+        If they differ.
+    """
     if version != dfm_mlflow.__version__:
         raise SparkError(
             f"An executor has dfm-mlflow {dfm_mlflow.__version__} and the driver {version}: "
