@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from .stores import pauses, s3_server, s3_store  # noqa: F401
@@ -16,6 +17,10 @@ from .stores import pauses, s3_server, s3_store  # noqa: F401
 # The flavor holds no pickle, so everything must work where none may be read: in this process and
 # in those that tests start.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The recipes of ARCHITECTURE.md work as they stand, on a copy of the package."""
+"""What ARCHITECTURE.md says of the package: its recipes work, on a copy, and tests mirror it."""
 
 import json
 import os
@@ -11,6 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+# Modules without a test file of their name, and the file that tests them with others.
+TESTED_BY = {
+    "artifact_files": "test_artifact_cost.py",
+    "artifact_record": "test_artifact.py",
+    "artifact_statistics": "test_artifact.py",
+    "columns": "test_decision.py",
+    "images.inflate": "images/test_fast.py",
+    "images.item": "jobs/test_train.py",
+    "images.tiff": "images/test_decode_table.py",
+    "passes.blocks": "passes/test_fit.py",
+    "passes.layer": "passes/test_fit.py",
+}
 # Trains by all four recipes at once, and says what came of it.
 TRAIN = """
 import json, sys
@@ -78,3 +91,38 @@ def test_recipes_add_a_backbone_a_source_a_score_and_a_metric(changed_package, m
 def test_recipes_are_short():
     for name, recipe in recipes():
         assert sum(line[0] == "+" for line in recipe) <= 5, name
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; t = time.perf_counter(); import dfm_mlflow; "
+        "t = time.perf_counter() - t; "
+        "print(sorted({'torch', 'mlflow', 'numpy'} & set(sys.modules)), t < 0.3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] True"
+
+
+def modules():
+    """Names of the modules, without the package's own, and where a test of each would be."""
+    for path in sorted((ROOT / "dfm_mlflow").rglob("*.py")):
+        place = path.relative_to(ROOT / "dfm_mlflow")
+        if not path.name.startswith("_"):
+            yield (
+                ".".join(place.with_suffix("").parts),
+                TESTS / place.with_name(f"test_{path.name}"),
+            )
+
+
+@pytest.mark.parametrize(("name", "file"), modules(), ids=[name for name, _ in modules()])
+def test_tests_mirror_the_package(name, file):
+    if name not in TESTED_BY:
+        assert file.is_file(), f"{name} has no {file.relative_to(ROOT)}"
+        return
+    assert not file.exists(), f"{name} has a file of its own and stands in TESTED_BY"
+    text = (TESTS / TESTED_BY[name]).read_text()
+    assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), f"{TESTED_BY[name]} has no {name}"
+
+
+def test_nothing_else_is_told_to_be_tested():
+    assert set(TESTED_BY) <= {name for name, _ in modules()}

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dfm_mlflow import client
+from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
 
 ROW = {
@@ -79,7 +80,7 @@ def test_parquet_goes_out_and_a_typed_table_comes_back(server):
     assert path == "/invocations"
     assert headers["Authorization"] == "Bearer x"
     assert images_of(headers, body) == [b"one", b"two"]
-    assert table.dtypes.astype(str).to_dict() == client._KINDS
+    assert table.dtypes.astype(str).to_dict() == COLUMNS
     assert table["error"].tolist() == [None, None]
 
 

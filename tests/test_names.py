@@ -70,7 +70,7 @@ UGLY = "é 日本 $(touch pwned) `touch pwned`; rm -rf * | <script>x</script> {{
 UGLY = UGLY.replace("/", "")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(name=NAMES)
 def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp()
@@ -87,7 +87,7 @@ def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_facto
         load_catalog(str(root), options.categories)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(name=NAMES)
 def test_model_names_and_aliases_are_refused_or_no_paths(name):
     for model, key, more in (

@@ -7,9 +7,7 @@ from dfm_mlflow.class_fit import fit_class
 from dfm_mlflow.class_model import Grid
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
-from dfm_mlflow.core.crossfit_levels import crossfit_with
-from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
+from dfm_mlflow.network.pooling import pool
 from dfm_mlflow.tuning import GRID, SEARCHED, Pictures, Scored, candidates, choose, score_candidates
 
 
@@ -69,23 +67,6 @@ def test_everything_given_leaves_one_candidate_and_a_likelihood_has_no_map():
     assert len({o.normalize for o in tried}) == 1
 
 
-def test_left_out_rows_are_projected_on_what_their_fold_has_not_seen():
-    rng = np.random.default_rng(0)
-    x, others = rng.normal(size=(20, 50)), rng.normal(size=(7, 50))
-    folds, theirs = assign_folds(20, 4), np.arange(7) % 4
-    found = dict(crossfit_with(x, folds, others, theirs, (0.5, 0.9)))
-    for level, both in found.items():
-        for fold in range(4):
-            model = fit_subspace(x[folds != fold], level)
-            for part, rows, mine in ((both.rows, x, folds), (both.others, others, theirs)):
-                out = mine == fold
-                expected = model.residual(rows[out])
-                np.testing.assert_allclose(part.residual()[out], expected, atol=1e-9)
-                np.testing.assert_allclose(part.fre[out], model.fre(rows[out]), rtol=1e-9)
-                z = model.split(rows[out])[0]
-                np.testing.assert_allclose(part.mahalanobis[out], model.mahalanobis(z), rtol=1e-8)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -131,7 +112,10 @@ def test_an_unchanged_copy_scores_as_its_source_does():
     ]
     for scored in score_candidates(tried, [same], whole):
         np.testing.assert_allclose(scored.defects, scored.good, rtol=1e-3, atol=1e-6)
-        assert scored.auroc == pytest.approx(0.5, abs=0.02)
+        # to five digits: where nothing is left to reconstruct, scores are rounding
+        unit = 1e-5 * max(scored.good.max(), 1.0)
+        good, defects = np.round(scored.good / unit), np.round(scored.defects / unit)
+        assert Scored(scored.options, good, defects).auroc == pytest.approx(0.5, abs=0.02)
 
 
 def test_candidates_of_equal_scores_are_one():
@@ -185,17 +169,3 @@ def test_a_lead_that_rests_on_few_pictures_is_not_enough():
     better = scored([0, 1, 2, 3], [2.5, 3.5, 4], aggregate="max")
     assert better.auroc - few.auroc > tuning.MARGIN
     assert choose([few, better]).index == 0
-
-
-def test_features_pooled_twice_are_features_pooled_once():
-    raw = torch.randn(3, 5, 16, 16)
-    size = (128, 128)
-    assert base_rule({"stride:16", "stride:64"}) == "stride:16"
-    assert base_rule({2, "stride:16"}) == 1
-    assert base_rule({2}) == 2
-    assert kernel_of(2, 2, raw, size) == (1, 1)
-    assert kernel_of(99, 1, raw, size) == (16, 16)
-    at_16 = pool(raw, kernel_of("stride:16", 1, raw, size))
-    twice = pool(at_16, kernel_of("stride:32", "stride:16", at_16, size))
-    torch.testing.assert_close(twice, pool(raw, kernel_of("stride:32", 1, raw, size)))
-    assert pool(raw, (1, 1)) is raw

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from dfm_mlflow.core.aggregation import aggregate, residual_map
-from dfm_mlflow.core.metrics import decision_metrics, ranking_metrics
 from dfm_mlflow.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -36,25 +35,3 @@ def test_images_do_not_influence_each_other_and_torch_agrees(how):
 def test_unknown_aggregation_is_refused():
     with pytest.raises(ConfigError, match="median"):
         aggregate(np.ones((1, 2, 2)), "median")
-
-
-def test_metrics_of_a_small_example():
-    defective = np.array([False, False, False, True, True])
-    scores = np.array([1.0, 2, 4, 3, 5])
-    ranking = ranking_metrics(defective, scores)
-    assert ranking["image_auroc"] == pytest.approx(5 / 6)
-    assert ranking["image_f1_max"] == pytest.approx(0.8)
-    decided = decision_metrics(defective, scores > 3.5)
-    assert decided == {
-        "image_f1": 0.5,
-        "precision": 0.5,
-        "recall": 0.5,
-        "false_positive_rate": 1 / 3,
-        "false_negative_rate": 0.5,
-    }
-    assert ranking_metrics(defective[:3], scores[:3]) == {}
-    assert set(decision_metrics(defective[:3], scores[:3] > 3)) == {
-        "image_f1",
-        "precision",
-        "false_positive_rate",
-    }

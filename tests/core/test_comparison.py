@@ -32,7 +32,7 @@ def few_pictures(draw):
     return defective, draw(few_values), draw(few_values)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(few_pictures(), st.integers(0, 5))
 def test_the_areas_are_those_of_scikit_learn_ties_included(pictures, seed):
     defective, one, other = pictures
@@ -43,7 +43,7 @@ def test_the_areas_are_those_of_scikit_learn_ties_included(pictures, seed):
     assert (found.n_good, found.n_defective) == ((~defective).sum(), defective.sum())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(few_pictures())
 def test_the_same_order_gives_an_interval_of_exactly_nothing(pictures):
     defective, scores, _ = pictures
@@ -52,7 +52,7 @@ def test_the_same_order_gives_an_interval_of_exactly_nothing(pictures):
         assert (found.difference, found.lower, found.upper) == (0, 0, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(few_pictures(), st.integers(0, 3))
 def test_changing_sides_mirrors_the_interval(pictures, seed):
     defective, one, other = pictures

@@ -32,7 +32,7 @@ def test_two_images_are_enough():
     np.testing.assert_allclose(held_out.residual()[0], x[0] - x[1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60), st.integers(2, 20))
 def test_groups_are_never_split(groups, n_folds):
     folds = assign_folds(len(groups), n_folds, groups=groups)

@@ -21,7 +21,7 @@ def assert_same(a, b, scale=None):
     assert (np.abs(a.scatter - b.scatter) <= 1e-10 * size).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), CUTS)
 def test_any_partition_gives_the_moments_of_the_whole(seed, cuts):
     x = rows(seed)
@@ -32,7 +32,7 @@ def test_any_partition_gives_the_moments_of_the_whole(seed, cuts):
     assert_same(moments_of(parts[::-1]), whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6))
 def test_merge_is_associative_and_commutative(seed):
     a, b, c = (Moments.of(rows(seed + i, 10 + i)) for i in range(3))

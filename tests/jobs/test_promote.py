@@ -6,24 +6,16 @@ import sys
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
-import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
 from dfm_mlflow.config import PromoteOptions
 from dfm_mlflow.errors import ConfigError, DataError, PromotionError
-from dfm_mlflow.jobs import gates
 from dfm_mlflow.jobs import promote as job
-from dfm_mlflow.jobs.gates import unsafe_files
-from dfm_mlflow.jobs.golden import GOLDEN, deviation, load_golden
 from dfm_mlflow.jobs.promote import promote
-
-from ..detectors import fit
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -128,25 +120,6 @@ def test_a_gate_refuses_and_nothing_moves(registry, why):
     assert written["sentence"] == str(caught.value)
 
 
-def test_time_is_the_median_over_rounds_by_turns(monkeypatch):
-    clock, turns = [0.0], []
-    monkeypatch.setattr(gates.time, "perf_counter", lambda: clock[0])
-
-    def detector(name, seconds):
-        def score(images):
-            turns.append(name)
-            # now and then the machine is busy for the length of a round
-            clock[0] += seconds * (20 if len(turns) // 2 % 5 == 3 else 1)
-
-        return SimpleNamespace(score=score)
-
-    ratio, new, old = gates.compare_speed(detector("new", 0.3), detector("old", 0.1), [b""] * 8)
-    assert (ratio, new, old) == pytest.approx((3, 8 / 0.3, 8 / 0.1))
-    rounds = [tuple(turns[i : i + 2]) for i in range(2, len(turns), 2)]
-    assert set(rounds) == {("new", "old"), ("old", "new")}
-    assert len(rounds) >= 5
-
-
 def test_force_needs_a_reason_and_leaves_both_on_the_record(registry, caplog):
     registry.add("good", "bad")
     ask(registry, 1)
@@ -196,84 +169,6 @@ def test_a_dry_run_shows_everything_and_moves_nothing(registry):
     with pytest.raises(PromotionError, match="is worse"):
         ask(registry, 3, dry_run="true", data=registry.zoo.clean)
     assert registry.state() == before
-
-
-def spoil_pickle(folder):
-    (folder / "notes.bin").write_bytes(b"\x80\x04K\x01.")
-
-
-def spoil_code(folder):
-    (folder / "code").mkdir()
-    (folder / "code/extra.py").write_text("")
-
-
-def spoil_bytes(folder):
-    path = folder / "dfm/statistics.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def spoil_loader(folder):
-    text = (folder / "MLmodel").read_text()
-    (folder / "MLmodel").write_text(text.replace("loader_module: dfm_mlflow", "loader_module: os"))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (spoil_pickle, r"holds notes.bin \(pickle\)"),
-        (spoil_code, "holds code/"),
-        (spoil_bytes, "does not load: .* SHA-256"),
-        (spoil_loader, "holds the loader os"),
-    ],
-)
-def test_an_unsafe_or_broken_model_is_never_promoted(registry, tmp_path, spoil, words):
-    folder = tmp_path / "model"
-    mlflow.artifacts.download_artifacts(registry.zoo.runs["good"].model_uri, dst_path=str(folder))
-    assert unsafe_files(folder) == []
-    spoil(folder)
-    registry.add_folder(folder, "good")
-    with pytest.raises(PromotionError, match=words):
-        ask(registry, 1, force="true", reason="in a hurry")
-    assert registry.aliases == {}
-
-
-def test_golden_pictures_must_be_there_and_score_as_in_training(registry, tmp_path):
-    for kind in ("good", "bad"):
-        mlflow.artifacts.download_artifacts(
-            registry.zoo.runs[kind].model_uri, dst_path=str(tmp_path / kind)
-        )
-    registry.add_folder(tmp_path / "bad", "good")  # another model than the run's
-    registry.add_folder(tmp_path / "good", None)
-    with mlflow.start_run() as run:
-        pass
-    registry.client.create_model_version(registry.name, str(tmp_path / "good"), run.info.run_id)
-    forced = {"force": "true", "reason": "in a hurry"}
-    with pytest.raises(PromotionError, match="score otherwise than in training"):
-        ask(registry, 1, **forced)
-    with pytest.raises(PromotionError, match="names no run"):
-        ask(registry, 2, **forced)
-    with pytest.raises(PromotionError, match=f"{run.info.run_id} has no {GOLDEN}"):
-        ask(registry, 3, **forced)
-    assert registry.aliases == {}
-
-
-def test_golden_pictures_are_what_the_network_saw(registry):
-    good = registry.zoo.runs["good"]
-    golden = load_golden(good.run_id)
-    assert list(golden["split"]) == ["train"] * 4 + ["test"] * 4
-    assert set(golden["label"]) == {"good", "hole"}
-    assert set(golden["precision"]) == {"fp32"}
-    path = mlflow.artifacts.download_artifacts(run_id=good.run_id, artifact_path="scores.parquet")
-    known = pd.read_parquet(path)["anomaly_score"].to_numpy()
-    for score in golden["anomaly_score"][4:]:
-        assert np.abs(known / score - 1).min() < 1e-5
-    assert deviation(good.detector, golden) == (pytest.approx(0, abs=1e-5), 1e-4)
-    assert deviation(good.detector, golden.assign(device="cuda"))[1] == 2e-2
-    moved = golden.assign(nll=golden["nll"] * 1.001)
-    assert deviation(good.detector, moved)[0] == pytest.approx(1e-3, rel=0.1)
-    assert len(load_golden(registry.zoo.runs["untested"].run_id)) == 8
 
 
 def test_a_champion_that_cannot_be_loaded_is_no_comparison(registry, tmp_path):
@@ -334,26 +229,6 @@ def test_two_promotions_at_once_do_not_both_win(registry, monkeypatch):
     assert len(won) <= 1
     known = ("nothing was moved here", "at the same moment")
     assert [t for t in lost if not any(words in t for words in known)] == []
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("to", "latest", "to='latest'"),
-        ("to", "V2", "other than latest"),
-        ("to", "a.b", "letters"),
-        ("version", "one", "number of a version"),
-        ("force", "maybe", "true or false"),
-        ("margin", "-1", "from 0 to 1"),
-        ("max_growth", "inf", "above 0"),
-        ("reason", " ", "a text"),
-        ("min_images", "0", "at least 1"),
-    ],
-)
-def test_bad_options_get_one_sentence(option, value, words):
-    given = {"model": "dfm-x", "version": "1", "to": "production", option: value}
-    with pytest.raises(ConfigError, match=words):
-        PromoteOptions.parse(given)
 
 
 def test_what_is_not_registered_starts_no_run(registry):
@@ -426,12 +301,3 @@ def test_mlflow_run_promotes_in_the_one_run_that_it_opens(registry):
     assert run.info.status == "FINISHED"
     assert run.data.params["version"] == run.data.params["resolved_version"] == "1"
     assert decision(run.info.run_id)["outcome"] == "moved"
-
-
-def test_a_picture_that_nobody_reads_is_no_golden_one(tmp_path):
-    from dfm_mlflow.images.item import Item
-    from dfm_mlflow.jobs.golden import golden_table
-
-    (tmp_path / "a.png").write_bytes(b"noise")
-    table = golden_table(fit(), [Item(tmp_path / "a.png", "stripes", "train", "good")])
-    assert table.empty

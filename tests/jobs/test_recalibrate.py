@@ -1,10 +1,8 @@
-import re
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
@@ -162,13 +160,3 @@ def test_one_of_several_classes(store, mvtec_like, tmp_path):
     assert now["stripes"] == then["stripes"]
     assert now["bands"] > then["bands"]
     assert result.registered_uri == "models:/dfm-stripes-bands/2"
-
-
-def test_mlproject_has_the_verb():
-    text = (Path(__file__).parents[2] / "MLproject").read_text()
-    point = yaml.safe_load(text)["entry_points"]["recalibrate"]
-    fields = RecalibrateOptions.model_fields
-    assert list(point["parameters"]) == list(fields)
-    for name, field in fields.items():
-        assert field.is_required() or point["parameters"][name]["default"] == field.default
-    assert re.findall(r"\{(\w+)\}", point["command"]) == list(fields)

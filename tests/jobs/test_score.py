@@ -188,8 +188,8 @@ def test_command_line(model, images, tmp_path, store):
     ]
     said = [str(r.exception) for r in refused]
     assert all(isinstance(r.exception, ConfigError) for r in refused)
-    assert "either url" in said[0]
-    assert "and output" in said[1]
-    assert "either url" in said[2]
-    assert "needs model" in said[3]
-    assert "fpr is asked of a server alone" in said[4]
+    assert "either --url" in said[0]
+    assert "and --output" in said[1]
+    assert "either --url" in said[2]
+    assert "needs --model" in said[3]
+    assert "--fpr is asked of a server alone" in said[4]

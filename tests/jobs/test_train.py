@@ -13,8 +13,9 @@ import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError, DfmError
 from dfm_mlflow.evaluation import image_metrics, metric_name
+from dfm_mlflow.images.item import Item
 from dfm_mlflow.jobs.run import summary
-from dfm_mlflow.jobs.train import train
+from dfm_mlflow.jobs.train import groups_of, train
 from dfm_mlflow.network.extractor import Extractor
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18"}
@@ -215,3 +216,12 @@ def test_summary_ends_with_a_line_for_scripts(store, mvtec_like):
     lines = summary(result.metrics, result.sentences, where).splitlines()
     assert json.loads(lines[-1]) == {"run_id": result.run_id, "model_uri": "models:/dfm-stripes/1"}
     assert f"image_auroc          {result.metrics['image_auroc']:.4g}" in lines
+
+
+def test_groups_of_a_manifest_go_before_the_expression_on_the_path():
+    def items(*groups):
+        return [Item(Path(f"{i}.png"), "a", "train", "good", None, g) for i, g in enumerate(groups)]
+
+    assert groups_of("none", items(None, None)) is None
+    assert groups_of("none", items("x", None, "x")) == ["x", "1.png", "x"]
+    assert groups_of(r"\.(png)", items("x", None, None)) == ["x", "png", "png"]

@@ -1,7 +1,5 @@
 """Training from S3 gives what training from a folder gives."""
 
-from pathlib import Path
-
 import mlflow
 import numpy as np
 import pandas as pd
@@ -9,8 +7,7 @@ import pytest
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.train import groups_of, train
+from dfm_mlflow.jobs.train import train
 
 SMALL = {
     "weights": "random",
@@ -68,12 +65,3 @@ def test_an_object_that_changes_in_the_run_stops_it(store, s3_store, uri):
     client = mlflow.MlflowClient()
     assert all(run.info.status == "FAILED" for run in client.search_runs(["0"]))
     assert client.search_registered_models() == []
-
-
-def test_groups_of_a_manifest_go_before_the_expression_on_the_path():
-    def items(*groups):
-        return [Item(Path(f"{i}.png"), "a", "train", "good", None, g) for i, g in enumerate(groups)]
-
-    assert groups_of("none", items(None, None)) is None
-    assert groups_of("none", items("x", None, "x")) == ["x", "1.png", "x"]
-    assert groups_of(r"\.(png)", items("x", None, None)) == ["x", "png", "png"]

@@ -2,23 +2,13 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from mlflow.exceptions import MlflowException
 
-from dfm_mlflow.errors import ConfigError
-from dfm_mlflow.mlflow_plugin import serving
 from dfm_mlflow.mlflow_plugin.batcher import Batcher, OverloadedError
-from dfm_mlflow.mlflow_plugin.pyfunc import PyfuncModel
-from dfm_mlflow.mlflow_plugin.serving import ServingSettings
-
-from ..detectors import fit, pictures
 
 
 class Network:
@@ -196,153 +186,6 @@ def test_close_serves_what_waits_and_refuses_what_comes():
         assert [f.result() for f in futures] == [[1], [2]]
         with pytest.raises(RuntimeError, match="load the model anew"):
             ask(batcher, 3)
-
-
-# -- the model around it ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return fit()
-
-
-def frame(images):
-    return pd.DataFrame({"image": list(images)})
-
-
-def test_threads_get_their_own_scores(detector):
-    images = pictures(24, 5) + pictures(24, 6, defect=True)
-    expected = detector.score(images)
-    assert expected["anomaly_score"].is_unique
-    model = PyfuncModel(detector)
-    with ThreadPoolExecutor(64) as pool:
-        order = np.random.default_rng(0).integers(0, len(images), 256)
-        answers = list(pool.map(lambda i: model.predict(frame([images[i]])), order))
-    scores = [answer["anomaly_score"][0] for answer in answers]
-    np.testing.assert_allclose(scores, expected["anomaly_score"][order], rtol=1e-4)
-    alone = PyfuncModel(detector, ServingSettings(queue_size=0)).predict(frame(images))
-    np.testing.assert_allclose(alone["anomaly_score"], expected["anomaly_score"], rtol=1e-4)
-
-
-def test_a_bad_picture_hurts_its_own_request_only(detector):
-    good = pictures(1, 5)[0]
-    model = PyfuncModel(detector)
-
-    def one(i):
-        try:
-            return len(model.predict(frame([b"noise" if i % 3 == 0 else good])))
-        except MlflowException as error:
-            return error.get_http_status_code()
-
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(one, range(48)))
-    assert answers == [400 if i % 3 == 0 else 1 for i in range(48)]
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "words"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), 503, "Memory ran out"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 503, "Memory ran out"),
-        (MemoryError(), 503, "Memory ran out"),
-        (ZeroDivisionError("secret"), 500, r"failed at this request \(ZeroDivisionError\)"),
-    ],
-)
-@pytest.mark.parametrize("queue_size", [0, 4])
-def test_failures_of_the_network_are_the_server_s(
-    monkeypatch, caplog, detector, queue_size, error, status, words
-):
-    def fail(pixels):
-        raise error
-
-    images = pictures(1, 5)
-    with monkeypatch.context() as patch:
-        patch.setattr(detector.extractor, "run_batch", fail)
-        model = PyfuncModel(detector, ServingSettings(queue_size=queue_size))
-    if not queue_size:
-        monkeypatch.setattr(detector.extractor, "run_batch", fail)
-    with pytest.raises(MlflowException, match=words) as caught:
-        model.predict(frame(images))
-    body = caught.value.serialize_as_json()
-    assert caught.value.get_http_status_code() == status
-    assert "secret" not in body
-    assert "Traceback" not in body
-    assert ("Traceback" in caplog.text) == (status == 500)
-    monkeypatch.undo()
-    if queue_size:
-        model._batcher._forward = detector.extractor.run_batch
-    assert len(model.predict(frame(images))) == 1
-
-
-def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, monkeypatch):
-    def fail(image, data):
-        raise MemoryError
-
-    monkeypatch.setattr("dfm_mlflow.images.decode._to_rgb", fail)
-    with pytest.raises(MlflowException, match="Memory ran out") as caught:
-        PyfuncModel(detector).predict(frame(pictures(1)), {"on_error": "report"})
-    assert caught.value.get_http_status_code() == 503
-
-
-def test_a_full_model_is_a_503(detector):
-    model = PyfuncModel(detector, ServingSettings(queue_size=1))
-    with model._batcher.admit(), pytest.raises(MlflowException, match="as it takes") as caught:
-        model.predict(frame(pictures(1)))
-    assert caught.value.get_http_status_code() == 503
-    assert len(model.predict(frame(pictures(1)))) == 1
-
-
-def test_a_model_that_is_let_go_takes_its_thread_along(detector):
-    model = PyfuncModel(detector)
-    worker, gone = model._batcher._worker, weakref.ref(model)
-    del model
-    assert gone() is None
-    worker.join(20)
-    assert not worker.is_alive()
-
-
-def test_loading_leaves_the_threads_of_torch_alone(detector, monkeypatch):
-    before = torch.get_num_threads()
-    seen = []
-    monkeypatch.setattr(
-        detector.extractor,
-        "run_batch",
-        lambda pixels, run=detector.extractor.run_batch: (
-            seen.append(torch.get_num_threads()) or run(pixels)
-        ),
-    )
-    PyfuncModel(detector, ServingSettings(threads=3)).predict(frame(pictures(1)))
-    assert seen == [3]
-    assert torch.get_num_threads() == before
-
-
-def test_settings_are_checked():
-    assert ServingSettings.parse(None) == ServingSettings.parse({"batch_size": None, "other": 1})
-    for key, value in {"batch_size": 0, "max_wait_ms": -1, "threads": "many"}.items():
-        with pytest.raises(ConfigError, match=f"model_config {key}="):
-            ServingSettings.parse({key: value})
-
-
-def test_processors_are_shared_by_workers(monkeypatch, tmp_path):
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(serving, "_CGROUP", quota)
-    monkeypatch.setattr(serving.os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    cpu = torch.device("cpu")
-    assert serving.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
-    monkeypatch.setenv("__pyfunc_model_path__", "model")  # as in MLflow's server
-    assert serving.network_threads(ServingSettings(), cpu) == 8
-    monkeypatch.setattr(serving.sys, "argv", ["uvicorn", "--workers", "2", "app"])
-    assert serving.network_threads(ServingSettings(), cpu) == 4
-    quota.write_text("300000 100000\n")
-    assert serving.network_threads(ServingSettings(), cpu) == 1
-    quota.write_text("max 100000\n")
-    assert serving.network_threads(ServingSettings(threads=5), cpu) == 5
-    assert serving.network_threads(ServingSettings(), torch.device("cuda")) == 1
-    assert serving.network_threads(ServingSettings(queue_size=0), cpu) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch has read it
-    assert serving.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
 
 
 def test_a_process_may_end_while_the_worker_is_at_work():

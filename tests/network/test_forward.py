@@ -3,7 +3,6 @@ import torch
 
 from dfm_mlflow.errors import DeviceError
 from dfm_mlflow.network.backbones import build_backbone
-from dfm_mlflow.network.device import half_precision
 from dfm_mlflow.network.forward import Network
 
 CPU = torch.device("cpu")
@@ -63,17 +62,6 @@ def test_the_backbone_keeps_its_precision():
     Network(backbone, (64, 64), 1, CPU, "bf16").run(PIXELS)
     assert backbone.fingerprint() == before
     assert {p.dtype for p in backbone.module.parameters()} == {torch.float32}
-
-
-def test_half_precision_of_a_processor_is_what_it_computes_natively(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    assert half_precision(CPU) is None
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert half_precision(CPU) == "bf16"
-    cuda = torch.device("cuda:0")
-    for capability, name in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
-        assert half_precision(cuda) == name
 
 
 @pytest.mark.gpu

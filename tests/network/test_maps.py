@@ -30,7 +30,7 @@ def test_usual_is_the_mean_with_a_floor():
     assert position[0, 0] == position[3, 3] == pytest.approx(0.3 * float(inside))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 600), st.integers(1, 80))
 def test_a_full_map_has_the_picture_s_size_and_stays_within_its_values(h, w, height, width):
     values = torch.rand(h, w)

@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import io
 import pickle
 import threading
 
@@ -110,3 +111,23 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, 
 def test_published_tables_used_the_first_weights():
     assert module.imagenet_url("resnet18").endswith("resnet18-f37072fd.pth")
     assert "wide_resnet50_2-95faca4d" in module.imagenet_url("wide_resnet50_2")
+
+
+def test_weights_from_s3(s3_store):
+    import torch
+    from safetensors.torch import save
+
+    from dfm_mlflow.errors import WeightsError
+    from dfm_mlflow.network.weights import load_weights
+
+    state = {"conv1.weight": torch.arange(6.0).view(2, 3)}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    for name, data in {"w.safetensors": save(state), "w.pth": buffer.getvalue()}.items():
+        loaded = load_weights(s3_store.put(f"weights/{name}", data), "resnet18", 0)
+        assert (loaded.id, loaded.sha256) == (f"file:{name}", hashlib.sha256(data).hexdigest())
+        assert torch.equal(loaded.take(set(state))["conv1.weight"], state["conv1.weight"])
+    with pytest.raises(WeightsError, match=r"cannot be fetched: s3://\S+none.pth does not exist"):
+        load_weights(f"s3://{s3_store.bucket}/none.pth", "resnet18", 0)
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
+        load_weights(s3_store.put("bad.safetensors", b"noise"), "resnet18", 0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dfm_mlflow.config import Options, SweepOptions
-from dfm_mlflow.errors import ConfigError, DataError, SparkError
+from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import tune
 
@@ -29,7 +29,7 @@ def options(data, **more):
 def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
     """Two classes: one with more pictures than features, whose moments are merged, one with fewer.
 
-    Its numbers of partitions follow the cores; ``test_passes.py`` deals pictures in all ways.
+    Its numbers of partitions follow the cores; ``passes/test_fit.py`` deals pictures in all ways.
     """
     write_category(tmp_path / "data", "stripes", 0, n_train=80)
     write_category(tmp_path / "data", "bands", 1)
@@ -75,44 +75,3 @@ def test_what_runs_on_one_machine_only_refuses_spark(tmp_path):
         tune(options(tmp_path, engine="spark"))
     with pytest.raises(ConfigError, match="engine=spark is not known to sweep"):
         SweepOptions.parse({"engine": "spark"}).check()
-
-
-def test_a_missing_pyspark_or_java_is_one_sentence(monkeypatch):
-    from dfm_mlflow.spark.session import session_of
-
-    with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "pyspark.sql", None)
-        with pytest.raises(SparkError, match=r"pip install 'dfm-mlflow\[spark\]'"), session_of():
-            pass
-    pytest.importorskip("pyspark")
-    from pyspark.sql import SparkSession
-
-    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(SparkError, match="apt-get install default-jre-headless"), session_of():
-        pass
-
-
-@pytest.mark.parametrize(
-    ("told", "kind", "sentence"),
-    [
-        (
-            "Traceback\n  File x\ndfm_mlflow.errors.DataError: s3://a/b changed.\n at org.Foo",
-            DataError,
-            "s3://a/b changed.",
-        ),
-        (
-            "Traceback\nModuleNotFoundError: No module named 'dfm_mlflow.spark'",
-            SparkError,
-            "The executors lack the Python package dfm_mlflow: install",
-        ),
-        ("Job aborted.\nmore", SparkError, r"The Spark job failed \(Job aborted\)"),
-    ],
-)
-def test_errors_of_tasks_keep_their_sentence(told, kind, sentence):
-    from dfm_mlflow.spark.session import explained
-
-    error = explained(told)
-    assert type(error) is kind
-    assert str(error).startswith(sentence.replace("\\", ""))

@@ -5,11 +5,13 @@ import os
 
 import mlflow
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from dfm_mlflow.config import EvaluateOptions
+from dfm_mlflow.errors import TrackingError
 from dfm_mlflow.evaluation import STEPS
 from dfm_mlflow.jobs.evaluate import evaluate
-from dfm_mlflow.jobs.run import run_of
+from dfm_mlflow.jobs.run import log_parameters, run_of
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.mlflow_plugin import _compat
 
@@ -108,3 +110,27 @@ def test_a_run_taken_over_keeps_the_name_and_tags_that_somebody_gave(
     assert after.data.tags["dfm.job"] == "train"
     assert not _compat.is_random_name("stripes-resnet18-default")
     assert not _compat.is_random_name("")
+
+
+def test_a_run_that_the_store_fails_is_marked(store):
+    with pytest.raises(TrackingError, match="artifact store .*credentials"), run_of("name", {}):
+        raise NoCredentialsError
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert run.info.status == "FAILED"
+    assert mlflow.active_run() is None
+
+
+def test_a_run_of_somebody_else_goes_on(store):
+    with mlflow.start_run() as theirs:
+        with pytest.raises(TrackingError), run_of("name", {}):
+            raise NoCredentialsError
+        assert mlflow.active_run().info.run_id == theirs.info.run_id
+
+
+def test_no_git_costs_no_run(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with run_of("name", {}) as run:
+        log_parameters(run.info.run_id, {"a": 1})
+    logged = mlflow.get_run(run.info.run_id)
+    assert logged.data.params == {"a": "1"}
+    assert "dfm.git_commit" not in logged.data.tags

@@ -2,20 +2,17 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
-from scipy.stats import binomtest
 
-from dfm_mlflow.evaluation import Evaluation, image_metrics, measured_sentence, score_items
+from dfm_mlflow.evaluation import Evaluation, image_metrics, score_items
 from dfm_mlflow.images.catalog import Catalog
 from dfm_mlflow.images.item import Item
-from dfm_mlflow.report.gallery import build_gallery, outline, worst_cases
+from dfm_mlflow.report.gallery import build_gallery
 from dfm_mlflow.report.html import write_report
-from dfm_mlflow.report.words import chance_of, percent, rates, verdict
 
-from ..conftest import texture
 from ..detectors import fit, pictures
+from .conftest import items_in
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -40,24 +37,6 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
-def items_in(folder, category="stripes", label="hole", side=64, n=6, seed=3):
-    """Test pictures: good ones, and ones with a defect and its mask."""
-    rng = np.random.default_rng(seed)
-    items = []
-    for kind, defect in (("good", False), (label, True)):
-        place = folder / f"{seed}-{defect}"  # a label may be no name of a folder
-        place.mkdir(parents=True)
-        for i in range(n):
-            pixels = texture(rng, side, defect=defect)
-            Image.fromarray(pixels).save(place / f"{i}.png")
-            mask = None
-            if defect:
-                mask = place / f"{i}_mask.png"
-                Image.fromarray((pixels[:, :, 0] == 10).astype(np.uint8) * 255).save(mask)
-            items.append(Item(place / f"{i}.png", category, "test", kind, mask))
-    return items
-
-
 def report_of(folder, detector, items, labelled=True, origin=None):
     catalog = Catalog("x", str(folder), tuple(items))
     evaluation = score_items(detector, items, None)
@@ -71,11 +50,6 @@ def report_of(folder, detector, items, labelled=True, origin=None):
     write_report(folder / "report", detector, evaluation, found, sentences, gallery, where)
     page = (folder / "report/report.html").read_text(encoding="utf-8")
     return page, Page(page), gallery
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return fit(fpr="0.1")
 
 
 def test_the_page_shows_all_and_asks_for_nothing(detector, tmp_path):
@@ -184,91 +158,3 @@ def test_it_stays_small_with_pictures_of_noise_and_many_kinds_of_defects(tmp_pat
     page = tmp_path / "report/report.html"
     assert page.stat().st_size < 3_000_000
     assert "the first 6 of 7 categories" in Page(page.read_text()).words
-
-
-def test_a_picture_that_is_gone_is_left_out(detector, tmp_path, caplog):
-    items = items_in(tmp_path)
-    evaluation = score_items(detector, items, None)
-    items[-1].path.unlink()
-    catalog = Catalog("x", str(tmp_path), tuple(items))
-    gallery = build_gallery(detector, catalog, evaluation)
-    shown = {case.row["path"] for cases in gallery.values() for case in cases}
-    assert str(items[-1].path) not in shown
-    assert "is not in the report" in caplog.text
-
-
-def test_the_outline_lies_around_the_mask_at_any_size():
-    mask = np.zeros((200, 400), bool)
-    mask[50:90, 100:180] = True
-    for size in ((200, 400), (50, 100), (400, 800)):
-        grey = np.full((*size, 3), 99, np.uint8)
-        marked = outline(grey, mask)
-        changed = (marked != grey).any(axis=2)
-        scale = size[0] / 200
-        inside = np.zeros(size, bool)
-        inside[round(50 * scale) : round(90 * scale), round(100 * scale) : round(180 * scale)] = (
-            True
-        )
-        assert changed.any()
-        assert not changed[inside].any()
-    spot = np.zeros((2000, 2000), bool)
-    spot[1000, 1000] = True
-    assert (outline(np.zeros((100, 100, 3), np.uint8), spot) != 0).any()
-
-
-def test_the_gallery_is_ordered_by_how_wrong_it_is(detector, tmp_path):
-    items = items_in(tmp_path, n=8)
-    evaluation = score_items(detector, items, None)
-    table = evaluation.table.copy()
-    table["p_value"] = np.linspace(1, 0.05, len(table))
-    table["anomaly_score"] = np.arange(len(table), dtype=float)
-    table["is_anomaly"] = np.arange(len(table)) % 2 == 0
-    gallery = build_gallery(
-        detector, Catalog("x", "x", tuple(items)), Evaluation(table, evaluation.seen)
-    )
-    misses = [c.row["anomaly_score"] for c in gallery["Worst misses"]]
-    alarms = [c.row["anomaly_score"] for c in gallery["Worst false alarms"]]
-    assert misses == [9, 11, 13, 15]
-    assert alarms == [6, 4, 2, 0]
-    worst = worst_cases(gallery)
-    assert list(worst["case"]) == ["miss"] * 4 + ["false alarm"] * 4
-    assert max(max(p.to_pil().size) for p in worst["picture"]) <= 256
-
-
-def frame(good, good_flagged, bad, bad_flagged):
-    return pd.DataFrame(
-        {
-            "category": "a",
-            "label": ["good"] * good + ["x"] * bad,
-            "defective": [False] * good + [True] * bad,
-            "is_anomaly": [i < good_flagged for i in range(good)]
-            + [i < bad_flagged for i in range(bad)],
-            "error": None,
-        }
-    )
-
-
-def test_rates_say_what_was_counted(detector):
-    table = frame(40, 3, 20, 18)
-    overkill, escapes = rates(detector, table)
-    assert overkill["measured"] == "3 of 40, 7.50\u00a0%"
-    assert escapes["measured"] == "2 of 20, 10.0\u00a0%"
-    interval = binomtest(3, 40).proportion_ci(method="exact")
-    assert overkill["interval"] == f"{percent(interval.low)} to {percent(interval.high)}"
-    assert overkill["judgement"] == "kept"
-    assert "no promise" in escapes["promised"]
-    said = verdict(detector, table, {"image_auroc": 0.9})
-    assert "finds 18 of 20 defective pictures, flags 3 of 40 good ones" in said
-    assert said.count(".") - len(re.findall(r"\d\.\d", said)) == 1  # one sentence
-    assert "broken" in rates(detector, frame(40, 30, 1, 1))[0]["judgement"]
-    assert measured_sentence(detector, table)[0].startswith("On 40 good test pictures 3")
-
-
-def test_the_chance_is_that_of_exchangeable_pictures(detector):
-    """Rank 40 new among 30 held-out scores, all alike in law, as often as it takes."""
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(20_000, 70))
-    limit = np.sort(scores[:, :30], axis=1)[:, -3]  # the third of 30: p <= 3/31 above it
-    counts = (scores[:, 30:] > limit[:, None]).sum(axis=1)
-    for k in (1, 4, 8):
-        assert (counts >= k).mean() == pytest.approx(chance_of(detector, k, 40), abs=0.04)

@@ -1,0 +1,68 @@
+import pytest
+
+from dfm_mlflow.config import (
+    PRESETS,
+    Options,
+)
+from dfm_mlflow.errors import ConfigError
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_leave_nothing_to_chance(preset):
+    resolved = Options.parse({"preset": preset}).resolve()
+    left = {k for k, v in resolved.model_dump().items() if v == "auto"}
+    assert left == {"data", "device", "precision", "registered_model"}
+    assert resolved.resolve() == resolved
+    assert (resolved.score, resolved.pca_level) == ("fre", "0.97")
+
+
+def test_what_is_given_wins_over_the_preset():
+    resolved = Options.parse({"preset": "anomalib", "pooling": "1", "aggregate": "max"}).resolve()
+    assert (resolved.pooling, resolved.aggregate) == ("1", "max")
+    wide = Options.parse({"preset": "anomalib", "backbone": "wide_resnet50_2"}).resolve()
+    assert wide.pooling == "4"
+    assert Options.parse({"score": "nll"}).resolve().aggregate == "sum"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("pca_level", "1.5", r"pca_level='1.5' .* in \(0, 1\]"),
+        ("pca_level", "0", "in "),
+        ("fpr", "0", "fpr='0'"),
+        ("fpr", "often", "number in"),
+        ("aggregate", "top:0", "top:q"),
+        ("image_size", "big", "HxW"),
+        ("category", "../secret", "category"),
+        ("category", "a,,b", "category"),
+        ("seed", "-1", "whole number"),
+        ("weights", "model.bin", "safetensors"),
+        ("colour", "red", "no option 'colour'"),
+    ],
+)
+def test_bad_values_get_one_sentence(option, value, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        Options.parse({option: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"score": "nll", "aggregate": "max"}, "needs a map"),
+        ({"group_by": "("}, "regular expression"),
+        ({"image_size": "15"}, "outside 16 to 4096"),
+        ({"image_size": "200", "tile": "256"}, "does not cut"),
+        ({"image_size": "520", "tile": "256"}, "multiples of 32"),
+        ({"retest": "0.005"}, "not above fpr"),
+    ],
+)
+def test_what_is_not_there_is_refused_not_ignored(options, words):
+    with pytest.raises(ConfigError, match=words):
+        Options.parse(options).resolve()
+
+
+def test_model_name_follows_the_categories():
+    assert Options.parse({"category": "a,b"}).model_name == "dfm-a-b"
+    assert Options.parse({"registered_model": "none"}).model_name is None
+    assert Options.parse({"image_size": "128x256"}).size == (128, 256)

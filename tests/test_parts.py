@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dfm_mlflow import parts
+from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.images.storage import S3Object
+from dfm_mlflow.parts import DONE, PLAN, OutputFolder, plan_parts
+
+SOURCES = [Path(f"/line/day{i % 3}/{i:03d}.png") for i in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return OutputFolder(str(tmp_path / "scores"))
+
+
+def plan(folder, sources=SOURCES, model="m" * 64, least=6):
+    return plan_parts(folder, sources, model, least)
+
+
+@given(st.lists(st.text("abc/é ", min_size=1), min_size=1, max_size=60, unique=True))
+def test_every_picture_is_in_one_part_whatever_stands_beside_it(names):
+    sources = [Path(n) for n in dict.fromkeys(str(Path(n)) for n in names)]
+    dealt = parts._deal(sources, 4)
+    assert sorted(s for p in dealt for s in p.sources) == sorted(sources)
+    alone = {s: parts._deal([s], 4)[0].number for s in sources}
+    assert {s: p.number for p in dealt for s in p.sources} == alone
+
+
+def test_a_part_is_named_by_its_pictures():
+    one, again = (parts._deal(SOURCES, 3) for _ in range(2))
+    assert one == again
+    fewer = parts._deal(SOURCES[1:], 3)
+    changed = {p.number for p in one} - {p.number for p in fewer if p in one}
+    assert changed == {p.number for p in one if SOURCES[0] in p.sources}
+    objects = [S3Object(f"s3://b/{i}.png", "etag", 1) for i in range(9)]
+    before = {p.name for p in parts._deal(objects, 2)}
+    objects[4] = S3Object("s3://b/4.png", "another", 1)
+    assert len(before & {p.name for p in parts._deal(objects, 2)}) == 1
+
+
+def test_what_is_there_is_done_and_what_no_longer_counts_goes(folder):
+    missing, finished = plan(folder)
+    assert finished == []
+    assert sum(len(p.sources) for p in missing) == 40
+    for part in missing[:2]:
+        folder.write(part.name, b"scores")
+    folder.write(DONE, b"")
+    folder.write("part-00000-0000000000000000.parquet", b"scores of pictures that changed")
+    again, done = plan(folder, least=1)  # the plan that is there counts
+    assert (again, done) == (missing[2:], missing[:2])
+    assert folder.names() == {PLAN, *(p.name for p in done)}
+
+
+def test_a_plan_has_no_more_parts_than_pictures(folder):
+    plan(folder, SOURCES[:3], least=8)
+    assert json.loads(folder.read(PLAN))["parts"] == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"format": 1, "model": "other", "parts": 2}, "scores of another model"),
+        ({"format": 2, "model": "m" * 64, "parts": 2}, "no plan of this version"),
+        ({"format": 1, "model": "m" * 64, "parts": 0}, "no plan of this version"),
+        ({"format": 1, "model": "m" * 64, "parts": "many"}, "no plan of this version"),
+        ({"format": 1}, "no plan of this version"),
+        ([], "no plan of this version"),
+    ],
+)
+def test_a_plan_that_is_none_of_ours_is_refused_and_stays(folder, written, words):
+    folder.write(PLAN, json.dumps(written).encode())
+    with pytest.raises(ConfigError, match=words):
+        plan(folder)
+    assert json.loads(folder.read(PLAN)) == written
+
+
+def test_a_folder_of_other_files_is_refused(folder):
+    folder.write("notes.txt", b"mine")
+    with pytest.raises(ConfigError, match=r"holds other files, such as notes\.txt"):
+        plan(folder)
+    folder.remove("notes.txt")
+    folder.remove("notes.txt")  # it may be gone already
+    assert folder.names() == set()
