@@ -68,7 +68,7 @@ def test_its_command_is_one_of_the_command_line_and_passes_every_parameter_on(en
     assert {k: str(v) for k, v in passed.items()} == {k: str(v) for k, v in given.items()}
 
 
-@pytest.mark.parametrize("model", set(OPTIONS.values()))
+@pytest.mark.parametrize("model", dict.fromkeys(OPTIONS.values()))
 def test_no_default_is_an_empty_string(model):
     assert all(str(f.default) for f in model.model_fields.values())  # MLflow would drop it
 
