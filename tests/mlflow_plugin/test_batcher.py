@@ -202,6 +202,5 @@ def forward(pixels):
 batcher = Batcher(forward, batch_size=4, max_wait=0.0, queue_size=4)
 threading.Thread(target=batcher.run, args=(torch.zeros(1, 3, 8, 8),), daemon=True).start()
 """
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
