@@ -36,8 +36,9 @@ def test_a_command_is_one_that_exists(command):
         name = words[words.index("-e") + 1] if "-e" in words else "main"
         assert set(given) <= set(ENTRY_POINTS[name]["parameters"])
     elif words[0] == "dfm-mlflow":
-        verb = cli.get_command(click.Context(cli), words[1])
-        verb.make_context(words[1], words[2:], resilient_parsing=False)
+        parent = click.Context(cli, info_name="dfm-mlflow", **cli.context_settings)
+        verb = cli.get_command(parent, words[1])
+        verb.make_context(words[1], words[2:], parent=parent, resilient_parsing=False)
     else:
         assert words[0] in ("mlflow", "pip", "printf")
 

@@ -55,7 +55,7 @@ class FeatureCache(CacheFolder):
 
     def put(self, key: str, arrays: list[np.ndarray]) -> None:
         """Store `arrays`, of any shape, under a `key`."""
-        named = {str(i): np.ascontiguousarray(a) for i, a in enumerate(arrays)}
+        named = {str(i): np.asarray(a, order="C") for i, a in enumerate(arrays)}
         seal = np.array(_sum(list(named.values())), np.uint64)
 
         def save(path: Path) -> None:

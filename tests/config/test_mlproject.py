@@ -60,8 +60,9 @@ def test_its_command_is_one_of_the_command_line_and_passes_every_parameter_on(en
     given |= required_of(OPTIONS[entry])
     words = [w.format(**given) for w in shlex.split(point["command"])]
     assert words[:3] == ["python", "-m", "dfm_mlflow"]
-    verb = cli.get_command(click.Context(cli), words[3])
-    context = verb.make_context(words[3], words[4:])
+    parent = click.Context(cli, **cli.context_settings)
+    verb = cli.get_command(parent, words[3])
+    context = verb.make_context(words[3], words[4:], parent=parent)
     passed = {k: v for k, v in context.params.items() if k in fields}
     if entry == "score":  # pictures may stand without the option, too
         passed["images"] = context.params["found"]

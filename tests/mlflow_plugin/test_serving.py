@@ -258,10 +258,8 @@ def test_settings_are_checked():
             ServingSettings.parse({key: value})
 
 
-def test_processors_are_shared_by_workers(monkeypatch, tmp_path):
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(module, "_CGROUP", quota)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(8))
+def test_processors_are_shared_by_workers(monkeypatch):
+    monkeypatch.setattr(module, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
     cpu = torch.device("cpu")
@@ -270,9 +268,8 @@ def test_processors_are_shared_by_workers(monkeypatch, tmp_path):
     assert module.network_threads(ServingSettings(), cpu) == 8
     monkeypatch.setattr(module.sys, "argv", ["uvicorn", "--workers", "2", "app"])
     assert module.network_threads(ServingSettings(), cpu) == 4
-    quota.write_text("300000 100000\n")
+    monkeypatch.setattr(module, "cpu_count", lambda: 3)
     assert module.network_threads(ServingSettings(), cpu) == 1
-    quota.write_text("max 100000\n")
     assert module.network_threads(ServingSettings(threads=5), cpu) == 5
     assert module.network_threads(ServingSettings(), torch.device("cuda")) == 1
     assert module.network_threads(ServingSettings(queue_size=0), cpu) == 1

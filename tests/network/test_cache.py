@@ -94,3 +94,12 @@ def test_another_user_s_entry_is_read_and_left_as_it_is(tmp_path, monkeypatch):
     assert cache.get("ab" * 32) is None
     cache.trim()
     assert path.exists()
+
+
+def test_arrays_come_back_in_their_shapes(tmp_path):
+    cache = FeatureCache(tmp_path)
+    arrays = [np.array(0.5), np.arange(12.0).reshape(3, 4).T, np.zeros((0, 2)), np.array([3, 4])]
+    cache.put("ab" * 32, arrays)
+    for found, array in zip(cache.get("ab" * 32), arrays, strict=True):
+        assert (found.shape, found.dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(found, array)
