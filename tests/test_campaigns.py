@@ -10,7 +10,7 @@ from .campaigns.workers import run_all
     ("module", "inputs", "most_bytes", "most_seconds"),
     [
         (images.MODULE, 2000, images.MOST_BYTES, 60),  # of a busy machine; the campaign takes 2
-        (artifacts.MODULE, 200, artifacts.MOST_BYTES, 60),
+        (artifacts.MODULE, 80, artifacts.MOST_BYTES, 60),
     ],
 )
 def test_damaged_inputs_are_accepted_or_refused(module, inputs, most_bytes, most_seconds):

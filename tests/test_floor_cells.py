@@ -8,7 +8,7 @@ from .floors import floor
 @pytest.mark.parametrize(
     ("preset", "category", "least"),
     [
-        ("anomalib", "mono", 0.935),
+        pytest.param("anomalib", "mono", 0.935, marks=pytest.mark.slow),
         ("default", "mono", 0.952),
         pytest.param("default", "poly", 0.895, marks=pytest.mark.slow),
     ],

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from safetensors.numpy import load_file
 
 import dfm_mlflow
+from dfm_mlflow.network.cache import FeatureCache
 
 from ..conftest import write_category
 
@@ -110,12 +110,10 @@ class Place:
         return errors[-2000:] if process.returncode else ""
 
     def features(self) -> dict[str, list[np.ndarray]]:
-        """Everything that the cache gives out, by key."""
-        found = {}
-        for path in (self.root / "cache").rglob("*.safetensors"):
-            arrays = load_file(path)
-            found[path.stem] = [arrays[str(i)] for i in range(len(arrays))]
-        return found
+        """Everything that the cache gives out, by key; nothing for a damaged entry."""
+        paths = [p for p in (self.root / "cache").rglob("*.safetensors") if p.name[0] != "."]
+        caches = {p: FeatureCache(p.parent.parent) for p in paths}
+        return {p.stem: cache.get(p.stem) or [] for p, cache in caches.items()}
 
     def temporary(self) -> list[Path]:
         """Files in the places where a killed process may leave some."""
@@ -188,7 +186,9 @@ def _look(place: Place, features: dict, tally: Tally) -> list[str]:
     found = [f"{path} lies around" for path in place.strays()]
     tally.temporary += len(place.temporary())
     for key, arrays in place.features().items():
-        if key not in features or not all(map(np.array_equal, arrays, features[key])):
+        known = features.get(key, [])
+        same = len(arrays) == len(known) and all(map(np.array_equal, arrays, known))
+        if not (known and same):
             found.append(f"the cache holds other features under {key}")
     client = mlflow.MlflowClient(place.uri)
     named = [m.name for m in client.search_registered_models()]
