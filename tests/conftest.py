@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pytest
 from hypothesis import settings
+from mlflow.tracking import fluent
 from PIL import Image
 
 from .stores import pauses, s3_server, s3_store  # noqa: F401
@@ -75,9 +76,10 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_experiment_is_left():
-    """``mlflow.set_experiment`` tells later processes, too, of a store that is gone by then."""
+    """``mlflow.set_experiment`` tells later tests and processes of a store that is gone by then."""
     yield
     os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+    fluent._active_experiment_id = None
 
 
 @pytest.fixture(scope="session")
