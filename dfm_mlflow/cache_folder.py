@@ -61,6 +61,18 @@ class CacheFolder:
             self._broken = True
             _logger.warning("The cache %s cannot be written (%s).", self.folder, error)
 
+    def mark(self, key: str, whole: bool) -> None:
+        """Note that the entry of a `key` was used if it is `whole`, and remove it otherwise.
+
+        A disk that lost bytes costs the work again, and no run.
+        """
+        path = self.path(key)
+        with suppress(OSError):  # the entry may be another user's
+            if whole:
+                os.utime(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def trim(self) -> None:
         """Remove the longest unused files until the folder keeps its limit, and abandoned ones."""
         files = []

@@ -1,8 +1,6 @@
 """Contents of objects in S3, kept on disk."""
 
 import hashlib
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from dfm_mlflow.cache_folder import CacheFolder
@@ -27,18 +25,13 @@ class ContentCache(CacheFolder):
 
     def get(self, key: str) -> bytes | None:
         """Return the content stored under a `key`, or None."""
-        path = self.path(key)
         try:
-            stored = path.read_bytes()
+            stored = self.path(key).read_bytes()
         except OSError:
             return None
         data, seal = stored[:-32], stored[-32:]
         whole = hashlib.sha256(data).digest() == seal
-        with suppress(OSError):  # the entry may be another user's
-            if whole:
-                os.utime(path)
-            else:  # a disk that lost bytes costs one download
-                path.unlink(missing_ok=True)
+        self.mark(key, whole)
         return data if whole else None
 
     def put(self, key: str, data: bytes) -> None:

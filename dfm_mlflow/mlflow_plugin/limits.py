@@ -102,9 +102,9 @@ def read_parquet(body: bytes, max_pictures: int, max_bytes: int) -> pd.DataFrame
             size += batch.nbytes
             if len(images) > max_pictures or size > max_bytes + 64 * len(images):
                 break
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (pa.ArrowException, OSError, ValueError):
         raise ConfigError("The request's body is not a whole parquet file: send it anew.") from None
     check_size(images, max_pictures, max_bytes)
     return pd.DataFrame({COLUMN: pd.Series(images, dtype=object)})

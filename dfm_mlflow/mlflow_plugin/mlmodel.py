@@ -74,9 +74,9 @@ def read_mlmodel(root: Path) -> Declared:
 def _document(path: Path) -> Any:
     try:
         return yaml.safe_load(read_file(path, _MOST))
+    except ArtifactError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ArtifactError):
-            raise
         raise _damaged(path, f"no YAML ({' '.join(str(error).split())[:200]})") from None
 
 

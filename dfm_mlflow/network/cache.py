@@ -1,8 +1,6 @@
 """Features kept on disk, addressed by what they were computed from."""
 
-import os
 import zlib
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +34,8 @@ class FeatureCache(CacheFolder):
 
     def get(self, key: str) -> list[np.ndarray] | None:
         """Return the arrays stored under a `key`, in their order, or None."""
-        path = self.path(key)
         try:
-            found = load_file(path)
+            found = load_file(self.path(key))
             seal = found.pop(_SEAL)
             arrays = [found[str(i)] for i in range(len(found))]
             whole = int(seal) == _sum(arrays)
@@ -46,11 +43,7 @@ class FeatureCache(CacheFolder):
             return None
         except (SafetensorError, OSError, KeyError, TypeError):  # TypeError: a seal of many numbers
             whole = False
-        with suppress(OSError):  # the entry may be another user's
-            if whole:
-                os.utime(path)
-            else:  # a disk that lost bytes costs one extraction, no run
-                path.unlink(missing_ok=True)
+        self.mark(key, whole)
         return arrays if whole else None
 
     def put(self, key: str, arrays: list[np.ndarray]) -> None:
