@@ -156,17 +156,8 @@ def _build(
     statistics = read_tensors(
         load_numpy, folder / STATISTICS, record.sha256.get(STATISTICS), most_statistics(record)
     )
-    extractor = Extractor(
-        backbone,
-        options.size,
-        options.resize,
-        options.pooling_rule,
-        device,
-        record.precision,
-        batch_size,
-        tile=options.tile_size,
-        roi=roi_of(record, statistics),
-    )
+    roi = roi_of(record, statistics)
+    extractor = Extractor.of(backbone, options, device, record.precision, batch_size, roi=roi)
     grids = grids_of(shapes.maps, extractor.roi_cells)
     classes = classes_of(record, statistics, grids, options.tail)
     detector = AnomalyDetector(options, extractor, grids, classes, record.weights)

@@ -42,7 +42,9 @@ def read_file(path: Path, most: int, expected: str | None = None) -> bytes:
                 raise ArtifactError(f"{path} cannot be read (no regular file): put the file there.")
             data = file.read(min(about.st_size, most) + 1)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}).") from None
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}): give the folder of a whole model."
+        ) from None
     except MemoryError:
         raise ArtifactError(
             f"{path} has {about.st_size} bytes, more than the memory holds: free some."

@@ -69,11 +69,12 @@ def export(model_uri: str, path: str | Path) -> ExportResult:
     """
     _check_target(Path(path))
     from dfm_mlflow.mlflow_plugin import _compat
-    from dfm_mlflow.mlflow_plugin.flavor import FLAVOR_NAME, load_model
+    from dfm_mlflow.mlflow_plugin.flavor import load_model
+    from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
 
     root = _compat.download(artifact_uri=model_uri)
     detector = load_model(root, device="cpu")
-    digest = _compat.flavor_configuration(root, FLAVOR_NAME)["sha256"]
+    digest = read_mlmodel(Path(root)).sha256
     return export_onnx(detector, path, {"dfm.model": model_uri, "dfm.detector_sha256": digest})
 
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from dfm_mlflow.config import Options  # noqa: E402
 from dfm_mlflow.jobs.train import train  # noqa: E402
-from tests.browser import chromium, mlflow_server  # noqa: E402
+from tests.browser import chromium  # noqa: E402
+from tests.servers import tracking_server  # noqa: E402
 
 SIDE = 320
 PLAN = {"train/good": 80, "test/good": 40, "test/scratch": 14, "test/dent": 12, "test/stain": 12}
@@ -126,7 +127,7 @@ def take_screenshots(
 ) -> None:
     """Open the report, and the runs side by side in a real server."""
     ids = json.dumps(runs).replace(" ", "")
-    with mlflow_server(folder, store) as url, chromium() as browser:
+    with tracking_server(store, folder / "server.log") as url, chromium() as browser:
         page = browser.new_page()
         page.goto(f"file://{report}")
         hits = page.locator(".gallery").nth(2).bounding_box()

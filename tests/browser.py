@@ -1,10 +1,7 @@
-"""A real tracking server, and the system's Chromium to look at it: nothing is downloaded."""
+"""The system's Chromium: nothing is downloaded."""
 
-import os
 import shutil
 from contextlib import contextmanager
-
-from .servers import started
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -14,21 +11,6 @@ _QUIET = """try {
   localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
   localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
 } catch { /* a sandboxed frame has no storage */ }"""
-
-
-def mlflow_server(folder, store):
-    """``mlflow server`` over an existing store; gives its address."""
-    command = [
-        "server",
-        "--backend-store-uri",
-        store,
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return started(command, "/health", folder / "server.log", environment)
 
 
 @contextmanager

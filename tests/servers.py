@@ -50,6 +50,10 @@ def parquet(images):
     return buffer.getvalue()
 
 
+class ServerError(RuntimeError):
+    """Something that a server needs is missing, or it ended before it answered."""
+
+
 class Url(str):
     """An address, with the process that answers there."""
 
@@ -57,54 +61,71 @@ class Url(str):
 
 
 @contextmanager
-def started(command, page, log, environment=None):
+def started(command, page, log, environment=os.environ, *, port=None):
     """Run one of MLflow's servers in the folder of its log until the block ends; gives its address.
 
     The server is there when it answers at `page`.
     """
-    url = Url(f"http://127.0.0.1:{free_port()}")
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                *command,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                url.rpartition(":")[2],
-            ],
-            env=environment,
+    url = Url(f"http://127.0.0.1:{port or free_port()}")
+    where = ["--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
+    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with open(log, "a") as file:
+        url.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, *where],
+            env={**environment, "PATH": path},
             cwd=log.parent,
             stdout=file,
             stderr=file,
             start_new_session=True,
         )
-    url.process = process
     try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{url}{page}", timeout=2)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        wait_for(f"{url}{page}", url.process, log)
         yield url
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+        stop(url.process)
+
+
+def wait_for(page, process, log, seconds=180):
+    """Wait until a server answers."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(page, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise ServerError(f"{page} does not answer: {log.read_text()[-2000:]}")
+
+
+def stop(process, number=signal.SIGTERM):
+    """End a server that was started with a session of its own."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
+def tracking_server(database, log, *arguments, artifacts=None, environment=os.environ, port=None):
+    """``mlflow server`` with one worker and artifacts beside its log; gives its address."""
+    # the password is in the environment, which others cannot read, and not on the command line;
+    # the jobs that the server could run for LLM evaluation are processes of their own
+    settings = {
+        "MLFLOW_BACKEND_STORE_URI": database,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    inherited = {k: v for k, v in environment.items() if not k.startswith("MLFLOW_TRACKING")}
+    destination = ["--artifacts-destination", artifacts or str(log.parent / "artifacts")]
+    command = ["server", "--workers", "1", *destination, *arguments]
+    return started(command, "/health", log, inherited | settings, port=port)
 
 
 def serving(path, log, *, environment=os.environ, **model_config):
     """Serve a model until the block ends; gives its address."""
-    # MLflow looks for `uvicorn` on the path: it must be the one beside this Python
-    path_list = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment = {
-        **environment,
-        "PATH": path_list,
-        "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config),
-    }
+    config = {"MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(model_config)}
     command = ["models", "serve", "-m", str(path), "--env-manager", "local"]
-    return started(command, "/ping", log, environment)
+    return started(command, "/ping", log, {**environment, **config})

@@ -13,15 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .servers import free_port
+from .servers import ServerError, free_port, tracking_server
 
 BUCKET = "mlflow"
 ACCOUNT = "postgres"  # PostgreSQL refuses to run as root
@@ -30,10 +27,6 @@ MOTO_KEYS = {
     "AWS_SECRET_ACCESS_KEY": "testing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-
-
-class StackError(RuntimeError):
-    """Something that the stack needs is missing or does not start."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Postgres:
         if done.returncode:
             log = self.folder / "log"
             more = log.read_text()[-2000:] if log.exists() else ""
-            raise StackError(f"{program} {arguments[0]} failed: {done.stdout}{more}")
+            raise ServerError(f"{program} {arguments[0]} failed: {done.stdout}{more}")
 
 
 def find_postgres() -> Path | None:
@@ -100,7 +93,7 @@ def postgres() -> Iterator[Postgres]:
     """Start PostgreSQL with an empty database, and remove it in the end."""
     binaries = find_postgres()
     if binaries is None:
-        raise StackError("PostgreSQL is not installed: apt-get install postgresql.")
+        raise ServerError("PostgreSQL is not installed: apt-get install postgresql.")
     with tempfile.TemporaryDirectory(prefix="dfm-postgres-") as name:
         folder = Path(name)
         server = Postgres(binaries, folder, free_port(), secrets.token_hex(16))
@@ -146,72 +139,23 @@ def s3() -> Iterator[dict[str, str]]:
         server.stop()
 
 
-@contextmanager
-def tracking_server(
+def mlflow_server(
     database: str, bucket: str, environment: Mapping[str, str], log: Path, *, proxied: bool = False
-) -> Iterator[str]:
+) -> AbstractContextManager[str]:
     """Start ``mlflow server`` and give its URL.
 
     Clients write artifacts to S3 by themselves, or through the server where it is `proxied`
     (and in an experiment with an artifact location ``mlflow-artifacts:/...``).
     """
-    port = free_port()
     root = "mlflow-artifacts:/" if proxied else f"s3://{bucket}"
-    # the password is in the environment, which others cannot read, and not on the command line
-    settings = {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-                "--default-artifact-root",
-                root,
-                "--artifacts-destination",
-                f"s3://{bucket}",
-            ],
-            env={**os.environ, **environment, **settings},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop(process)
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
-    """Wait until a server answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise StackError(f"{url} does not answer: {log.read_text()[-2000:]}")
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a server that was started with a session of its own."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
+    return tracking_server(
+        database,
+        log,
+        "--default-artifact-root",
+        root,
+        artifacts=f"s3://{bucket}",
+        environment=os.environ | environment,
+    )
 
 
 def make_bucket(environment: Mapping[str, str], bucket: str) -> None:
@@ -251,7 +195,7 @@ def main() -> None:
             database = stack.enter_context(postgres())
             print(f"PostgreSQL from {database.binaries} on port {database.port}", flush=True)
             url = stack.enter_context(
-                tracking_server(
+                mlflow_server(
                     database.url,
                     given.bucket,
                     environment,
@@ -270,7 +214,7 @@ def main() -> None:
             signal.pause()
     except KeyboardInterrupt:
         print("\nStopped.")
-    except StackError as error:
+    except ServerError as error:
         sys.exit(f"Error: {error}")
 
 

@@ -1,16 +1,11 @@
 """Full disks, a home that cannot be written, no network, a tracking server that goes away."""
 
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
-import time
-import urllib.error
 from contextlib import contextmanager
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -27,7 +22,7 @@ from dfm_mlflow.network.cache import FeatureCache
 
 from .campaigns.faults import MODEL, Place
 from .detectors import fit, pictures
-from .servers import free_port, get
+from .servers import free_port, stop, tracking_server
 
 
 @contextmanager
@@ -138,54 +133,6 @@ def test_a_run_needs_no_network(tmp_path, empty_store):
     assert place.run(*apart) == ""
 
 
-@contextmanager
-def tracking_server(folder, port):
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
-    with open(folder / "server.log", "a") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=folder,
-            env={**environment, "PATH": path},
-        )
-    try:
-        for _ in range(1200):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            try:
-                if get(f"http://127.0.0.1:{port}/health") == 200:
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process):
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-
 def test_a_tracking_server_down_at_the_start_and_in_the_middle(
     tmp_path, empty_store, mvtec_like, monkeypatch
 ):
@@ -205,22 +152,23 @@ def test_a_tracking_server_down_at_the_start_and_in_the_middle(
             "layers": "layer1",
         }
     )
+    store, log = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "server.log"
     fit_it = train_module._fit
     try:
         with pytest.raises(TrackingError, match=r"The tracking server .* run the command again"):
             train(options)
-        with tracking_server(tmp_path, port) as process:
+        with tracking_server(store, log, port=port) as server:
             mlflow.set_experiment("through the server")
 
             def fit_while_the_server_dies(*arguments):
-                stop(process)
+                stop(server.process, signal.SIGKILL)
                 return fit_it(*arguments)
 
             monkeypatch.setattr(train_module, "_fit", fit_while_the_server_dies)
             with pytest.raises(TrackingError, match=r"`dfm-mlflow log .*` logs and registers"):
                 train(options)
         (folder,) = (tmp_path / "dfm-kept").iterdir()
-        with tracking_server(tmp_path, port):
+        with tracking_server(store, log, port=port):
             logged = log_kept(str(folder))
             assert logged.model_uri == f"models:/{MODEL}/1"
             run = mlflow.get_run(logged.run_id)

@@ -24,7 +24,7 @@ from dfm_mlflow.jobs.kept import log_kept
 from dfm_mlflow.jobs.train import train
 
 from . import stack
-from .servers import free_port, post
+from .servers import post, serving
 from .stores import Traffic, proxy
 
 psycopg2 = pytest.importorskip("psycopg2")
@@ -61,7 +61,7 @@ def stores(s3_server, tmp_path_factory):
     traffic: list[Traffic] = [Traffic()]
     with (
         stack.postgres() as database,
-        stack.tracking_server(database.url, stack.BUCKET, environment, folder / "log") as direct,
+        stack.mlflow_server(database.url, stack.BUCKET, environment, folder / "log") as direct,
         proxy(int(direct.rpartition(":")[2]), traffic) as url,
     ):
         environment = {
@@ -212,35 +212,10 @@ def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypat
 
 
 def serve_and_score(server, images):
-    port, log = free_port(), server.stores.folder / "serving.log"
-    url = f"http://127.0.0.1:{port}"
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "models",
-                "serve",
-                "-m",
-                f"models:/{server.name}@production",
-                "--env-manager",
-                "local",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-            ],
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        stack.wait_for(f"{url}/ping", process, log)
-        records = [{"image": base64.b64encode(image).decode()} for image in images]
+    path, log = f"models:/{server.name}@production", server.stores.folder / "serving.log"
+    records = [{"image": base64.b64encode(image).decode()} for image in images]
+    with serving(path, log) as url:
         status, answer = post(url, {"dataframe_records": records})
-    finally:
-        stack.stop(process)
     assert status == 200, answer
     return [row["anomaly_score"] for row in answer["predictions"]]
 

@@ -13,7 +13,7 @@ from mlflow.models import Model
 from dfm_mlflow.artifact_record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
-from dfm_mlflow.mlflow_plugin.flavor import FLAVOR_NAME
+from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME, declared_in, read_mlmodel
 
 _OF_FLAVOR = (
     "backbone",
@@ -113,22 +113,20 @@ def find_model(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str
 
 def _files(uri: str) -> tuple[Model, dict[str, str] | None]:
     """Read the two small files that say what a model is; the tensors stay where they are."""
+    if Path(uri).is_dir():
+        read_mlmodel(Path(uri))  # MLflow would wait for a pipe
     try:
         model = Model.load(uri)
-    except (MlflowException, OSError) as error:
+    except Exception as error:
         why = (str(error).splitlines() or [""])[0]
         raise ArtifactError(f"{uri} holds no model that can be read ({why}).") from None
-    if FLAVOR_NAME not in model.flavors:
-        raise ArtifactError(
-            f"{uri} has the flavors {', '.join(model.flavors)}, not {FLAVOR_NAME}: "
-            "give a model of dfm-mlflow."
-        )
+    data = declared_in(uri, model.flavors).folder.name
     with tempfile.TemporaryDirectory() as folder:
-        inside = f"{uri.rstrip('/')}/{model.flavors[FLAVOR_NAME]['data']}/{DETECTOR}"
+        inside = f"{uri.rstrip('/')}/{data}/{DETECTOR}"
         try:
             path = inside if Path(inside).is_file() else _compat.download(inside, folder)
             return model, json.loads(Path(path).read_text())["weights"]
-        except (MlflowException, OSError, ValueError, KeyError):
+        except (MlflowException, OSError, ValueError, KeyError, TypeError):
             return model, None
 
 

@@ -65,17 +65,7 @@ def build_extractor(
         cache, roi = FeatureCache() if options.cache else None, load_roi(options.roi)
 
         def make(precision: str) -> Extractor:
-            return Extractor(
-                backbone,
-                options.size,
-                options.resize,
-                options.pooling_rule,
-                device,
-                precision,
-                cache=cache,
-                tile=options.tile_size,
-                roi=roi,
-            )
+            return Extractor.of(backbone, options, device, precision, roi=roi, cache=cache)
 
         extractor = make(choose_precision(options.precision, device))
         if half and sample:

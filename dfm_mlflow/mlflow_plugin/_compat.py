@@ -29,7 +29,6 @@ from mlflow.utils.environment import (
 )
 from mlflow.utils.model_utils import (
     _copy_extra_files,
-    _get_flavor_configuration,
     _validate_and_prepare_target_save_path,
 )
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
@@ -47,7 +46,6 @@ process_pip_requirements: Callable[..., Any] = _process_pip_requirements
 PythonEnv = _PythonEnv
 validate_env_arguments: Callable[..., None] = _validate_env_arguments
 copy_extra_files: Callable[..., dict[str, Any]] = _copy_extra_files
-flavor_configuration: Callable[..., dict[str, Any]] = _get_flavor_configuration
 name_and_version: Callable[..., tuple[str, ...]] = get_model_name_and_version
 prepare_target: Callable[..., None] = _validate_and_prepare_target_save_path
 pinned = _get_pinned_requirement

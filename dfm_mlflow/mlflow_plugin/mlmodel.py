@@ -13,7 +13,8 @@ from dfm_mlflow.artifact_record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 
 FLAVOR_NAME = "dfm"
-_MOST = 16 * 1024**2  # bytes; an example or a signature can make it long
+_MOST = 1024**2  # bytes, of which YAML can cost seconds; what a training logs has thousands
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it, is faster
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PLAIN = re.compile(r"[\w-][\w.-]{0,254}", re.ASCII)  # one folder below the model's own
 
@@ -56,7 +57,29 @@ def read_mlmodel(root: Path) -> Declared:
         If the file is missing or none, is of another flavor, or lacks what the flavor writes.
     """
     path = root / MLMODEL_FILE_NAME
-    flavors = _entry(path, _document(path), "flavors")
+    return declared_in(root, _entry(path, _document(path), "flavors"))
+
+
+def declared_in(root: Path | str, flavors: dict[Any, Any]) -> Declared:
+    """Check what a model's flavors say.
+
+    Parameters
+    ----------
+    root : Path or str
+        Folder of the model, or its address for the words of an error.
+    flavors : dict
+        Section ``flavors`` of ``MLmodel``.
+
+    Returns
+    -------
+    Declared
+
+    Raises
+    ------
+    ArtifactError
+        If the flavor is not there, or lacks what it writes.
+    """
+    path = f"{root}/{MLMODEL_FILE_NAME}"
     if FLAVOR_NAME not in flavors:
         others = ", ".join(map(str, flavors))[:200] or "none"
         raise ArtifactError(
@@ -68,24 +91,24 @@ def read_mlmodel(root: Path) -> Declared:
         raise _damaged(path, f"{FLAVOR_NAME}.data is no name of a folder")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise _damaged(path, f"{FLAVOR_NAME}.sha256 is not the SHA-256 of {DETECTOR}")
-    return Declared(root / data, sha256)
+    return Declared(Path(root) / data, sha256)
 
 
 def _document(path: Path) -> Any:
     try:
-        return yaml.safe_load(read_file(path, _MOST))
+        return yaml.load(read_file(path, _MOST), _LOADER)
     except ArtifactError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _damaged(path, f"no YAML ({' '.join(str(error).split())[:200]})") from None
 
 
-def _entry(path: Path, value: Any, name: str) -> dict[Any, Any]:
+def _entry(path: Path | str, value: Any, name: str) -> dict[Any, Any]:
     found = value.get(name) if isinstance(value, dict) else None
     if not isinstance(found, dict):
         raise _damaged(path, f"{name} is missing or no table")
     return found
 
 
-def _damaged(path: Path, what: str) -> ArtifactError:
+def _damaged(path: Path | str, what: str) -> ArtifactError:
     return ArtifactError(f"{path} is damaged ({what}): log the model anew, or fetch it again.")

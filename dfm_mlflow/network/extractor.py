@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dfm_mlflow.config import Options
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.storage import S3Object
@@ -85,6 +86,41 @@ class Extractor:
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self.fingerprint = self._make_fingerprint() if cache else ""
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        options: Options,
+        device: torch.device,
+        precision: str,
+        batch_size: int = 16,
+        *,
+        roi: np.ndarray | None = None,
+        cache: FeatureCache | None = None,
+    ) -> "Extractor":
+        """Prepare and pool as the options of a training say; see the class for the rest.
+
+        Parameters
+        ----------
+        backbone : Backbone
+        options : Options
+            Resolved.
+        device : torch.device
+        precision : {"fp32", "bf16", "fp16"}
+        batch_size : int
+        roi : ndarray of shape (H, W), bool, optional
+        cache : FeatureCache, optional
+
+        Returns
+        -------
+        Extractor
+        """
+        rule, tile = options.pooling_rule, options.tile_size
+        size, resize = options.size, options.resize
+        return cls(
+            backbone, size, resize, rule, device, precision, batch_size, cache, tile=tile, roi=roi
+        )
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
         """Return a copy whose forward passes go through another hand.

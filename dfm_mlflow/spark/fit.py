@@ -101,16 +101,8 @@ def _extractor(recipe: Recipe) -> Extractor:
     backbone = build_backbone(
         options.backbone, recipe.layers, options.size, folded=load(recipe.state)
     )
-    return Extractor(
-        backbone,
-        options.size,
-        options.resize,
-        options.pooling_rule,
-        choose_device(recipe.device),
-        recipe.precision,
-        tile=options.tile_size,
-        roi=recipe.roi,
-    )
+    device = choose_device(recipe.device)
+    return Extractor.of(backbone, options, device, recipe.precision, roi=recipe.roi)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import pytest
 from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.jobs.evaluate import evaluate
 
-from ..browser import CHROMIUM, chromium, mlflow_server
+from ..browser import CHROMIUM, chromium
+from ..servers import tracking_server
 
 pytest.importorskip("playwright", reason="the browser's driver is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -31,7 +32,7 @@ def judged(zoo):
 
 @pytest.fixture(scope="module")
 def ui(zoo, judged):
-    with mlflow_server(zoo.root, zoo.uri) as url, chromium() as browser:
+    with tracking_server(zoo.uri, zoo.root / "server.log") as url, chromium() as browser:
         yield url, browser
 
 

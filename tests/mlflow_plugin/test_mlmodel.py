@@ -9,6 +9,7 @@ import yaml
 
 import dfm_mlflow
 from dfm_mlflow.errors import ArtifactError
+from dfm_mlflow.jobs.describe import describe
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
 from dfm_mlflow.mlflow_plugin.serving import ServingSettings
@@ -27,6 +28,7 @@ def refused(model, words):
         lambda: dfm_mlflow.load_model(str(model), device="cpu"),
         lambda: Bundle.of(str(model)),
         lambda: load_data_folder(model / "dfm", ServingSettings()),
+        lambda: describe(str(model)),
     ):
         with pytest.raises(ArtifactError, match=words) as caught:
             load()
@@ -76,3 +78,9 @@ def test_a_file_that_is_missing_or_no_file(model):
     refused(model, "MLmodel cannot be read")
     os.mkfifo(model / "MLmodel")
     refused(model, "no regular file")
+
+
+def test_more_than_yaml_may_cost_is_not_parsed(model):
+    with open(model / "MLmodel", "ab") as file:
+        file.write(b"#" * 2**20)
+    refused(model, "more than the limit of 1048576")
