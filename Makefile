@@ -5,6 +5,8 @@ ARGS ?=
 JOBS ?= 2
 LOWEST ?= .venv-lowest
 TORCH ?= torch==2.9.0 torchvision==0.24.0
+# Test workers share the cores: a thread that waits for others must not spin on one meanwhile.
+export OMP_WAIT_POLICY := passive
 CORE_TESTS := tests/config tests/core tests/images tests/network tests/test_artifact.py \
 	tests/test_cli.py tests/test_detector.py tests/test_format1.py
 
@@ -29,7 +31,7 @@ stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
 
 test: $(BIN)/.installed  ## Run the test suite
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-lowest:  ## Test on the lowest versions of the ranges, with the pair that TORCH names
 	$(PYTHON) -m venv $(LOWEST)
@@ -45,7 +47,7 @@ test-lowest:  ## Test on the lowest versions of the ranges, with the pair that T
 		$(or $(ARGS),$(CORE_TESTS))
 
 coverage: $(BIN)/.installed  ## Measure the branches that the tests take
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tests.readme

@@ -24,6 +24,37 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
+# Modules of tests/jobs that share the zoo, which is dear to make: one worker has them all.
+ZOO = {"compare", "describe", "gates", "golden", "promote", "registry", "run", "ui"}
+# What takes longest begins first, so that the workers end together.
+LONGEST = ("zoo", "test_stack", "spark", "test_campaigns", "test_faults", "jobs/test_sweep")
+
+
+def group_of(nodeid):
+    module = nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+    folder, _, name = module.rpartition("/test_")
+    if folder == "spark":
+        return "spark"
+    return "zoo" if folder == "jobs" and name in ZOO else module
+
+
+def pytest_collection_modifyitems(items):
+    longest = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(group_of(item.nodeid), len(longest)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give a worker whole groups, which are modules but for those that share."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Groups(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
 def texture(rng: np.random.Generator, size: int = 64, defect: bool = False) -> np.ndarray:
     """A striped picture of slightly varying phase, with a dark square where there is a defect."""
     y, x = np.mgrid[:size, :size]
@@ -72,6 +103,12 @@ def real_data() -> Path:
 def _own_cache(tmp_path_factory, monkeypatch):
     if "DFM_CACHE_HOME" not in os.environ:
         monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _logged_once(monkeypatch):
+    """MLflow loads every model that it logs to try its example; the processes of tests still do."""
+    monkeypatch.setattr("mlflow.models.utils._validate_serving_input", lambda *given, **named: None)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -162,5 +163,6 @@ def s3_store(s3_server, monkeypatch, tmp_path) -> Iterator[Store]:
 def pauses(monkeypatch) -> list[float]:
     """Waits between tries, which are noted and not waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("botocore.endpoint.time.sleep", waited.append)
+    # not in the module `time` itself: other threads sleep, too
+    monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=waited.append))
     return waited

@@ -37,6 +37,6 @@ def test_good_requests_are_answered_rightly_amid_garbage_and_at_the_end(tmp_path
 
 
 def test_killed_runs_leave_nothing_that_the_next_one_stumbles_over(tmp_path, empty_store):
-    tally = faults.kill_runs(3, 0, tmp_path, empty_store)
+    tally = faults.kill_runs(2, 0, tmp_path, empty_store)
     assert tally.faults == []
-    assert tally.kills == 3
+    assert tally.kills == 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,9 @@ def images_of(headers, body):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(client.time, "sleep", lambda seconds: server.pauses.append(seconds))
+    # not in the module `time` itself: other threads sleep, too
+    pause = SimpleNamespace(sleep=lambda seconds: server.pauses.append(seconds))
+    monkeypatch.setattr(client, "time", pause)
     server = HTTPServer(("127.0.0.1", 0), Handler)
     server.script, server.seen, server.pauses, server.wake = [], [], [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -1,8 +1,7 @@
 """The examples run as they are, on small pictures."""
 
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +11,21 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def run(mvtec_like, tmp_path_factory, empty_store):
+@pytest.fixture
+def run(store, monkeypatch, capsys):
     """Run an example in a folder with a store of its own; gives what it printed."""
-    here = tmp_path_factory.mktemp("examples")
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{here}/mlflow.db"}
 
     def call(name, *arguments):
-        done = subprocess.run(
-            [sys.executable, ROOT / "examples" / name, *map(str, arguments)],
-            cwd=here,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        path = str(ROOT / "examples" / name)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        status = None
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as ended:  # click's
+            status = ended.code
+        assert not status
+        return capsys.readouterr().out
 
     return call
 

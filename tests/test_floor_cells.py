@@ -5,13 +5,10 @@ import pytest
 from .floors import floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "category", "least"),
-    [
-        pytest.param("anomalib", "mono", 0.935, marks=pytest.mark.slow),
-        ("default", "mono", 0.952),
-        pytest.param("default", "poly", 0.895, marks=pytest.mark.slow),
-    ],
+    [("anomalib", "mono", 0.935), ("default", "mono", 0.952), ("default", "poly", 0.895)],
 )
 def test_solar_cells_reach_what_a_prototype_did(store, real_data, preset, category, least):
     pytest.importorskip("elpv_dataset")

@@ -7,6 +7,8 @@ import dfm_mlflow
 
 from .floors import floor
 
+pytestmark = pytest.mark.slow
+
 
 def test_magnetic_tile_reaches_what_a_prototype_did(store, real_data):
     result = floor(real_data, "anomalib", "magnetic_tile", str(real_data / "data"))
@@ -28,7 +30,6 @@ def test_magnetic_tile_reaches_what_a_prototype_did(store, real_data):
     )
 
 
-@pytest.mark.slow
 def test_magnetic_tile_with_the_default_preset(store, real_data):
     metrics = floor(real_data, "default", "magnetic_tile", str(real_data / "data")).metrics
     assert metrics["image_auroc"] >= 0.988

@@ -286,17 +286,18 @@ def to_bytes(value: Any) -> bytes:
     bytes
         Empty where it is neither bytes nor text.
     """
-    if isinstance(value, str):
+    text = isinstance(value, str)
+    if text:
         value = value.encode("ascii", "replace")
     if not isinstance(value, bytes | bytearray | memoryview):
         return b""
     data = bytes(value)
-    if data.startswith(_MAGIC):
-        return data
     try:
         return base64.b64decode(data, validate=True)
     except binascii.Error:
         pass
+    if not text and data.startswith(_MAGIC):
+        return data
     try:  # `base64` breaks lines
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -280,9 +281,10 @@ def _truncate(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.G
     return fx.GraphModule(extractor, extractor.graph).eval()
 
 
+@lru_cache(maxsize=64)  # a sweep and a server of several models ask again and again
 def _layer_names(
     name: str, layers: tuple[str, ...], size: tuple[int, int]
-) -> tuple[tuple[str, ...], set[str]]:
+) -> tuple[tuple[str, ...], frozenset[str]]:
     """Give the names of layers, and those of all tensors of the whole architecture."""
     model = _architecture(name, size).eval()
     nodes = get_graph_node_names(
@@ -303,7 +305,7 @@ def _layer_names(
                 f"{name} has no layer {layer!r}: its layers are {', '.join(top)}, and inside them "
                 f"{', '.join(deeper) or 'none'}."
             )
-    return layers, set(model.state_dict())
+    return layers, frozenset(model.state_dict())
 
 
 def _last_at_stride(

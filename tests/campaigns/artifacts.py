@@ -213,7 +213,8 @@ def _other_tensors(rng: random.Random, data: bytes) -> bytes:
         elif do == 4:
             arrays[rng.choice(("extra", "9.held_out", "0.0.mean2", "roi"))] = array
         elif do == 5:
-            arrays[name] = (array * rng.choice((-1, 0, 100, 1e30))).astype(array.dtype)
+            factor = rng.choice((-1, 0, 100, 1e30))
+            arrays[name] = (array.astype(np.float64) * factor).astype(array.dtype)
         else:
             some = [rng.randrange(array.size) for _ in range(rng.choice((1, 5)))]
             worst = rng.choice((np.nan, np.inf, -np.inf, -1, 0, 1e38))

@@ -1,7 +1,6 @@
 import io
 import re
 import shutil
-import subprocess
 import sys
 
 import mlflow
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfm_mlflow import cli
 from dfm_mlflow.config import Options, SweepOptions
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.jobs import sweep as job
@@ -156,16 +156,17 @@ def test_a_broken_category_stops_no_other_and_is_named(store, broken):
     assert "empty" in text(result.run_id, "report/report.html")
 
 
-def test_the_command_fails_and_names_the_category(store, broken):
+def test_the_command_fails_and_names_the_category(store, broken, monkeypatch, capsys):
     given = SMALL | {"data": str(broken), "categories": "empty,stripes", "grid": "score=fre"}
     flags = [part for name, value in given.items() for part in (f"--{name}", value)]
-    done = subprocess.run(
-        [sys.executable, "-m", "dfm_mlflow", "sweep", *flags], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "| configuration | Avg | empty | stripes |" in done.stdout
-    assert "Error: 1 of the sweep's categories failed (empty:" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["dfm-mlflow", "sweep", *flags])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "| configuration | Avg | empty | stripes |" in printed.out
+    assert "Error: 1 of the sweep's categories failed (empty:" in printed.err
+    assert "Traceback" not in printed.err
 
 
 class Interrupted(BaseException):

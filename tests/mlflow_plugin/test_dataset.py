@@ -56,7 +56,6 @@ def in_a_fresh_interpreter(first):
     "first",
     [
         "mlflow",
-        "mlflow.data",
         "dfm_mlflow.mlflow_plugin.dataset",
         "dfm_mlflow.mlflow_plugin.evaluator",
     ],

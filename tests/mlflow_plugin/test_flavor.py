@@ -7,7 +7,7 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from mlflow.models import validate_serving_input
+from mlflow.models.utils import _validate_serving_input as validate_serving_input
 
 import dfm_mlflow
 from dfm_mlflow.errors import ArtifactError

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,8 @@ def spark(s3_server, tmp_path_factory):
         .config("spark.driver.memory", "512m")
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.python.daemon.module", "tests.spark.daemon")
+        .config("spark.executorEnv.PYTHONPATH", str(Path(__file__).parents[2]))
         # executors have credentials of their own
         .config("spark.executorEnv.AWS_ACCESS_KEY_ID", "testing")
         .config("spark.executorEnv.AWS_SECRET_ACCESS_KEY", "testing")

@@ -107,6 +107,7 @@ score(ScoreOptions.parse({"model": model, "images": images, "output": output, "e
 """
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_without_doing_finished_parts_again(spark, model, archive, tmp_path):
     output = tmp_path / "scores"
     # one core, so that parts come one after the other and the kill hits between first and last
