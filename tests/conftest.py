@@ -27,7 +27,7 @@ settings.load_profile("any machine")
 # Modules of tests/jobs that share the zoo, which is dear to make: one worker has them all.
 ZOO = {"compare", "describe", "gates", "golden", "promote", "registry", "run", "ui"}
 # What takes longest begins first, so that the workers end together.
-LONGEST = ("zoo", "test_stack", "spark", "test_campaigns", "test_faults", "jobs/test_sweep")
+LONGEST = ("zoo", "test_stack", "spark", "faults", "jobs/test_sweep")
 
 
 def group_of(nodeid):
@@ -35,6 +35,8 @@ def group_of(nodeid):
     folder, _, name = module.rpartition("/test_")
     if folder == "spark":
         return "spark"
+    if module in ("test_campaigns", "test_faults"):  # both start runs in processes that were forked
+        return "faults"
     return "zoo" if folder == "jobs" and name in ZOO else module
 
 

@@ -70,11 +70,12 @@ def peak(work):
     return (status("VmHWM") - before) / 1024
 
 
-@pytest.mark.parametrize(("size", "pooling"), [(2048, 512), (4096, 512)])
-@pytest.mark.parametrize("tile", ["none", "128", "1024"])
-def test_a_forged_small_model_of_a_large_input_costs_little(folder, size, pooling, tile):
+@pytest.mark.parametrize(
+    ("size", "tile"), [(2048, "none"), (4096, "none"), (4096, "128"), (4096, "1024")]
+)
+def test_a_forged_small_model_of_a_large_input_costs_little(folder, size, tile):
     load_detector(folder, device="cpu")  # what is loaded once
-    forge(folder, "vgg11", "features.1", size, pooling, tile)
+    forge(folder, "vgg11", "features.1", size, 512, tile)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
     begin = time.process_time()
     assert peak(lambda: load_detector(folder, device="cpu")) < 256

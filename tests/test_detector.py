@@ -181,6 +181,7 @@ def test_a_defect_outside_the_region_of_interest_changes_nothing():
     assert pair[0] == pair[1]
 
 
+@pytest.mark.slow
 def test_tiles_find_what_a_small_view_loses():
     """A fine roughness of 16x16 pixels on a 2000x1334 picture, which averages away at 256x256."""
     rng = np.random.default_rng(0)

@@ -30,6 +30,7 @@ def run(store, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_a_served_model_and_gives_maps(run, mvtec_like, tmp_path):
     shutil.copytree(mvtec_like / "stripes/train/good", tmp_path / "bottles")
     printed = run("own_folder.py", tmp_path / "bottles", "--weights", "random")

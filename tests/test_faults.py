@@ -128,6 +128,7 @@ def test_a_run_needs_no_network_and_a_home_that_cannot_be_written_costs_none(tmp
     assert [v.version for v in place.versions()] == [1]
 
 
+@pytest.mark.slow
 def test_a_tracking_server_down_at_the_start_and_in_the_middle(
     tmp_path, empty_store, mvtec_like, monkeypatch
 ):

@@ -171,6 +171,7 @@ class Server:
         return [("POST", place, begin), ("POST", place, lambda: up.wait(SOON))]
 
 
+@pytest.mark.slow
 def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypatch, capsys):
     first = server.train(mvtec_like)
     assert "Uploading backbone.safetensors: 100%" in capsys.readouterr().err
@@ -248,6 +249,7 @@ def test_large_files_go_in_parts(server, mvtec_like, s3_server, tmp_path, monkey
     assert Path(downloaded).read_bytes() == data
 
 
+@pytest.mark.slow
 def test_two_processes_register_the_same_name_at_once(server, mvtec_like):
     options = [
         f"--{key.replace('_', '-')}={value}" for key, value in server.options(mvtec_like).items()

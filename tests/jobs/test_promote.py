@@ -264,6 +264,7 @@ def test_the_command_line_promotes_rolls_back_and_describes(registry):
     assert registry.aliases == {"production": 1}
 
 
+@pytest.mark.slow
 def test_mlflow_run_promotes_in_the_one_run_that_it_opens(registry):
     registry.add("good")
     before = {r.info.run_id for r in registry.client.search_runs(["0"])}

@@ -7,12 +7,20 @@ from dfm_mlflow.network.cache import FeatureCache
 from .conftest import PICTURES, make
 
 
+@pytest.fixture(autouse=True)
+def cores():
+    """At least two, whatever the suite runs with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield torch.get_num_threads()
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_many_pictures_run_in_the_threads_that_decode_them(
-    backbone, precision, tmp_path, monkeypatch
+    backbone, precision, tmp_path, monkeypatch, cores
 ):
-    cores = torch.get_num_threads()
-    n = 8 * max(2, cores) + 3
+    n = 8 * cores + 3
     sources = [PICTURES[i % 11] for i in range(n)]
     sources[5] = b"noise"
     extractor = make(backbone, precision=precision, cache=FeatureCache(tmp_path))
@@ -40,9 +48,8 @@ def test_many_pictures_run_in_the_threads_that_decode_them(
         for i in (pair, pair + 1)
     ]
     assert torch.equal(many.features[0][rows], few)
-    if cores > 1:
-        assert {threads for _, threads in seen} == {1}
-        assert max(size for size, _ in seen) == 4
+    assert {threads for _, threads in seen} == {1}
+    assert max(size for size, _ in seen) == 4
     assert torch.get_num_threads() == cores  # of this thread, as before
 
 

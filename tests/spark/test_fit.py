@@ -26,6 +26,7 @@ def options(data, **more):
     return Options.parse({"data": str(data), **SMALL, **more})
 
 
+@pytest.mark.slow
 def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
     """Two classes: one with more pictures than features, whose moments are merged, one with fewer.
 
@@ -55,6 +56,7 @@ def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
     assert runs[1].data.params["resolved_engine"] == "spark"
 
 
+@pytest.mark.slow
 def test_pictures_in_s3_are_read_by_executors_and_bad_ones_left_out(
     spark, store, s3_store, mvtec_like, caplog
 ):
