@@ -5,8 +5,6 @@ ARGS ?=
 JOBS ?= 2
 LOWEST ?= .venv-lowest
 TORCH ?= torch==2.9.0 torchvision==0.24.0
-# Test workers share the cores: more threads than those wait for each other.
-export OMP_NUM_THREADS ?= 1
 CORE_TESTS := tests/config tests/core tests/images tests/network tests/test_artifact.py \
 	tests/test_cli.py tests/test_detector.py tests/test_format1.py
 
@@ -29,6 +27,9 @@ demo: $(BIN)/.installed  ## Train on real solar cells, register, serve and score
 
 stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
+
+# Test workers share the cores: more threads than those wait for each other.
+test coverage: export OMP_NUM_THREADS ?= 1
 
 test: $(BIN)/.installed  ## Run the test suite
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

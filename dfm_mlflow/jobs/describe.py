@@ -117,7 +117,7 @@ def _files(uri: str) -> tuple[Model, dict[str, str] | None]:
         read_mlmodel(Path(uri))  # MLflow would wait for a pipe
     try:
         model = Model.load(uri)
-    except Exception as error:
+    except Exception as error:  # MLflow takes what the file says as it is
         why = (str(error).splitlines() or [""])[0]
         raise ArtifactError(f"{uri} holds no model that can be read ({why}).") from None
     data = declared_in(uri, model.flavors).folder.name

@@ -171,7 +171,7 @@ def kill_runs(kills: int, seed: int, root: Path, empty_store: Path) -> Tally:
     """Kill so many runs, and let one finish after each."""
     tally, rng = Tally(), random.Random(seed)
     whole = Place(root / "whole", empty_store)
-    imports = _FORKS.Process()
+    imports = _FORKS.Process()  # the first waits for them
     imports.start()
     imports.join()
     begin = time.monotonic()
