@@ -1,14 +1,15 @@
 """A folder of scores in parts, local or in S3, with which a broken job goes on.
 
 The plan is written first. Each picture belongs to the part that its path is hashed to, and a part's
-name holds a digest of its pictures: what lies there under the expected name is done. Pictures that
-come or go, or change in S3, cost their own parts only.
+name holds a digest of its pictures, of each its path, size and time of change (ETag in S3): what lies
+there under the expected name is done. Pictures that come, go or change cost their own parts only.
 """
 
 import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from dfm_mlflow.whole_file import whole_file
 PLAN, DONE = "_plan.json", "_SUCCESS"  # readers of parquet folders skip names that start with _
 PICTURES = 1000  # in a part
 _FORMAT = 1
+# Names that this program gives its files; whatever else lies in the folder is somebody's own.
+_OURS = re.compile(rf"{DONE}|part-\d{{5}}-[0-9a-f]{{16}}\.parquet")
 _TYPES = {"float64": pa.float64(), "bool": pa.bool_(), "object": pa.string()}
 
 
@@ -47,6 +50,23 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Parts that are to be scored, and those whose scores are there.
+
+    Attributes
+    ----------
+    missing, finished : list of Part
+    n_again : int
+        Pictures of missing parts whose scores were there and were removed, since a picture of
+        their part has come, gone or changed.
+    """
+
+    missing: list[Part]
+    finished: list[Part]
+    n_again: int = 0
+
+
+@dataclass(frozen=True)
 class OutputFolder:
     """A folder or ``s3://`` prefix in which a file appears whole or not at all.
 
@@ -59,11 +79,9 @@ class OutputFolder:
     address: str
 
     def names(self) -> set[str]:
-        """Names of the files in it."""
+        """Names of the files and folders in it, one level deep."""
         if self._remote:
-            found = storage.S3Folder(self.address).walk()
-            below = f"{self.address.rstrip('/')}/"
-            return {o.uri.removeprefix(below) for o in found}
+            return {found.name for found in storage.S3Folder(self.address).iterdir()}
         folder = Path(self.address)
         return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
 
@@ -102,8 +120,10 @@ class OutputFolder:
 
 def plan_parts(
     folder: OutputFolder, sources: Sequence[Path | S3Object], model: str, least: int = 1
-) -> tuple[list[Part], list[Part]]:
+) -> Plan:
     """Deal pictures to parts as the folder's plan says, or make the plan.
+
+    Parts of pictures that are no longer the same are removed; no other file is.
 
     Parameters
     ----------
@@ -116,7 +136,7 @@ def plan_parts(
 
     Returns
     -------
-    missing, finished : list of Part
+    Plan
 
     Raises
     ------
@@ -136,11 +156,13 @@ def plan_parts(
         plan = {"format": _FORMAT, "model": model, "parts": n_parts}
         folder.write(PLAN, json.dumps(plan).encode())
     parts = _deal(sources, n_parts)
-    expected = {part.name for part in parts}
-    for name in there - expected - {PLAN}:  # of pictures that are no longer the same; _SUCCESS
+    stale = {n for n in there if _OURS.fullmatch(n)} - {part.name for part in parts}
+    for name in stale:
         folder.remove(name)
     missing = [part for part in parts if part.name not in there]
-    return missing, [part for part in parts if part.name in there]
+    replaced = {name.split("-")[1] for name in stale - {DONE}}
+    n_again = sum(len(part.sources) for part in missing if part.name.split("-")[1] in replaced)
+    return Plan(missing, [part for part in parts if part.name in there], n_again)
 
 
 def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> tuple[int, int]:
@@ -208,8 +230,19 @@ def _deal(sources: Sequence[Path | S3Object], n_parts: int) -> list[Part]:
         dealt[int.from_bytes(hashed[:8], "big") % n_parts].append(source)
     parts = []
     for number, mine in enumerate(dealt):
-        content = "\n".join(f"{s} {s.etag}" if isinstance(s, S3Object) else str(s) for s in mine)
+        content = "\n".join(f"{s} {_version(s)}" for s in mine)
         digest = hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
         if mine:
             parts.append(Part(number, f"part-{number:05d}-{digest}.parquet", tuple(mine)))
     return parts
+
+
+def _version(source: Path | S3Object) -> str:
+    """Tell the content of a picture from what was there before, without reading it."""
+    if isinstance(source, S3Object):
+        return source.etag
+    try:
+        status = source.stat()
+    except OSError:  # it went away after it was listed: its row will say so
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,79 @@ def test_a_part_is_named_by_its_pictures():
 
 
 def test_what_is_there_is_done_and_what_no_longer_counts_goes(folder):
-    missing, finished = plan(folder)
-    assert finished == []
-    assert sum(len(p.sources) for p in missing) == 40
-    for part in missing[:2]:
+    first = plan(folder)
+    assert first.finished == []
+    assert sum(len(p.sources) for p in first.missing) == 40
+    for part in first.missing[:2]:
         folder.write(part.name, b"scores")
     folder.write(DONE, b"")
-    folder.write("part-00000-0000000000000000.parquet", b"scores of pictures that changed")
-    again, done = plan(folder, least=1)  # the plan that is there counts
-    assert (again, done) == (missing[2:], missing[:2])
-    assert folder.names() == {PLAN, *(p.name for p in done)}
+    stale = f"{first.missing[2].name[:10]}-0000000000000000.parquet"
+    folder.write(stale, b"scores of pictures that changed")
+    again = plan(folder, least=1)  # the plan that is there counts
+    assert (again.missing, again.finished) == (first.missing[2:], first.missing[:2])
+    assert again.n_again == len(first.missing[2].sources)
+    assert folder.names() == {PLAN, *(p.name for p in again.finished)}
+
+
+FOREIGN = (
+    "notes.txt",
+    "part-00000.parquet",  # Spark's or somebody's
+    "part-00000-0000000000000000.parquet.txt",
+    "line2/_SUCCESS",
+    "line2/_plan.json",
+    "line2/part-00000-0000000000000000.parquet",
+)
+
+
+def assert_nothing_foreign_is_removed(folder, write, read):
+    first = plan(folder)
+    for part in first.missing:
+        folder.write(part.name, b"scores")
+    folder.write(DONE, b"")
+    for name in FOREIGN:
+        write(name, name.encode())
+    again = plan(folder, SOURCES[:20])  # nearly every part is another one now
+    assert again.missing
+    assert again.n_again > 0
+    assert {name: read(name) for name in FOREIGN} == {name: name.encode() for name in FOREIGN}
+    assert DONE not in folder.names()
+    expected = {part.name for part in again.finished} | {PLAN} | {f.split("/")[0] for f in FOREIGN}
+    assert folder.names() == expected
+
+
+def test_nothing_foreign_is_removed_from_a_folder(folder, tmp_path):
+    root = tmp_path / "scores"
+
+    def write(name, data):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
+
+    assert_nothing_foreign_is_removed(folder, write, lambda name: (root / name).read_bytes())
+
+
+def test_nothing_foreign_is_removed_from_a_prefix(s3_store):
+    def write(name, data):
+        s3_store.client.put_object(Bucket=s3_store.bucket, Key=f"scores/{name}", Body=data)
+
+    def read(name):
+        found = s3_store.client.get_object(Bucket=s3_store.bucket, Key=f"scores/{name}")
+        return found["Body"].read()
+
+    folder = OutputFolder(f"s3://{s3_store.bucket}/scores/")
+    assert_nothing_foreign_is_removed(folder, write, read)
+
+
+def test_a_part_belongs_to_size_and_time_of_change(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for path in paths:
+        path.write_bytes(b"1234")
+    before = {p.name for p in parts._deal(paths, 2)}
+    paths[0].write_bytes(b"12345")
+    os.utime(paths[0], ns=(0, 0))
+    larger = {p.name for p in parts._deal(paths, 2)}
+    os.utime(paths[0], ns=(0, 1))
+    later = {p.name for p in parts._deal(paths, 2)}
+    assert len(before & larger) == len(larger & later) == 1
 
 
 def test_a_plan_has_no_more_parts_than_pictures(folder):

@@ -24,7 +24,7 @@ from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.parts import (
     DONE,
     OutputFolder,
-    Part,
+    Plan,
     n_errors,
     plan_parts,
     schema_of,
@@ -48,8 +48,11 @@ class ScoreResult:
     n_images, n_errors : int
         Pictures scored by this run, and those of them that could not be read.
     n_before : int
-        Pictures whose scores an earlier run had finished.
+        Pictures whose scores an earlier run had finished, and which are kept.
     seconds : float
+    n_again : int
+        Pictures among `n_images` whose scores were there, in a part with a picture that has
+        changed, come or gone since.
     """
 
     output: str
@@ -57,6 +60,7 @@ class ScoreResult:
     n_errors: int
     n_before: int
     seconds: float
+    n_again: int = 0
 
     def summary(self) -> str:
         """Say it in a sentence."""
@@ -65,6 +69,13 @@ class ScoreResult:
             f"{self.n_images} were scored now, {self.n_images / max(self.seconds, 1e-9):.1f} a "
             f"second, and {self.n_errors} of them could not be read."
         )
+        if self.n_before:
+            sentence += f" The scores of {self.n_before} pictures were kept from an earlier run."
+        if self.n_again:
+            sentence += (
+                f" {self.n_again} pictures were scored again, since they or others of their parts "
+                "changed, came or went."
+            )
         return sentence
 
 
@@ -97,31 +108,31 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     # read once and never again: nothing is gained by keeping them
     sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in sources]
     if options.engine == "spark":
-        n, bad, before = _on_spark(bundle, sources, options.output, session)
+        result = _on_spark(bundle, sources, options.output, session)
     elif _is_folder(options.output):
-        n, bad, before = _in_parts(bundle.load(), sources, options.output, bundle.sha256)
+        result = _in_parts(bundle.load(), sources, options.output, bundle.sha256)
     else:
-        n, bad, before = _in_one_file(bundle.load(), sources, options.output)
-    result = ScoreResult(options.output, n, bad, before, time.perf_counter() - start)
+        result = _in_one_file(bundle.load(), sources, options.output)
+    result = replace(result, output=options.output, seconds=time.perf_counter() - start)
     _log(options, result)
     return result
 
 
 def _in_one_file(
     detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str
-) -> tuple[int, int, int]:
+) -> ScoreResult:
     if output.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
             bad = _write(detector, sources, draft)
             storage.upload(output, draft.read_bytes())
-        return len(sources), bad, 0
+        return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
     with whole_file(target) as draft:
         bad = _write(detector, sources, draft)
-    return len(sources), bad, 0
+    return ScoreResult(output, len(sources), bad, 0, 0.0)
 
 
 def _write(detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: Path) -> int:
@@ -136,16 +147,16 @@ def _write(detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: 
 
 def _in_parts(
     detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str, model: str
-) -> tuple[int, int, int]:
+) -> ScoreResult:
     folder = OutputFolder(output)
-    missing, finished = plan_parts(folder, sources, model)
-    counts = [score_part(detector, part, folder) for part in tqdm(missing, "parts", disable=None)]
-    return _finish(folder, counts, finished)
+    plan = plan_parts(folder, sources, model)
+    parts = tqdm(plan.missing, "parts", disable=None)
+    return _finish(folder, [score_part(detector, part, folder) for part in parts], plan)
 
 
 def _on_spark(
     bundle: Bundle, sources: Sequence[Path | S3Object], output: str, session: Any
-) -> tuple[int, int, int]:
+) -> ScoreResult:
     from dfm_mlflow.spark.score import cores, score_parts
     from dfm_mlflow.spark.session import session_of
 
@@ -153,17 +164,16 @@ def _on_spark(
         output = str(Path(output).expanduser().absolute())
     folder = OutputFolder(output)
     with session_of(session) as spark:
-        missing, finished = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark))
-        counts = score_parts(spark, missing, bundle, folder) if missing else []
-    return _finish(folder, counts, finished)
+        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark))
+        counts = score_parts(spark, plan.missing, bundle, folder) if plan.missing else []
+    return _finish(folder, counts, plan)
 
 
-def _finish(
-    folder: OutputFolder, counts: Sequence[tuple[int, int]], finished: Sequence[Part]
-) -> tuple[int, int, int]:
+def _finish(folder: OutputFolder, counts: Sequence[tuple[int, int]], plan: Plan) -> ScoreResult:
     folder.write(DONE, b"")
-    before = sum(len(part.sources) for part in finished)
-    return sum(n for n, _ in counts), sum(bad for _, bad in counts), before
+    n, bad = sum(n for n, _ in counts), sum(bad for _, bad in counts)
+    before = sum(len(part.sources) for part in plan.finished)
+    return ScoreResult(folder.address, n, bad, before, 0.0, plan.n_again)
 
 
 def _steps(sources: Sequence[Path | S3Object]) -> Iterator[Sequence[Path | S3Object]]:

@@ -132,6 +132,30 @@ def test_other_pictures_cost_their_own_parts_only(model, images, tmp_path, small
     assert table["error"].isna().all()
 
 
+def test_a_picture_overwritten_under_its_old_name_is_scored_again(
+    model, detector, images, tmp_path, small_parts
+):
+    output = f"{tmp_path}/scores/"
+    score(options(model, images, output))
+    first = pd.read_parquet(output).set_index("path")["anomaly_score"]
+    changed = images / "day0" / "02.png"
+    changed.write_bytes(drawn(1, seed=11, defect=True)[0])
+    (tmp_path / "scores" / "notes.txt").write_text("mine")
+    result = score(options(model, images, output))
+    assert result.n_before + result.n_images == 13
+    assert 0 < result.n_images == result.n_again < 13
+    assert f"The scores of {result.n_before} pictures were kept" in result.summary()
+    assert f"{result.n_again} pictures were scored again" in result.summary()
+    assert (tmp_path / "scores" / "notes.txt").read_text() == "mine"
+    (tmp_path / "scores" / "notes.txt").unlink()
+    table = pd.read_parquet(output).set_index("path")["anomaly_score"]
+    expected_score = detector.score([changed])["anomaly_score"].item()
+    assert table[str(changed)] == pytest.approx(expected_score)
+    assert table[str(changed)] != pytest.approx(first[str(changed)])
+    others = table.drop(str(changed))
+    pd.testing.assert_series_equal(others, first[others.index])
+
+
 def test_a_folder_of_something_else_is_refused(model, images, tmp_path, small_parts):
     output = tmp_path / "scores"
     score(options(model, images, f"{output}/"))
