@@ -5,8 +5,8 @@ ARGS ?=
 JOBS ?= 2
 LOWEST ?= .venv-lowest
 TORCH ?= torch==2.9.0 torchvision==0.24.0
-CORE_TESTS := tests/config tests/core tests/images tests/network tests/test_artifact.py \
-	tests/test_cli.py tests/test_detector.py tests/test_format1.py
+CORE_TESTS := tests/config tests/core tests/images tests/network tests/artifact/test_save_load.py \
+	tests/test_cli.py tests/detector/test_anomaly_detector.py tests/test_format1.py
 
 .PHONY: help venv demo stack test test-lowest coverage readme lint dist
 

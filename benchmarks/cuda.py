@@ -20,10 +20,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.data.item import GOOD, Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.item import GOOD, Item
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.extractor import Extractor
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import measure_drift
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.catalog import ELPV, GOOD, load_catalog
+from dfm_mlflow.data.catalog import ELPV, GOOD, load_catalog
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.network.builder import build_extractor
 
 
 def darkened(image: np.ndarray) -> np.ndarray:

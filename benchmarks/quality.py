@@ -18,10 +18,10 @@ from pathlib import Path
 import click
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import image_metrics, pixel_metrics_of, score_items
-from dfm_mlflow.images.catalog import ELPV, load_catalog
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.data.catalog import ELPV, load_catalog
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.network.builder import build_extractor
+from dfm_mlflow.scores.evaluation import image_metrics, pixel_metrics_of, score_items
 
 COLUMNS = {
     "image_auroc": "image AUROC",

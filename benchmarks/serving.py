@@ -52,7 +52,7 @@ from safetensors.torch import save_file
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.flavor import signature_of
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.extractor import Extractor

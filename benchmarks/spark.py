@@ -51,8 +51,8 @@ def options():
 
 def save_model(pictures: Path, target: Path) -> None:
     import dfm_mlflow
-    from dfm_mlflow.detector import AnomalyDetector
-    from dfm_mlflow.jobs.extractor import build_extractor
+    from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+    from dfm_mlflow.network.builder import build_extractor
 
     extractor, weights, resolved = build_extractor(options())
     found = extractor.extract(sorted(pictures.iterdir()))
@@ -108,11 +108,11 @@ def measure(master: str, folder: str, name: str) -> dict:
     from pyspark.sql.functions import struct
 
     import dfm_mlflow
-    from dfm_mlflow import parts
     from dfm_mlflow.config import ScoreOptions
-    from dfm_mlflow.images.item import Item
-    from dfm_mlflow.jobs.extractor import build_extractor
+    from dfm_mlflow.data.item import Item
     from dfm_mlflow.jobs.score import score
+    from dfm_mlflow.network.builder import build_extractor
+    from dfm_mlflow.scores import parts
     from dfm_mlflow.spark.fit import fit_on_spark
 
     root = Path(folder)

@@ -17,10 +17,10 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from dfm_mlflow.config import Options  # noqa: E402
-from dfm_mlflow.detector import AnomalyDetector  # noqa: E402
-from dfm_mlflow.images.catalog import load_catalog  # noqa: E402
+from dfm_mlflow.data.catalog import load_catalog  # noqa: E402
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector  # noqa: E402
 from dfm_mlflow.images.decode import decode_image  # noqa: E402
-from dfm_mlflow.jobs.extractor import build_extractor  # noqa: E402
+from dfm_mlflow.network.builder import build_extractor  # noqa: E402
 from dfm_mlflow.network.device import DTYPES  # noqa: E402
 
 imported = time.perf_counter()
@@ -137,10 +137,10 @@ def phases(category: str, weights: str, name: str) -> dict:
     import array_api_compat.numpy  # noqa: F401 - loads with the first fit, and is an import
     import mlflow
 
-    from dfm_mlflow.jobs import extractor as networks
-    from dfm_mlflow.jobs import run
     from dfm_mlflow.jobs import train as job
+    from dfm_mlflow.network import builder as networks
     from dfm_mlflow.network.extractor import Extractor
+    from dfm_mlflow.tracking import run
 
     imports = imported - started + time.perf_counter() - start
 

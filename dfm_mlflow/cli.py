@@ -88,8 +88,8 @@ def train(**values: Any) -> None:
     """Fit a detector to good pictures, evaluate, log, register it."""
     options = Options.parse(values)
     options.resolve()  # what cannot work is refused before torch and MLflow load
-    from dfm_mlflow.jobs.run import summary
     from dfm_mlflow.jobs.train import train as run
+    from dfm_mlflow.tracking.run import summary
 
     result = run(options)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
@@ -105,8 +105,8 @@ def tune(**values: Any) -> None:
     """
     options = Options.parse(values)
     options.resolve()
-    from dfm_mlflow.jobs.run import summary
     from dfm_mlflow.jobs.tune import tune as run
+    from dfm_mlflow.tracking.run import summary
 
     result = run(options).trained
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
@@ -136,7 +136,7 @@ def evaluate(**values: Any) -> None:
     """Score new pictures: metrics if labelled, drift in any case."""
     options = EvaluateOptions.parse(values)
     from dfm_mlflow.jobs.evaluate import evaluate as run
-    from dfm_mlflow.jobs.run import summary
+    from dfm_mlflow.tracking.run import summary
 
     result = run(options)
     click.echo(summary(result.metrics, result.sentences, {"run_id": result.run_id}))
@@ -223,7 +223,7 @@ def promote(**values: Any) -> None:
     """Move an alias to a registered version that passes all gates."""
     options = PromoteOptions.parse(values)
     options.check()
-    from dfm_mlflow.jobs.promote import promote as run
+    from dfm_mlflow.registry.promote import promote as run
 
     click.echo(run(options).summary())
 
@@ -234,7 +234,7 @@ def promote(**values: Any) -> None:
 @click.option("--reason", default="none", show_default=True, help="Why, for the record.")
 def rollback(model: str, alias: str, reason: str) -> None:
     """Move an alias of a registered MODEL back to what it had."""
-    from dfm_mlflow.jobs.registry import rollback as run
+    from dfm_mlflow.registry.aliases import rollback as run
 
     move = run(model, alias, reason)
     click.echo(f"{alias} of {model} points to version {move.version}; before, to {move.before}.")
@@ -248,8 +248,8 @@ def describe(uri: str, as_json: bool) -> None:
 
     URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path.
     """
-    from dfm_mlflow.jobs.describe import describe as run
-    from dfm_mlflow.jobs.describe import in_words
+    from dfm_mlflow.registry.describe import describe as run
+    from dfm_mlflow.registry.describe import in_words
 
     found = run(uri)
     click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
@@ -262,8 +262,8 @@ def log(folder: str) -> None:
 
     FOLDER is the one that the failed run named.
     """
-    from dfm_mlflow.jobs.kept import log_kept as run
-    from dfm_mlflow.jobs.run import summary
+    from dfm_mlflow.tracking.kept import log_kept as run
+    from dfm_mlflow.tracking.run import summary
 
     result = run(folder)
     where = {"run_id": result.run_id, "model_uri": result.model_uri}
@@ -292,7 +292,7 @@ def recalibrate(**values: Any) -> None:
     """
     options = RecalibrateOptions.parse(values)
     from dfm_mlflow.jobs.recalibrate import recalibrate as run
-    from dfm_mlflow.jobs.run import summary
+    from dfm_mlflow.tracking.run import summary
 
     result = run(options)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
@@ -309,7 +309,7 @@ def export(model: str, output: str) -> None:
     """
     for noisy in ("onnx_ir", "onnxscript", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from dfm_mlflow.export import export as run
+    from dfm_mlflow.export.graph import export as run
 
     result = run(model, output)
     click.echo(
@@ -338,6 +338,6 @@ def _sentence(error: Exception) -> object:
         return f"{error.filename}: {error.strerror}."
     if "mlflow" not in sys.modules:
         return None
-    from dfm_mlflow.jobs.tracking import refusal
+    from dfm_mlflow.tracking.outage import refusal
 
     return refusal(error)

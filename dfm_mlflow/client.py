@@ -23,7 +23,7 @@ import pandas as pd
 
 from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
-from dfm_mlflow.whole_file import whole_file
+from dfm_mlflow.storage.whole_file import whole_file
 
 Picture = str | Path | bytes | np.ndarray
 

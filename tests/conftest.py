@@ -14,6 +14,7 @@ from mlflow.tracking import fluent
 from PIL import Image
 
 from .stores import pauses, s3_server, s3_store  # noqa: F401
+from .zoo import registry, zoo  # noqa: F401
 
 # The flavor holds no pickle, so everything must work where none may be read: in this process and
 # in those that tests start.
@@ -24,20 +25,28 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 
-# Modules of tests/jobs that share the zoo, which is dear to make: one worker has them all.
-ZOO = {"compare", "describe", "gates", "golden", "promote", "registry", "run", "ui"}
+# Modules that share the zoo, which is dear to make: one worker has them all.
+ZOO = {
+    "jobs/test_compare",
+    "registry/test_aliases",
+    "registry/test_describe",
+    "registry/test_gates",
+    "registry/test_golden",
+    "registry/test_promote",
+    "registry/test_ui",
+    "tracking/test_run",
+}
 # What takes longest begins first, so that the workers end together.
 LONGEST = ("zoo", "test_stack", "spark", "faults", "jobs/test_sweep")
 
 
 def group_of(nodeid):
     module = nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
-    folder, _, name = module.rpartition("/test_")
-    if folder == "spark":
+    if module.startswith("spark/test_"):
         return "spark"
     if module in ("test_campaigns", "test_faults"):  # both start runs in processes that were forked
         return "faults"
-    return "zoo" if folder == "jobs" and name in ZOO else module
+    return "zoo" if module in ZOO else module
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.extractor import Extractor
 

@@ -89,7 +89,7 @@ def prepare(folder: Path) -> None:
     """Pictures under the names that the README's placeholders get."""
     import shutil
 
-    from dfm_mlflow.images.catalog import load_catalog
+    from dfm_mlflow.data.catalog import load_catalog
 
     from .conftest import write_category
 

@@ -14,24 +14,31 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 # Modules without a test file of their name, and the file that tests them with others.
 TESTED_BY = {
-    "artifact_files": "test_artifact_cost.py",
-    "artifact_record": "test_artifact.py",
-    "artifact_statistics": "test_artifact.py",
-    "columns": "test_decision.py",
+    "artifact.files": "artifact/test_cost.py",
+    "artifact.record": "artifact/test_save_load.py",
+    "artifact.statistics": "artifact/test_save_load.py",
+    "columns": "detector/test_decision.py",
+    "config.serving": "serving/test_server.py",
+    "data.groups": "jobs/test_train.py",
+    "data.item": "jobs/test_train.py",
+    "detector.grid": "detector/test_class_model.py",
     "images.inflate": "images/test_fast.py",
-    "images.item": "jobs/test_train.py",
+    "images.read": "storage/test_store.py",
     "images.tiff": "images/test_decode_table.py",
-    "passes.blocks": "passes/test_fit.py",
-    "passes.layer": "passes/test_fit.py",
+    "report.overlay": "detector/test_maps.py",
+    "scores.measure": "jobs/test_evaluate.py",
+    "serving.threads": "serving/test_server.py",
+    "spark.blocks": "spark/test_class_passes.py",
+    "spark.layer_passes": "spark/test_class_passes.py",
 }
 # Trains by all four recipes at once, and says what came of it.
 TRAIN = """
 import json, sys
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import image_metrics, score_items
-from dfm_mlflow.images.catalog import load_catalog
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.scores.evaluation import image_metrics, score_items
+from dfm_mlflow.data.catalog import load_catalog
+from dfm_mlflow.network.builder import build_extractor
 
 options = Options.parse({"backbone": "two_convolutions", "layers": "2", "pooling": "1",
                          "image_size": "64", "score": "rms", "weights": "random",

@@ -11,14 +11,14 @@ import mlflow
 import numpy as np
 import pytest
 
-from dfm_mlflow.artifact import save_detector
+from dfm_mlflow.artifact.save_load import save_detector
 from dfm_mlflow.config import Options
+from dfm_mlflow.data import mvtec
 from dfm_mlflow.errors import ArtifactError, DataError, TrackingError
-from dfm_mlflow.images import mvtec
 from dfm_mlflow.jobs import train as train_module
-from dfm_mlflow.jobs.kept import log_kept
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.tracking.kept import log_kept
 
 from .campaigns.faults import MODEL, Place
 from .detectors import fit, pictures

@@ -16,12 +16,12 @@ from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.config import Options, PromoteOptions, SweepOptions
+from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import ConfigError, DataError
-from dfm_mlflow.images import storage
-from dfm_mlflow.images.catalog import load_catalog
-from dfm_mlflow.images.storage import S3Folder
 from dfm_mlflow.jobs.train import train
-from dfm_mlflow.mlflow_plugin.pyfunc import to_bytes
+from dfm_mlflow.serving.pyfunc import to_bytes
+from dfm_mlflow.storage import store
+from dfm_mlflow.storage.store import S3Folder
 
 from .conftest import texture
 
@@ -141,7 +141,7 @@ def test_keys_with_dots_stay_in_their_bucket_and_in_the_cache(s3_store, tmp_path
     for key, content in data.items():
         s3_store.put(key, content)
     found = S3Folder(f"s3://{s3_store.bucket}/d").walk()
-    assert {o.uri.partition(f"{s3_store.bucket}/")[2]: storage.fetch(o) for o in found} == data
+    assert {o.uri.partition(f"{s3_store.bucket}/")[2]: store.fetch(o) for o in found} == data
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) == len(data)
     assert all(p.is_relative_to(tmp_path / "cache/content") for p in files)

@@ -20,8 +20,8 @@ import dfm_mlflow
 from dfm_mlflow import cli
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError, TrackingError
-from dfm_mlflow.jobs.kept import log_kept
 from dfm_mlflow.jobs.train import train
+from dfm_mlflow.tracking.kept import log_kept
 
 from . import stack
 from .servers import post, serving

@@ -5,13 +5,14 @@ import pytest
 import torch
 from scipy.stats import betabinom
 
-from dfm_mlflow.class_fit import fit_class
-from dfm_mlflow.class_model import Grid, score_class
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import combine_classes, is_anomaly
+from dfm_mlflow.data.catalog import GOOD, load_catalog
+from dfm_mlflow.detector.class_fit import fit_class
+from dfm_mlflow.detector.class_model import score_class
+from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
-from dfm_mlflow.images.catalog import GOOD, load_catalog
-from dfm_mlflow.jobs.extractor import build_extractor
+from dfm_mlflow.network.builder import build_extractor
 
 SHAPE = (8, 4, 4)
 GRIDS = [Grid(SHAPE, np.ones(SHAPE[1:], dtype=bool))]

@@ -15,7 +15,7 @@ from dfm_mlflow.images.container import check_parts, check_scans, is_plain, may_
 from dfm_mlflow.images.fast import decode_fast, spread
 
 if TYPE_CHECKING:
-    from dfm_mlflow.images.storage import S3Object
+    from dfm_mlflow.storage.store import S3Object
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024

@@ -13,8 +13,8 @@ from mlflow.entities import Run
 from dfm_mlflow.config import CompareOptions
 from dfm_mlflow.core.comparison import Comparison, compare_auroc
 from dfm_mlflow.errors import ConfigError, DataError
-from dfm_mlflow.jobs.runs import find_run, read_scores
-from dfm_mlflow.whole_file import whole_file
+from dfm_mlflow.registry.runs import find_run, read_scores
+from dfm_mlflow.storage.whole_file import whole_file
 
 _PARAMETERS = ("weights_id", "dfm_mlflow_version", "torch_version", "torchvision_version")
 # No timings: features from the cache, and what else the machine did, are no part of a model.

@@ -11,16 +11,16 @@ from mlflow.models import Model
 
 from dfm_mlflow.config import RecalibrateOptions
 from dfm_mlflow.core.calibration import Calibration, is_anomaly
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.item import Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError, ConfigError
-from dfm_mlflow.images.catalog import Catalog, load_catalog
-from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.golden import log_golden
-from dfm_mlflow.jobs.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
-from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of, timed
 from dfm_mlflow.jobs.train import example_of, kept_items
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
+from dfm_mlflow.registry.golden import log_golden
+from dfm_mlflow.tracking.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
+from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of, timed
 
 _FEW_TO_JUDGE = 10  # new pictures from which on it is noticed that all of them fit too well
 

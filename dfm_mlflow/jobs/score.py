@@ -14,14 +14,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dfm_mlflow.config import ScoreOptions
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.data.find import find_pictures
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
-from dfm_mlflow.images import storage
-from dfm_mlflow.images.find import find_pictures
-from dfm_mlflow.images.storage import SCHEME, S3Object
-from dfm_mlflow.jobs.run import run_of
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
-from dfm_mlflow.parts import (
+from dfm_mlflow.scores.parts import (
     DONE,
     OutputFolder,
     Plan,
@@ -31,7 +28,10 @@ from dfm_mlflow.parts import (
     score_part,
     scores_of,
 )
-from dfm_mlflow.whole_file import whole_file
+from dfm_mlflow.storage import store
+from dfm_mlflow.storage.store import SCHEME, S3Object
+from dfm_mlflow.storage.whole_file import whole_file
+from dfm_mlflow.tracking.run import run_of
 
 _STEP = 1024  # pictures of a single file that are scored and written at a time
 
@@ -125,7 +125,7 @@ def _in_one_file(
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
             bad = _write(detector, sources, draft)
-            storage.upload(output, draft.read_bytes())
+            store.upload(output, draft.read_bytes())
         return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
     if not target.absolute().parent.is_dir():

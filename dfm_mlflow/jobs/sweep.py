@@ -18,31 +18,26 @@ import pandas as pd
 import torch
 
 import dfm_mlflow
-from dfm_mlflow.class_fit import finish_class, fit_layers
-from dfm_mlflow.class_model import (
-    Grid,
-    LayerModel,
-    RawScores,
-    finish_scores,
-    grids_of,
-    raw_scores,
-)
 from dfm_mlflow.config import Options, SweepOptions
-from dfm_mlflow.decision import decide
-from dfm_mlflow.detector import CHUNK, AnomalyDetector
+from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.groups import groups_of
+from dfm_mlflow.data.item import GOOD
+from dfm_mlflow.detector.anomaly_detector import CHUNK, AnomalyDetector
+from dfm_mlflow.detector.class_fit import finish_class, fit_layers
+from dfm_mlflow.detector.class_model import LayerModel, RawScores, finish_scores, raw_scores
+from dfm_mlflow.detector.decision import decide
+from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.errors import DfmError, SweepError
-from dfm_mlflow.evaluation import image_metrics, metric_name
-from dfm_mlflow.images.catalog import Catalog, load_catalog
-from dfm_mlflow.images.item import GOOD
-from dfm_mlflow.jobs.extractor import build_extractor
-from dfm_mlflow.jobs.run import log_dataset, log_parameters, run_of
-from dfm_mlflow.jobs.sweep_book import PARENT, Book, table_of
-from dfm_mlflow.jobs.tracking import outage
-from dfm_mlflow.jobs.train import facts_of, groups_of, kept_items
+from dfm_mlflow.jobs.train import facts_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
+from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
+from dfm_mlflow.scores.evaluation import image_metrics, metric_name
+from dfm_mlflow.tracking.outage import outage
+from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of
+from dfm_mlflow.tracking.sweep_children import PARENT, Book, table_of
 
 TABLES = ("image_auroc", "image_f1_max")
 # Configurations that differ in nothing else share the network's work, and the fit.
@@ -249,7 +244,7 @@ class _Shared:
         )
 
     def _score(self, detector: AnomalyDetector, raw: RawScores | None) -> pd.DataFrame:
-        """Make the table of :func:`~dfm_mlflow.evaluation.score_items`, without paths."""
+        """Make the table of :func:`~dfm_mlflow.scores.evaluation.score_items`, without paths."""
         items, kept = self._catalog.test, self._test.kept
         errors = self._test.errors
         rows: list[dict[str, Any]] = [{"error": errors.get(i)} for i in range(len(items))]

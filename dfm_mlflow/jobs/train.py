@@ -2,7 +2,6 @@
 
 import io
 import logging
-import re
 import resource
 import time
 from dataclasses import dataclass
@@ -17,9 +16,19 @@ from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.groups import groups_of
+from dfm_mlflow.data.item import Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.evaluation import (
+from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.mlflow_plugin.flavor import log_model
+from dfm_mlflow.network.builder import build_extractor, load_roi
+from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.registry.golden import log_golden
+from dfm_mlflow.scores.evaluation import (
     Evaluation,
     image_metrics,
     measured_sentence,
@@ -27,16 +36,8 @@ from dfm_mlflow.evaluation import (
     pixel_metrics_of,
     score_items,
 )
-from dfm_mlflow.images.catalog import Catalog, load_catalog
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.extractor import build_extractor, load_roi
-from dfm_mlflow.jobs.golden import log_golden
-from dfm_mlflow.jobs.kept import kept_on_outage
-from dfm_mlflow.jobs.run import log_dataset, log_parameters, log_results, run_of, timed
-from dfm_mlflow.mlflow_plugin.flavor import log_model
-from dfm_mlflow.network.extraction import Extraction
-from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.tracking.kept import kept_on_outage
+from dfm_mlflow.tracking.run import log_dataset, log_parameters, log_results, run_of, timed
 
 # Options that tell runs of one preset apart.
 _NAMED = (
@@ -318,45 +319,6 @@ def kept_items(items: list[Item], extraction: Extraction, purpose: str = "traini
     return [items[i] for i in extraction.kept]
 
 
-def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
-    """Give the group of each picture, from a manifest or by a regular expression on its path.
-
-    Parameters
-    ----------
-    pattern : str
-        Regular expression, or ``none``.
-    items : list of Item
-
-    Returns
-    -------
-    list of str or None
-        None where nothing groups them; the path of a picture that belongs to no group.
-
-    Raises
-    ------
-    DataError
-        If the expression matches no picture.
-    """
-    if pattern == "none" and not any(item.group for item in items):
-        return None
-    groups, n_found = [], 0
-    for item in items:
-        if item.group or pattern == "none":  # a manifest knows better than the path
-            groups.append(item.group or str(item.path))
-            continue
-        match = re.search(pattern, str(item.path))
-        # the first group of the expression if it has one, else the whole match
-        found = match.group(match.re.groups and 1) if match else None
-        n_found += found is not None
-        groups.append(found or str(item.path))
-    if pattern != "none" and not n_found and not any(item.group for item in items):
-        raise DataError(
-            f"group_by={pattern!r} matches no training picture, such as {items[0].path}: correct "
-            "the expression or give none."
-        )
-    return groups
-
-
 def facts_of(
     detector: AnomalyDetector, table: pd.DataFrame, n_train: int, n_bad: int
 ) -> dict[str, float]:
@@ -390,7 +352,7 @@ def facts_of(
 
 def example_of(item: Item, size: tuple[int, int]) -> pd.DataFrame:
     """Shrink the picture of an `item` to the input's `size`, (height, width), as PNG bytes."""
-    image = Image.fromarray(decode_image(item.path.read_bytes())).resize(size[::-1])
+    image = Image.fromarray(decode_image(read_picture(item.path))).resize(size[::-1])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return pd.DataFrame({"image": [buffer.getvalue()]})

@@ -19,21 +19,21 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from dfm_mlflow.config import Options, refuse_spark
 from dfm_mlflow.core.crossfit import assign_folds
 from dfm_mlflow.core.metrics import auroc
+from dfm_mlflow.data.catalog import load_catalog
+from dfm_mlflow.data.groups import groups_of
+from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import BackboneError, DataError
-from dfm_mlflow.images.catalog import load_catalog
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.item import Item
-from dfm_mlflow.images.storage import threads_for
-from dfm_mlflow.images.synthetic import Plan, draw_all, plans
-from dfm_mlflow.jobs.extractor import build_extractor
-from dfm_mlflow.jobs.run import run_of
-from dfm_mlflow.jobs.train import TrainResult, fit_and_register, groups_of
+from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.jobs.train import TrainResult, fit_and_register
 from dfm_mlflow.network.backbones import layer_names
+from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.pooling import base_rule
 from dfm_mlflow.network.tiles import scaled_mask
-from dfm_mlflow.report.sheet import write_sheet
-from dfm_mlflow.tuning import (
+from dfm_mlflow.storage.store import threads_for
+from dfm_mlflow.tracking.run import run_of
+from dfm_mlflow.tuning.candidates import (
     SEARCHED,
     Choice,
     Pictures,
@@ -43,6 +43,8 @@ from dfm_mlflow.tuning import (
     layers_of,
     score_candidates,
 )
+from dfm_mlflow.tuning.sheet import write_sheet
+from dfm_mlflow.tuning.synthetic import Plan, draw_all, plans
 
 MOST_GOOD = 300  # pictures of a class that the search looks at
 N_DEFECTS = 336  # of a class: 8 of each kind, size and strength
@@ -240,7 +242,7 @@ def _network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.
     """Give pictures at the size at which the network sees them, without padding."""
 
     def load(item: Item) -> np.ndarray:
-        image = decode_image(item.path.read_bytes())
+        image = decode_image(read_picture(item.path))
         pixels = extractor.resized(image).permute(1, 2, 0).numpy()
         return np.ascontiguousarray(_without_padding(extractor, pixels, image.shape[:2]))
 

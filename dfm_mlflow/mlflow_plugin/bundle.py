@@ -5,9 +5,9 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfm_mlflow.artifact import load_detector
-from dfm_mlflow.artifact_files import read_file
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.artifact.files import read_file
+from dfm_mlflow.artifact.save_load import load_detector
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
 

@@ -23,8 +23,8 @@ from dfm_mlflow.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dfm_mlflow.images.catalog import Catalog
-    from dfm_mlflow.images.item import Item
+    from dfm_mlflow.data.catalog import Catalog
+    from dfm_mlflow.data.item import Item
 
 _MOST_SIZES = 10  # listed one by one; of more only the smallest and the largest
 
@@ -85,7 +85,7 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
         ``<width>x<height>`` in pixels; of many sizes it has the smallest and the largest area.
         """
         from dfm_mlflow.images.decode import read_size
-        from dfm_mlflow.images.storage import map_in_threads
+        from dfm_mlflow.storage.store import map_in_threads
 
         items = self.catalog.items
         found = map_in_threads(read_size, [item.path for item in items])
@@ -173,7 +173,9 @@ class ImageFolderEvaluationDataset(EvaluationDataset):
         """Every picture's bytes, as a model of the flavor takes them."""
         import pandas as pd
 
-        return pd.DataFrame({"image": [i.path.read_bytes() for i in self.pictures.to_score]})
+        from dfm_mlflow.images.read import read_picture
+
+        return pd.DataFrame({"image": [read_picture(i.path) for i in self.pictures.to_score]})
 
 
 def from_image_folder(
@@ -205,7 +207,7 @@ def from_image_folder(
     DataError
         If there are no such pictures, or several categories to choose from.
     """
-    from dfm_mlflow.images.catalog import load_catalog
+    from dfm_mlflow.data.catalog import load_catalog
 
     if category is None:
         address, categories = _only_category(os.fspath(folder))
@@ -216,11 +218,11 @@ def from_image_folder(
 
 
 def _only_category(address: str) -> tuple[str, tuple[str, ...]]:
-    from dfm_mlflow.images import storage
+    from dfm_mlflow.storage import store
 
     if address in ("auto", "elpv", "mvtec_ad") or address.lower().endswith(".csv"):
         raise DataError(f"{address} may hold several categories: give category=<name>.")
-    root = storage.folder(address)
+    root = store.folder(address)
     if isinstance(root, Path):
         root = root.absolute()
     if not root.is_dir():

@@ -11,16 +11,16 @@ from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import dfm_mlflow
-from dfm_mlflow.artifact import load_detector, save_detector
-from dfm_mlflow.artifact_record import FORMAT
+from dfm_mlflow.artifact.record import FORMAT
+from dfm_mlflow.artifact.save_load import load_detector, save_detector
 from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.config.serving import ServingSettings
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME as FLAVOR_NAME
 from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
-from dfm_mlflow.mlflow_plugin.serving import ServingSettings
 from dfm_mlflow.mlflow_plugin.wheel import build_wheel, is_release
 from dfm_mlflow.network.backbones import backbone_requirements
 
@@ -122,7 +122,7 @@ def save_model(
     input_example, metadata, extra_files
         As MLflow's built-in flavors take them.
     model_config : dict, optional
-        Overrides keys of :class:`~dfm_mlflow.mlflow_plugin.serving.ServingSettings`: ``device``,
+        Overrides keys of :class:`~dfm_mlflow.serving.threads.ServingSettings`: ``device``,
         ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
 
     Raises
@@ -301,7 +301,7 @@ def load_data_folder(path: str | Path, settings: ServingSettings) -> AnomalyDete
     Raises
     ------
     ArtifactError
-        If the ``MLmodel`` is missing, and as :func:`~dfm_mlflow.artifact.load_detector`.
+        If the ``MLmodel`` is missing, and as :func:`~dfm_mlflow.artifact.save_load.load_detector`.
     """
     folder = Path(path)
     return load_detector(

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from mlflow.models.model import MLMODEL_FILE_NAME
 
-from dfm_mlflow.artifact_files import BACKBONE, STATISTICS, read_file
-from dfm_mlflow.artifact_record import DETECTOR
+from dfm_mlflow.artifact.files import BACKBONE, STATISTICS, read_file
+from dfm_mlflow.artifact.record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 
 FLAVOR_NAME = "dfm"

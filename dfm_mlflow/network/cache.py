@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from dfm_mlflow.cache_folder import CacheFolder, cache_home
+from dfm_mlflow.storage.cache_folder import CacheFolder, cache_home
 
 DEFAULT_LIMIT = 4 * 1024**3
 _SEAL = "seal"  # name of the sum among the arrays of an entry

@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from dfm_mlflow.images.storage import threads_for
+from dfm_mlflow.storage.store import threads_for
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from tqdm import tqdm
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.storage import S3Object
+from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, workers
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
+from dfm_mlflow.storage.store import S3Object
 
 Source = bytes | Path | S3Object | np.ndarray
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
@@ -233,10 +234,7 @@ class Extractor:
                 return Prepared(_shape(source), self.resized(source))
             if self._known and source in self._known:
                 return self._known.pop(source)
-            try:
-                data = source.read_bytes() if isinstance(source, Path | S3Object) else source
-            except OSError as error:
-                raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
+            data = read_picture(source) if isinstance(source, Path | S3Object) else source
             key = self._key(hashlib.sha256(data).hexdigest()) if self.cache else None
             cached = self.cache.get(key) if self.cache and key else None
             if cached is not None:

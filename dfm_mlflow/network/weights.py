@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision import models
 
 from dfm_mlflow.errors import DataError, WeightsError
-from dfm_mlflow.images import storage
 from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.storage import store
 
 _logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def _imagenet_file(backbone: str) -> Path:
 
 
 def _bytes_of(place: str) -> bytes:
-    if place.startswith(storage.SCHEME):
+    if place.startswith(store.SCHEME):
         try:
-            return storage.read(place)
+            return store.read(place)
         except DataError as error:
             raise WeightsError(f"The weights cannot be fetched: {error}") from None
     path = Path(place).expanduser()

@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMe
 from scipy.stats import beta
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.item import GOOD
+from dfm_mlflow.data.item import GOOD
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 
 # Of text and axes: near black on a white PNG, the page's own colour in SVG.
 _INK = "#1f2933"

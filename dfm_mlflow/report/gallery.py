@@ -12,13 +12,14 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from dfm_mlflow.detector import AnomalyDetector, Observation
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.evaluation import Evaluation, metric_name
-from dfm_mlflow.images import storage
-from dfm_mlflow.images.catalog import Catalog
 from dfm_mlflow.images.decode import decode_image, decode_mask
-from dfm_mlflow.network.maps import overlay, to_level
+from dfm_mlflow.report.overlay import overlay
+from dfm_mlflow.scores.evaluation import Evaluation, metric_name
+from dfm_mlflow.storage import store
 
 MOST, MOST_GOOD = 6, 3  # pictures of each kind
 _SIDE = 1024  # longest side of an overlay
@@ -122,9 +123,9 @@ def _draw(
     detector: AnomalyDetector,
     row: pd.Series,
     seen: Observation,
-    mask_file: Path | storage.S3Object | None,
+    mask_file: Path | store.S3Object | None,
 ) -> Shown:
-    pixels = shrunk(decode_image(storage.read(row["path"])), _SIDE)
+    pixels = shrunk(decode_image(store.read(row["path"])), _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
     marked = overlay(pixels, to_level(detector.full_map(seen.map, size), scale))

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.evaluation import Evaluation, defect_table
-from dfm_mlflow.images.item import GOOD
+from dfm_mlflow.data.item import GOOD
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.report import figures, words
 from dfm_mlflow.report.gallery import Shown, shrunk
+from dfm_mlflow.scores.evaluation import Evaluation, defect_table
 
 _THUMBNAIL = 240  # pixels a side: 42 pictures of pure noise stay under 3 MB
 _MOST_HISTOGRAMS = 6  # of categories

@@ -3,8 +3,8 @@
 import pandas as pd
 from scipy.stats import betabinom, binomtest
 
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.item import GOOD
+from dfm_mlflow.data.item import GOOD
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 
 UNLIKELY = 0.05  # a promise is called broken when chance alone would do that more rarely
 

@@ -15,17 +15,18 @@ import numpy as np
 from safetensors.torch import load, save
 
 import dfm_mlflow
-from dfm_mlflow.class_model import grids_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
-from dfm_mlflow.detector import AnomalyDetector
+from dfm_mlflow.data.item import Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import FitError, SparkError
-from dfm_mlflow.images import storage
-from dfm_mlflow.images.item import Item
+from dfm_mlflow.images.read import digests
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extractor import Extractor, Source
-from dfm_mlflow.passes import Block, fit_class_in_passes
+from dfm_mlflow.spark.blocks import Block
+from dfm_mlflow.spark.class_passes import fit_class_in_passes
 from dfm_mlflow.spark.session import check_version, session_of
 
 PICTURES = 1024  # in a partition: a task of half a minute on one core
@@ -117,7 +118,7 @@ class SparkPasses:
     Attributes
     ----------
     rdd : RDD
-        Of :class:`~dfm_mlflow.passes.Block`, or of what was derived from each.
+        Of :class:`~dfm_mlflow.spark.blocks.Block`, or of what was derived from each.
     """
 
     rdd: Any
@@ -267,8 +268,8 @@ def digests_on_spark(sources: Sequence[Source], *, session: Any = None) -> list[
     """
     with session_of(session) as spark:
         rdd = _context(spark).parallelize(list(sources), _n_partitions(spark, len(sources)))
-        digests: list[str] = rdd.mapPartitions(lambda p: storage.digests(list(p))).collect()
-        return digests
+        found: list[str] = rdd.mapPartitions(lambda p: digests(list(p))).collect()
+        return found
 
 
 def _context(spark: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 import dfm_mlflow
-from dfm_mlflow.detector import AnomalyDetector
-from dfm_mlflow.images.storage import S3Object
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
-from dfm_mlflow.parts import OutputFolder, Part, score_part
+from dfm_mlflow.scores.parts import OutputFolder, Part, score_part
 from dfm_mlflow.spark.session import check_version
+from dfm_mlflow.storage.store import S3Object
 
 _ROW = "part int, name string, paths array<string>, etags array<string>, sizes array<long>"
 _COUNTS = "images long, errors long"

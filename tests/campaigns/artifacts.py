@@ -28,7 +28,7 @@ import torch
 from safetensors.numpy import load, save
 from safetensors.torch import save as save_torch
 
-from dfm_mlflow.artifact import BACKBONE, DETECTOR, STATISTICS, load_detector
+from dfm_mlflow.artifact.save_load import BACKBONE, DETECTOR, STATISTICS, load_detector
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.network.weights import load_weights
 

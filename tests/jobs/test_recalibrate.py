@@ -7,14 +7,14 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 import dfm_mlflow
-from dfm_mlflow.artifact import STATISTICS
+from dfm_mlflow.artifact.save_load import STATISTICS
 from dfm_mlflow.cli import cli
 from dfm_mlflow.config import RecalibrateOptions
 from dfm_mlflow.errors import ArtifactError, ConfigError, DataError
 from dfm_mlflow.jobs import recalibrate as job
-from dfm_mlflow.jobs.golden import load_golden
 from dfm_mlflow.jobs.recalibrate import recalibrate
 from dfm_mlflow.jobs.train import train
+from dfm_mlflow.registry.golden import load_golden
 
 from .test_evaluate import new_pictures
 from .test_train import options

@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 import dfm_mlflow
-from dfm_mlflow import parts
 from dfm_mlflow.cli import cli
 from dfm_mlflow.config import ScoreOptions
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs import score as job
 from dfm_mlflow.jobs.score import score
+from dfm_mlflow.scores import parts
 
 from ..detectors import fit
 from ..detectors import pictures as drawn

@@ -11,12 +11,13 @@ from sklearn.metrics import roc_auc_score
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
+from dfm_mlflow.data.groups import groups_of
+from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, DfmError
-from dfm_mlflow.evaluation import image_metrics, metric_name
-from dfm_mlflow.images.item import Item
-from dfm_mlflow.jobs.run import summary
-from dfm_mlflow.jobs.train import groups_of, train
+from dfm_mlflow.jobs.train import train
 from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.scores.evaluation import image_metrics, metric_name
+from dfm_mlflow.tracking.run import summary
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18"}
 CONTRACT = {

@@ -9,12 +9,12 @@ from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
+from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import BackboneError, DfmError
-from dfm_mlflow.images.catalog import load_catalog
 from dfm_mlflow.jobs import tune as job
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import candidate_table, search, tune
-from dfm_mlflow.tuning import SEARCHED
+from dfm_mlflow.tuning.candidates import SEARCHED
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes"}
 

@@ -8,10 +8,10 @@ import pytest
 from mlflow.models import list_evaluators
 from PIL import Image
 
+from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.catalog import load_catalog
-from dfm_mlflow.jobs.run import log_dataset
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
+from dfm_mlflow.tracking.run import log_dataset
 
 from ..conftest import write_category
 
@@ -57,7 +57,7 @@ def in_a_fresh_interpreter(first):
     [
         "mlflow",
         "dfm_mlflow.mlflow_plugin.dataset",
-        "dfm_mlflow.mlflow_plugin.evaluator",
+        "dfm_mlflow.jobs.evaluator",
     ],
 )
 def test_mlflow_loads_the_plugin_without_torch_and_without_a_warning(first):

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import dfm_mlflow
+from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.jobs.describe import describe
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
-from dfm_mlflow.mlflow_plugin.serving import ServingSettings
+from dfm_mlflow.registry.describe import describe
 
 FORMAT1 = Path(__file__).parents[1] / "fixtures/format1/one-class"
 GONE = object()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfm_mlflow.images.item import Item
+from dfm_mlflow.data.item import Item
 
 from ..conftest import texture
 from ..detectors import fit

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dfm_mlflow.evaluation import score_items
 from dfm_mlflow.report.figures import Charts, paint_scores, score_rows
+from dfm_mlflow.scores.evaluation import score_items
 
 from .conftest import items_in
 

@@ -1,8 +1,8 @@
 import numpy as np
 
-from dfm_mlflow.evaluation import Evaluation, score_items
-from dfm_mlflow.images.catalog import Catalog
+from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.report.gallery import build_gallery, outline, worst_cases
+from dfm_mlflow.scores.evaluation import Evaluation, score_items
 
 from .conftest import items_in
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfm_mlflow.evaluation import Evaluation, image_metrics, score_items
-from dfm_mlflow.images.catalog import Catalog
-from dfm_mlflow.images.item import Item
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.item import Item
 from dfm_mlflow.report.gallery import build_gallery
 from dfm_mlflow.report.html import write_report
+from dfm_mlflow.scores.evaluation import Evaluation, image_metrics, score_items
 
 from ..detectors import fit, pictures
 from .conftest import items_in

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from dfm_mlflow.evaluation import measured_sentence
 from dfm_mlflow.report.words import chance_of, percent, rates, verdict
+from dfm_mlflow.scores.evaluation import measured_sentence
 
 
 def frame(good, good_flagged, bad, bad_flagged):

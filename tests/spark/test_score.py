@@ -98,7 +98,7 @@ def test_from_s3_to_s3(spark, model, archive, tmp_path, s3_store):
 
 JOB = """
 import sys
-from dfm_mlflow import parts
+from dfm_mlflow.scores import parts
 from dfm_mlflow.config import ScoreOptions
 from dfm_mlflow.jobs.score import score
 parts.PICTURES = 3

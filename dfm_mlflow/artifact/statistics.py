@@ -1,0 +1,180 @@
+"""What ``statistics.safetensors`` holds, from a detector's classes and back, checked."""
+
+import math
+
+import numpy as np
+
+from dfm_mlflow.artifact.files import STATISTICS, most_bytes
+from dfm_mlflow.artifact.record import ClassRecord, Record, SubspaceRecord
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.class_model import MOST_LEADING, ClassModel, LayerModel, n_leading
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.errors import ArtifactError
+
+# A basis rounded to half precision keeps its columns' lengths far better than this.
+_LENGTH_TOLERANCE = 0.02
+_KINDS = ("mean", "basis", "variances", "usual", "leading")  # of a layer of a class
+
+
+def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
+    """Give the arrays of a `detector` by their names in the file."""
+    arrays = {}
+    for i, model in enumerate(detector.classes):
+        arrays[f"{i}.held_out"] = model.calibration.scores
+        for j, layer in enumerate(model.layers):
+            for name in ("mean", "basis", "variances"):
+                kind = np.float16 if name == "basis" else np.float32
+                array = np.asarray(getattr(layer.subspace, name), dtype=kind)
+                arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
+            arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
+            arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
+    if detector.extractor.roi is not None:
+        arrays["roi"] = np.packbits(detector.extractor.roi)
+    return arrays
+
+
+def most_statistics(record: Record) -> int:
+    """Bytes that the file can have beside a `record` whose shapes are the network's."""
+    sizes = [math.prod(record.roi_shape or ()) // 8 + 1]
+    for c in record.classes:
+        sizes.append(c.n_held_out)
+        for layer, subspace in zip(record.layers, c.layers, strict=True):
+            channels, height, width = layer.shape
+            features, k = channels * height * width, subspace.n_components
+            sizes += [features, features * k, k, height * width]
+            sizes.append(c.n_held_out * min(MOST_LEADING, k))
+    return most_bytes(sizes)
+
+
+def roi_of(record: Record, statistics: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Give the region of interest, or None where a model has none.
+
+    Parameters
+    ----------
+    record : Record
+    statistics : dict of str to ndarray
+
+    Returns
+    -------
+    ndarray of shape (H, W), bool, or None
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing or has another size than the record says.
+    """
+    if record.roi_shape is None:
+        return None
+    size = math.prod(record.roi_shape)
+    packed = _array(statistics, "roi", ((size + 7) // 8,), np.uint8)
+    return np.unpackbits(packed, count=size).astype(bool).reshape(record.roi_shape)
+
+
+def classes_of(
+    record: Record, statistics: dict[str, np.ndarray], grids: list[Grid], method: str
+) -> list[ClassModel]:
+    """Build the classes.
+
+    Parameters
+    ----------
+    record : Record
+    statistics : dict of str to ndarray
+    grids : list of Grid
+        Of each layer.
+    method : {"empirical", "gpd"}
+        Of the calibration's tail.
+
+    Raises
+    ------
+    ArtifactError
+        For an array that is missing, belongs to nothing, or makes no sense.
+    """
+    classes = [_class(c, i, statistics, grids, method) for i, c in enumerate(record.classes)]
+    _check_names(record, statistics)
+    return classes
+
+
+def _class(
+    record: ClassRecord,
+    i: int,
+    statistics: dict[str, np.ndarray],
+    grids: list[Grid],
+    method: str,
+) -> ClassModel:
+    held_out = _array(statistics, f"{i}.held_out", (record.n_held_out,), np.float64)
+    if (np.diff(held_out) < 0).any():
+        raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
+    layers = []
+    for j, (layer, grid) in enumerate(zip(record.layers, grids, strict=True)):
+        subspace = _subspace(layer, f"{i}.{j}", record.n_samples, statistics, grid)
+        usual = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
+        _check_positive(f"{i}.{j}.usual", usual)
+        shape = (record.n_held_out, n_leading(subspace))
+        leading = _array(statistics, f"{i}.{j}.leading", shape)
+        if (np.diff(leading, axis=0) < 0).any():
+            raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
+        layers.append(LayerModel(subspace, usual, leading))
+    return ClassModel(
+        record.name, tuple(layers), Calibration(held_out, record.n_folds, method), record.map_scale
+    )
+
+
+def _subspace(
+    record: SubspaceRecord,
+    place: str,
+    n_samples: int,
+    statistics: dict[str, np.ndarray],
+    grid: Grid,
+) -> Subspace:
+    k, dimension = record.n_components, grid.n_features
+    mean = _array(statistics, f"{place}.mean", (dimension,))
+    with np.errstate(over="ignore"):
+        if not np.isfinite(mean @ mean):
+            raise ArtifactError(f"{STATISTICS} holds values too large in {place}.mean.")
+    basis = _array(statistics, f"{place}.basis", (dimension, k), np.float16)
+    variances = _array(statistics, f"{place}.variances", (k,))
+    _check_positive(f"{place}.variances", variances)
+    lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)
+    if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any():
+        raise ArtifactError(
+            f"{STATISTICS} holds directions that are no unit vectors in {place}.basis."
+        )
+    return Subspace(mean, basis, variances, record.noise_variance, n_samples)
+
+
+def _check_positive(name: str, array: np.ndarray) -> None:
+    if not (array > 0).all():
+        raise ArtifactError(f"{STATISTICS} holds values that are not positive in {name}.")
+
+
+def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
+    known = {
+        f"{i}.{j}.{kind}"
+        for i, c in enumerate(record.classes)
+        for j in range(len(c.layers))
+        for kind in _KINDS
+    }
+    known |= {f"{i}.held_out" for i in range(len(record.classes))}
+    known |= {"roi"} if record.roi_shape is not None else set()
+    others = sorted(set(statistics) - known)
+    if others:
+        raise ArtifactError(f"{STATISTICS} holds {others[0]}, which belongs to nothing.")
+
+
+def _array(
+    statistics: dict[str, np.ndarray], name: str, shape: tuple[int, ...], kind: type = np.float32
+) -> np.ndarray:
+    if name not in statistics:
+        raise ArtifactError(f"{STATISTICS} lacks {name}: it holds {', '.join(sorted(statistics))}.")
+    array = statistics[name]
+    if array.shape != shape:
+        raise ArtifactError(f"{STATISTICS}: {name} has shape {array.shape}, expected {shape}.")
+    if array.dtype != kind:
+        raise ArtifactError(
+            f"{STATISTICS}: {name} has dtype {array.dtype}, expected {np.dtype(kind)}."
+        )
+    if not np.isfinite(array).all():
+        raise ArtifactError(f"{STATISTICS}: {name} holds NaN or infinite values.")
+    return array

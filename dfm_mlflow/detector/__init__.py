@@ -1,0 +1,1 @@
+"""Scoring, fitting and the decision; ``AnomalyDetector`` has the only ``score``."""

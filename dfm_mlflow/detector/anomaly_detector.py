@@ -1,0 +1,337 @@
+"""The anomaly detector: extractor, the model of each class, and the only ``score``."""
+
+import base64
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dfm_mlflow.columns import COLUMNS, DECISION
+from dfm_mlflow.config import Options
+from dfm_mlflow.detector.class_fit import fit_class, recalibrate_class
+from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
+from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
+from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
+from dfm_mlflow.errors import ConfigError, FitError, ImageError
+from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extractor import Extractor, Source
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 256  # images whose features are in memory at once while scoring
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What is seen of one picture beside its row.
+
+    Attributes
+    ----------
+    map : Tensor of shape (h, w)
+        Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
+    size : tuple of int
+        Height and width of the picture in pixels.
+    places : ndarray of shape (l,)
+        Place of each leading coordinate, of all layers, among those of the calibration's good
+        pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
+    """
+
+    map: torch.Tensor
+    size: tuple[int, int]
+    places: np.ndarray
+
+
+OnImage = Callable[[int, Observation], None]
+
+
+class AnomalyDetector:
+    """A fitted detector; immutable, and safe to score from several threads.
+
+    Parameters
+    ----------
+    options : Options
+        Resolved options.
+    extractor : Extractor
+        Turns pictures into feature maps.
+    grids : sequence of Grid
+        Feature map of each layer.
+    classes : sequence of ClassModel
+        One for each class.
+    weights : dict of str to str
+        ``id`` and ``sha256`` of the backbone's weights.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        extractor: Extractor,
+        grids: Sequence[Grid],
+        classes: Sequence[ClassModel],
+        weights: dict[str, str],
+    ):
+        self.options, self.extractor, self.grids = options, extractor, tuple(grids)
+        self.classes, self.weights = tuple(classes), weights
+        self._ready = [c.on(extractor.device) for c in self.classes]
+
+    @classmethod
+    def fit(
+        cls,
+        options: Options,
+        extractor: Extractor,
+        extraction: Extraction,
+        labels: Sequence[str],
+        weights: dict[str, str],
+        groups: Sequence[str] | None = None,
+    ) -> "AnomalyDetector":
+        """Fit and calibrate on the features of good images.
+
+        Parameters
+        ----------
+        options : Options
+            Resolved options.
+        extractor : Extractor
+            The one that made the features.
+        extraction : Extraction
+            Features of n good images.
+        labels : sequence of str
+            Class of each of the n images.
+        weights : dict of str to str
+            ``id`` and ``sha256`` of the backbone's weights.
+        groups : sequence of str, optional
+            Images of one group are held out together.
+
+        Raises
+        ------
+        FitError
+            If a class has fewer than 2 images or one group, or features no model fits.
+        """
+        if len(extraction.kept) < 2:
+            raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
+        grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
+        known = np.asarray(labels)
+        models = []
+        for name in dict.fromkeys(labels):
+            mine = np.flatnonzero(known == name)
+            own_groups = None if groups is None else [groups[i] for i in mine.tolist()]
+            features = [f[torch.from_numpy(mine)] for f in extraction.features]
+            try:
+                models.append(fit_class(name, features, own_groups, grids, options))
+            except FitError as error:
+                raise FitError(f"The class {name} cannot be fitted. {error}") from None
+        return cls(options, extractor, grids, models, weights)
+
+    def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
+        """Return a detector that scores the same through another `extractor` on the same device."""
+        other = copy.copy(self)
+        other.extractor = extractor
+        return other
+
+    def recalibrated(self, name: str, features: Sequence[torch.Tensor]) -> "AnomalyDetector":
+        """Return a detector with new thresholds for one class, from pictures never fitted.
+
+        Parameters
+        ----------
+        name : str
+            Of the class.
+        features : sequence of Tensor of shape (n, C, h, w)
+            Of n good images of it, one for each layer.
+
+        Raises
+        ------
+        ConfigError
+            For a class that the detector does not have.
+        FitError
+            For fewer than 2 images.
+        """
+        if name not in self.class_names:
+            raise ConfigError(
+                f"The model has no class {name}: its classes are {', '.join(self.class_names)}."
+            )
+        j = self.class_names.index(name)
+        n = len(features[0]) if features else 0
+        parts = [[f[i : i + CHUNK] for f in features] for i in range(0, n, CHUNK)]
+        with torch.inference_mode():
+            scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
+        classes = list(self.classes)
+        classes[j] = recalibrate_class(classes[j], scored, self.options)
+        return AnomalyDetector(self.options, self.extractor, self.grids, classes, self.weights)
+
+    # -- what is known about it --------------------------------------------------------------------
+
+    @property
+    def n_components(self) -> int:
+        """Dimensions of the subspaces, summed over layers and classes."""
+        return sum(layer.subspace.n_components for c in self.classes for layer in c.layers)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(c.name for c in self.classes)
+
+    def thresholds(self, fpr: float | None = None) -> dict[str, float]:
+        """Anomaly score above which an image of each class is flagged.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        dict of str to float
+            By the class's name.
+        """
+        fpr = self.options.fpr if fpr is None else fpr
+        return {c.name: c.calibration.threshold(fpr) for c in self.classes}
+
+    def effective_fpr(self, fpr: float | None = None) -> float:
+        """False-positive rate that the calibration can promise, of the class with fewest images.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        float
+        """
+        fpr = self.options.fpr if fpr is None else fpr
+        return max(c.calibration.effective_fpr(fpr) for c in self.classes)
+
+    def calibration_sentence(self, fpr: float | None = None) -> str:
+        """Say in one sentence where the threshold comes from and what it promises.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        str
+        """
+        fpr = self.options.fpr if fpr is None else fpr
+        return calibration_sentence(self.classes, fpr, self.options.retest_rate)
+
+    # -- scoring -----------------------------------------------------------------------------------
+
+    def score(
+        self,
+        images: Sequence[Source],
+        *,
+        fpr: float | None = None,
+        anomaly_map: bool = False,
+        on_error: str = "raise",
+        progress: str | None = None,
+        on_image: OnImage | None = None,
+    ) -> "pd.DataFrame":
+        """Score pictures.
+
+        Parameters
+        ----------
+        images : sequence of bytes, Path or ndarray
+            Encoded pictures, files, or RGB arrays of shape (H, W, 3), uint8.
+        fpr : float, optional
+            False-positive rate of the decision; the model's own by default.
+        anomaly_map : bool
+            Whether to add a map as base64 of an 8-bit grey PNG at the picture's size. Level 128 is
+            what all but 1 in 1,000 positions of held-out good images stay under, in every picture.
+        on_error : {"raise", "report"}
+            Raise for a picture that cannot be read, or say why in its row.
+        progress : str, optional
+            Title of a progress bar.
+        on_image : callable, optional
+            Called for each image that could be read with its index and an :class:`Observation`.
+
+        Returns
+        -------
+        DataFrame
+            One row an image, in their order, with :data:`COLUMNS`.
+
+        Raises
+        ------
+        ImageError
+            With ``on_error="raise"``, for the first picture that cannot be read.
+        ConfigError
+            For an `fpr` outside (0, 1) or another `on_error`.
+        """
+        import pandas as pd
+
+        fpr = self.options.fpr if fpr is None else fpr
+        if not 0 < fpr < 1:
+            raise ConfigError(f"fpr={fpr} is outside (0, 1): give a false-positive rate.")
+        if on_error not in ("raise", "report"):
+            raise ConfigError(f"on_error={on_error!r} is not known: give raise or report.")
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(images), CHUNK):
+            chunk = images[start : start + CHUNK]
+            extraction = self.extractor.extract(chunk, progress=progress)
+            if extraction.errors and on_error == "raise":
+                i, why = min(extraction.errors.items())
+                raise ImageError(f"Row {start + i}: {why}")
+            rows += self._rows(extraction, len(chunk), fpr, anomaly_map, on_image, start)
+        # dtypes are stated: text columns keep None, which pandas would else turn into NaN
+        return pd.DataFrame(
+            {
+                name: pd.Series([r[name] for r in rows], dtype=kind)
+                for name, kind in self.columns.items()
+            }
+        )
+
+    def full_map(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Bring a map from the feature grid to the size of its picture, smooth.
+
+        Parameters
+        ----------
+        values : Tensor of shape (h, w)
+            :attr:`Observation.map`.
+        size : tuple of int
+            Height and width of the picture in pixels.
+
+        Returns
+        -------
+        Tensor of shape size, float32
+        """
+        return smooth_map(values, size, self.extractor.filled_part(size))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of :meth:`score` with their dtypes."""
+        return COLUMNS | (DECISION if self.options.retest_rate is not None else {})
+
+    def _rows(
+        self,
+        extraction: Extraction,
+        n: int,
+        fpr: float,
+        with_map: bool,
+        on_image: OnImage | None,
+        first: int,
+    ) -> list[dict[str, Any]]:
+        nothing = dict.fromkeys((*COLUMNS, *DECISION)) | {"is_anomaly": False}
+        rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
+        if not extraction.kept:
+            return rows
+        scored = self._class_scores(extraction.features)
+        decided, best = decide(self.classes, scored, fpr, self.options.retest_rate)
+        for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
+            rows[i], values = decided[row], scored[j].maps[row]
+            if with_map:
+                full = self.full_map(values, extraction.sizes[row])
+                level = to_level(full, self.classes[j].map_scale)
+                rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
+            if on_image:
+                places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
+                on_image(first + i, Observation(values, extraction.sizes[row], places))
+        return rows
+
+    @torch.inference_mode()
+    def _class_scores(self, features: Sequence[torch.Tensor]) -> list[ClassScores]:
+        """Score features under each class."""
+        return [score_class(c, features, self.grids, self.options) for c in self._ready]

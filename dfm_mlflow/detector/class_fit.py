@@ -1,0 +1,281 @@
+"""Fitting one class of good pictures, and its calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.solvers import fit_subspace, row_blocks
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector.class_model import (
+    CALM,
+    ClassModel,
+    ClassScores,
+    LayerModel,
+    n_leading,
+    score_maps,
+)
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.errors import FitError
+
+
+def fit_class(
+    name: str,
+    features: Sequence[Tensor],
+    groups: Sequence[str] | None,
+    grids: Sequence[Grid],
+    options: Options,
+) -> ClassModel:
+    """Fit a class to its features and calibrate it on the same pictures, each held out once.
+
+    Parameters
+    ----------
+    name : str
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    groups : sequence of str, optional
+        Pictures of one group are held out together.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Raises
+    ------
+    FitError
+        If there is one group only, or features that no model fits.
+    """
+    return finish_class(name, fit_layers(features, groups, grids, options), grids, options)
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLayers:
+    """What fitting a class costs: ``normalize``, ``aggregate`` and the like change nothing of it.
+
+    Attributes
+    ----------
+    layers : list of LayerModel
+        With maps that are divided by nothing.
+    maps : list of Tensor of shape (n, h, w)
+        Held-out FRE maps of the n pictures in each layer.
+    nll : Tensor of shape (n,)
+        Held-out, summed over layers.
+    folds : ndarray of shape (n,), int
+    """
+
+    layers: list[LayerModel]
+    maps: list[Tensor]
+    nll: Tensor
+    folds: np.ndarray
+
+
+def fit_layers(
+    features: Sequence[Tensor],
+    groups: Sequence[str] | None,
+    grids: Sequence[Grid],
+    options: Options,
+) -> FittedLayers:
+    """Fit the subspaces of a class; of the options only ``pca_level`` and ``seed`` matter.
+
+    Parameters
+    ----------
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    groups : sequence of str, optional
+        Pictures of one group are held out together.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    FittedLayers
+
+    Raises
+    ------
+    FitError
+        If there is one group only, or features that no model fits.
+    """
+    level = float(options.pca_level)
+    folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
+    layers, maps, nll = [], [], []
+    for feature, grid in zip(features, grids, strict=True):
+        x = grid.rows(feature).cpu().numpy()
+        held_out = crossfit(x, folds, level)
+        subspace = fit_subspace(x, level)
+        subspace = to_store(subspace, held_out.noise_variance(subspace))
+        maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
+        nll.append(torch.from_numpy(held_out.nll(subspace)))
+        undivided = np.ones(grid.shape[1:], dtype=np.float32)
+        layers.append(LayerModel(subspace, undivided, _leading(subspace, x)))
+    return FittedLayers(layers, maps, torch.stack(nll).sum(0), folds)
+
+
+def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
+    """Give a fitted subspace the noise that held-out rows show, and its basis half precision.
+
+    Parameters
+    ----------
+    subspace : Subspace
+        In float64.
+    noise_variance : float
+        From held-out rows.
+
+    Returns
+    -------
+    Subspace
+        With its basis in float16.
+    """
+    # Half the size on disk; with the residual formed explicitly scores move by 3e-5 at most.
+    half = subspace.basis.astype(np.float16)
+    return replace(subspace, basis=half, noise_variance=noise_variance)
+
+
+def finish_class(
+    name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
+) -> ClassModel:
+    """Divide the maps of a fitted class, and calibrate its scores.
+
+    Parameters
+    ----------
+    name : str
+    fitted : FittedLayers
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassModel
+
+    Raises
+    ------
+    FitError
+        As :func:`check_rest`.
+    """
+    check_rest([layer.subspace for layer in fitted.layers], options)
+    layers = tuple(
+        replace(layer, usual=usual_of(maps, options.normalize).numpy())
+        for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
+    )
+    # What a held-out map is divided by must not know it either.
+    usual = [usual_without_fold(m, fitted.folds, options.normalize) for m in fitted.maps]
+    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
+    calibration = Calibration.of(score.numpy(), len(np.unique(fitted.folds)), options.tail)
+    return ClassModel(name, layers, calibration, _map_scale(combined))
+
+
+def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
+    """Refuse FRE, where `options` ask for it, if one of `subspaces` leaves nothing to reconstruct.
+
+    Raises
+    ------
+    FitError
+        If the score is FRE and a subspace keeps every direction.
+    """
+    if options.score == "fre":
+        for whole in (s for s in subspaces if s.n_components == s.n_features):
+            raise FitError(
+                f"All {whole.n_features} directions of a layer are kept and nothing is left to "
+                "reconstruct: give a smaller pca_level, or score=nll."
+            )
+
+
+def recalibrate_class(
+    model: ClassModel, scored: Sequence[ClassScores], options: Options
+) -> ClassModel:
+    """Calibrate a class on good pictures that it was never fitted to.
+
+    Their plain scores are held out already. The subspaces and what the maps are divided by stay,
+    so that the score of a picture is what it was; the scale of the maps follows the pictures.
+
+    Parameters
+    ----------
+    model : ClassModel
+    scored : sequence of ClassScores
+        Of the pictures under `model`, in parts.
+    options : Options
+        Resolved.
+
+    Raises
+    ------
+    FitError
+        For fewer than 2 pictures, or scores that are not finite.
+    """
+    scores = np.concatenate([s.score.cpu().numpy() for s in scored]) if scored else np.empty(0)
+    if len(scores) < 2:
+        raise FitError(
+            f"{len(scores)} good pictures are given to calibrate on, and at least 2 are needed: "
+            "add some."
+        )
+    if not np.isfinite(scores).all():
+        raise FitError("The scores hold NaN or infinite values: look at the pictures.")
+    calibration = Calibration.of(scores, 0, options.tail)
+    scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
+    layers = tuple(
+        replace(layer, leading=sorted_columns([s.leading[j] for s in scored]))
+        for j, layer in enumerate(model.layers)
+    )
+    return replace(model, layers=layers, calibration=calibration, map_scale=scale)
+
+
+def _leading(subspace: Subspace, x: np.ndarray) -> np.ndarray:
+    return sorted_columns([first_coordinates(subspace, block) for block in row_blocks(x)])
+
+
+def first_coordinates(subspace: Subspace, x: np.ndarray) -> Tensor:
+    """Coordinates of rows that drift is looked for in.
+
+    Parameters
+    ----------
+    subspace : Subspace
+        Of NumPy arrays.
+    x : ndarray of shape (n, D), float32
+
+    Returns
+    -------
+    Tensor of shape (n, l), float32
+        With l of :func:`~dfm_mlflow.detector.class_model.n_leading`.
+    """
+    first = np.asarray(subspace.basis[:, : n_leading(subspace)], dtype=np.float32)
+    return torch.from_numpy((x - subspace.mean.astype(np.float32)) @ first)
+
+
+def sorted_columns(parts: Sequence[Tensor]) -> np.ndarray:
+    """Put `parts`, which have rows of shape (n, l), together and sort each column."""
+    return np.sort(torch.cat([p.cpu() for p in parts]).numpy(), axis=0)
+
+
+def _map_scale(maps: Tensor) -> float:
+    """Value that all but 1 in 1,000 positions of held-out good maps stay under."""
+    inside = maps[maps > 0].numpy()
+    return float(np.quantile(inside, CALM)) if inside.size else 0.0
+
+
+def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
+    """What the maps of all other folds show, for each picture.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, h, w)
+        Held-out FRE maps of one layer.
+    folds : ndarray of shape (n,), int
+    how : {"none", "global", "position"}
+        As the option ``normalize``.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w)
+        What each map is divided by.
+    """
+    if how == "none":
+        return torch.ones_like(maps)
+    usual, of = torch.empty_like(maps), torch.from_numpy(folds)
+    for fold in np.unique(folds):
+        usual[of == fold] = usual_of(maps[of != fold], how)
+    return usual

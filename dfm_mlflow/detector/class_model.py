@@ -1,0 +1,226 @@
+"""One class of good pictures: its subspace in each layer, its map and its score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.aggregation import aggregate
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.maps import combine_layers
+
+MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
+CALM = 0.999  # share of held-out good positions that stay below grey level 128
+
+
+@dataclass(frozen=True, eq=False)
+class LayerModel:
+    """What good features of one class look like in one layer.
+
+    Attributes
+    ----------
+    subspace : Subspace
+        NumPy arrays, the basis in half precision, or float32 tensors to score with.
+    usual : array of shape (h, w), float32
+        What the FRE map is divided by.
+    leading : ndarray of shape (n, l), float32
+        First coordinates of the n good pictures of the calibration; each column ascending.
+    """
+
+    subspace: Subspace
+    usual: np.ndarray | Tensor
+    leading: np.ndarray
+
+    def on(self, device: torch.device) -> "LayerModel":
+        """Return a copy to score with: float32 tensors on a `device`."""
+        like = torch.zeros((), dtype=torch.float32, device=device)
+        usual = torch.as_tensor(np.asarray(self.usual), dtype=torch.float32, device=device)
+        return LayerModel(self.subspace.like(like), usual, self.leading)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassModel:
+    """What one class of good pictures looks like.
+
+    Attributes
+    ----------
+    name : str
+    layers : tuple of LayerModel
+    calibration : Calibration
+        Held-out anomaly scores.
+    map_scale : float
+        Value of the anomaly map that all but 1 in 1,000 held-out good positions stay under.
+    """
+
+    name: str
+    layers: tuple[LayerModel, ...]
+    calibration: Calibration
+    map_scale: float
+
+    def on(self, device: torch.device) -> "ClassModel":
+        """Return a copy to score with: float32 tensors on a `device`."""
+        return replace(self, layers=tuple(layer.on(device) for layer in self.layers))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Scores of n pictures under one class.
+
+    Attributes
+    ----------
+    score, fre, nll : Tensor of shape (n,)
+        Anomaly score, and the published image scores summed over layers.
+    maps : Tensor of shape (n, h, w)
+        Anomaly maps on the finest grid.
+    leading : list of Tensor of shape (n, l)
+        First coordinates of each layer.
+    """
+
+    score: Tensor
+    fre: Tensor
+    nll: Tensor
+    maps: Tensor
+    leading: list[Tensor]
+
+
+def n_leading(subspace: Subspace) -> int:
+    """How many coordinates of a `subspace` drift is looked for in: 10, fewer for few pictures.
+
+    Pictures that were fitted spread further than new ones along directions that hardly more
+    pictures than directions have chosen.
+    """
+    return min(MOST_LEADING, max(1, subspace.n_samples // 20), subspace.n_components)
+
+
+@dataclass(frozen=True, eq=False)
+class RawScores:
+    """What scoring n pictures under a class costs; the rest is a matter of options.
+
+    Attributes
+    ----------
+    maps : list of Tensor of shape (n, h, w)
+        FRE map of each layer.
+    fre, nll : Tensor of shape (n,)
+        Summed over layers.
+    leading : list of Tensor of shape (n, l)
+        First coordinates of each layer.
+    """
+
+    maps: list[Tensor]
+    fre: Tensor
+    nll: Tensor
+    leading: list[Tensor]
+
+
+def score_class(
+    model: ClassModel, features: Sequence[Tensor], grids: Sequence[Grid], options: Options
+) -> ClassScores:
+    """Score features under a class, on their device.
+
+    Parameters
+    ----------
+    model : ClassModel
+        From :meth:`ClassModel.on`.
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassScores
+    """
+    return finish_scores(model, raw_scores(model.layers, features, grids), grids, options)
+
+
+def raw_scores(
+    layers: Sequence[LayerModel], features: Sequence[Tensor], grids: Sequence[Grid]
+) -> RawScores:
+    """Project features of n pictures on the subspaces of a class.
+
+    Parameters
+    ----------
+    layers : sequence of LayerModel
+        From :meth:`LayerModel.on`.
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    grids : sequence of Grid
+
+    Returns
+    -------
+    RawScores
+    """
+    maps, fre, nll, leading = [], [], [], []
+    for layer, feature, grid in zip(layers, features, grids, strict=True):
+        coordinates, residual = layer.subspace.split(grid.rows(feature))
+        leading.append(coordinates[:, : n_leading(layer.subspace)])
+        maps.append(grid.fre_map(residual))
+        fre.append(maps[-1].sum(dim=(1, 2)))
+        nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
+    return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading)
+
+
+def finish_scores(
+    model: ClassModel, raw: RawScores, grids: Sequence[Grid], options: Options
+) -> ClassScores:
+    """Divide, combine and aggregate the maps of pictures.
+
+    Parameters
+    ----------
+    model : ClassModel
+    raw : RawScores
+        Of the same class.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    ClassScores
+    """
+    usual = [torch.as_tensor(layer.usual) for layer in model.layers]
+    score, combined = score_maps(raw.maps, usual, raw.nll, grids, options)
+    return ClassScores(score, raw.fre, raw.nll, combined, raw.leading)
+
+
+def score_maps(
+    maps: list[Tensor],
+    usual: list[Tensor],
+    nll: Tensor,
+    grids: Sequence[Grid],
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Give the anomaly scores, and the maps on the finest grid.
+
+    Parameters
+    ----------
+    maps : list of Tensor of shape (n, h, w)
+        FRE map of each layer.
+    usual : list of Tensor of shape (h, w) or (n, h, w)
+        What the maps of each layer are divided by.
+    nll : Tensor of shape (n,)
+        Summed over layers; the score itself where the options say so.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    scores : Tensor of shape (n,)
+    maps : Tensor of shape (n, H, W)
+    """
+    combined = combine_layers(maps, usual)
+    if options.score == "nll":
+        score = nll
+    elif options.aggregate == "sum":  # over each layer's own positions, whatever the common grid
+        score = torch.stack([(m / u).sum((1, 2)) for m, u in zip(maps, usual, strict=True)]).sum(0)
+    else:
+        values = max(grids, key=lambda g: g.cells.size).inside(combined)
+        score = aggregate(values, options.aggregate)
+    return score, combined

@@ -1,0 +1,127 @@
+"""From the FRE maps of layers to one anomaly map, and from it to pictures."""
+
+import io
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+# Level of an 8-bit map that all but 1 in 1,000 positions of held-out good pictures stay under, in
+# every picture of a model: equal grey means equally unusual.
+USUAL = 128
+
+
+def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
+    """Bring the maps of several layers to the finest of their grids and average them.
+
+    Parameters
+    ----------
+    maps : list of Tensor of shape (n, h_l, w_l)
+        FRE maps, one for each layer.
+    usual : list of Tensor of shape (h_l, w_l) or (n, h_l, w_l)
+        What each map is divided by.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w)
+    """
+    grid = max(((m.shape[1], m.shape[2]) for m in maps), key=math.prod)
+    return torch.stack([_to_grid(m / u, grid) for m, u in zip(maps, usual, strict=True)]).mean(0)
+
+
+def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
+    """What held-out good pictures show: the divisor of a layer's map.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, h, w)
+        Held-out FRE maps; positions outside a region of interest are 0 in all of them.
+    how : {"none", "global", "position"}
+        1, the mean over pictures and positions, or the mean over pictures at each position.
+    floor : float
+        Share of the global mean that no position's falls below: a position that never varies
+        must not turn its first speck of noise into a defect.
+
+    Returns
+    -------
+    Tensor of shape (h, w)
+    """
+    mean = maps.mean(dim=0)
+    if how == "none":
+        return torch.ones_like(mean)
+    inside = mean[mean > 0]
+    overall = inside.mean() if len(inside) else torch.ones((), dtype=maps.dtype)
+    if how == "global":
+        return overall.expand_as(mean).clone()
+    return mean.clamp(min=floor * float(overall))
+
+
+def to_level(full: Tensor, scale: float) -> np.ndarray:
+    """Draw a map in 8-bit levels that mean the same in every picture of a model.
+
+    Parameters
+    ----------
+    full : Tensor of shape (H, W)
+        From :func:`smooth_map`.
+    scale : float
+        Value that becomes level 128.
+
+    Returns
+    -------
+    ndarray of shape (H, W), uint8
+    """
+    level = full * (USUAL / max(scale, math.ulp(1.0)))
+    return level.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+
+
+def smooth_map(
+    values: Tensor, size: tuple[int, int], part: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
+    """Bring one map to the size of its picture, with the steps between its cells smoothed out.
+
+    Parameters
+    ----------
+    values : Tensor of shape (h, w)
+    size : tuple of int
+        Height and width of the picture in pixels.
+    part : tuple of float
+        Share of the network's input, in height and width and around its middle, that the picture
+        fills; the rest is padding.
+
+    Returns
+    -------
+    Tensor of shape size, float32
+    """
+    whole = [round(s / p) for s, p in zip(size, part, strict=True)]
+    # Blurred at no more than 512 pixels a side: more would hold nothing that the blur leaves.
+    work = [min(s, max(512, c)) for s, c in zip(whole, values.shape, strict=True)]
+    full = F.interpolate(values[None, None].float(), work, mode="bilinear", align_corners=False)
+    sigma = [max(0.1, 0.3 * w / c) for w, c in zip(work, values.shape, strict=True)]
+    kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, work, strict=True)]
+    # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
+    full = gaussian_blur(full, [kernel[1], 1], [sigma[1], 1.0])
+    full = gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
+    if part != (1.0, 1.0):
+        height, width = (max(1, round(w * p)) for w, p in zip(work, part, strict=True))
+        top, left = (work[0] - height) // 2, (work[1] - width) // 2
+        full = full[:, :, top : top + height, left : left + width]
+    if tuple(full.shape[2:]) != tuple(size):
+        full = F.interpolate(full, size, mode="bilinear", align_corners=False)
+    return full[0, 0]
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Encode `pixels` of shape (H, W) or (H, W, 3), uint8, in grey or RGB."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _to_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[1:]) == grid:
+        return maps
+    return F.interpolate(maps[:, None], grid, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,315 @@
+"""A detector as one ONNX graph: from the pixels of a picture to its score, p-value and map.
+
+Network, pooling and scores are traced from the detector's own code. Two parts are restated: the
+preprocessing, whose sizes are known only when a picture comes, and the p-values, which are NumPy's.
+Every file is held against the detector before it gets its name.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import dfm_mlflow
+from dfm_mlflow.artifact.record import FORMAT
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.class_model import score_class
+from dfm_mlflow.errors import ExportError
+from dfm_mlflow.export.onnx_pixels import PixelsForOnnx, picture_like
+from dfm_mlflow.network.forward import Network
+from dfm_mlflow.storage.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OUTPUTS = ("anomaly_score", "p_value", "predicted_class", "fre", "nll", "anomaly_map")
+TOLERANCE = 1e-3  # relative, of anomaly_score, fre and nll
+OPSET = 18
+_LIMIT = 2**31  # bytes of a protobuf message
+_WORTH_HALVING = 4096  # values of an initializer
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes
+    ----------
+    path : Path
+    megabytes : float
+    difference : float
+        Largest relative difference of a score from the detector's, on pictures made for the check.
+    """
+
+    path: Path
+    megabytes: float
+    difference: float
+
+
+def export(model_uri: str, path: str | Path) -> ExportResult:
+    """Write a model as ONNX.
+
+    Parameters
+    ----------
+    model_uri : str
+        Any MLflow model URI of a dfm model.
+    path : str or Path
+        Ends in ``.onnx``; a file of that name is replaced.
+
+    Raises
+    ------
+    DfmError
+        For a model that cannot be loaded, or that ONNX cannot express.
+    """
+    _check_target(Path(path))
+    from dfm_mlflow.mlflow_plugin import _compat
+    from dfm_mlflow.mlflow_plugin.flavor import load_model
+    from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
+
+    root = _compat.download(artifact_uri=model_uri)
+    detector = load_model(root, device="cpu")
+    digest = read_mlmodel(Path(root)).sha256
+    return export_onnx(detector, path, {"dfm.model": model_uri, "dfm.detector_sha256": digest})
+
+
+def export_onnx(
+    detector: AnomalyDetector, path: str | Path, metadata: dict[str, str] | None = None
+) -> ExportResult:
+    """Write a detector as ONNX; the file appears whole and checked, or not at all.
+
+    Its input ``image`` has the shape ``(n, height, width, 3)``, uint8 RGB; its outputs are
+    :data:`OUTPUTS`, one row an image, the map on the feature grid.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+        On the CPU, in fp32, without tiles.
+    path : str or Path
+        Ends in ``.onnx``.
+    metadata : dict of str to str, optional
+        Kept in the file beside what every one holds.
+
+    Raises
+    ------
+    ExportError
+        For a detector that ONNX cannot express, or a file that would score otherwise.
+    """
+    path = Path(path)
+    _check_target(path)
+    _check_detector(detector)
+    from onnx import helper
+
+    model = _trace(detector)
+    _halve(model)
+    model.producer_name, model.producer_version = "dfm-mlflow", dfm_mlflow.__version__
+    model.graph.name = "dfm"
+    helper.set_model_props(model, _metadata(detector) | (metadata or {}))
+    data = model.SerializeToString()
+    difference = _difference(data, detector)
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"The ONNX graph of {detector.options.backbone} scores {difference:.2g} away from the "
+            f"model, and {TOLERANCE:g} is the limit: choose another backbone."
+        )
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
+    return ExportResult(path, len(data) / 1e6, difference)
+
+
+# -- the graph -------------------------------------------------------------------------------------
+
+
+class _Graph(nn.Module):
+    """From pictures to :data:`OUTPUTS`, by the detector's own parts."""
+
+    def __init__(self, detector: AnomalyDetector):
+        super().__init__()
+        self.grids, self.options = detector.grids, detector.options
+        self.resized = PixelsForOnnx(detector.extractor)
+        extractor = detector.extractor
+        # without fused operations, which ONNX does not have
+        self.network = Network(
+            extractor.backbone,
+            extractor.size,
+            extractor.pooling,
+            extractor.device,
+            extractor.precision,
+            fuse=False,
+        )
+        self.module = self.network.module  # its weights keep their names
+        self.classes = [c.on(torch.device("cpu")) for c in detector.classes]
+        self.held_out = [
+            torch.as_tensor(c.calibration.scores, dtype=torch.float32) for c in detector.classes
+        ]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        features = self.network.maps(self.resized(image))
+        scored = [score_class(c, features, self.grids, self.options) for c in self.classes]
+        score, fre, nll, maps = (
+            torch.stack([getattr(s, name) for s in scored], dim=1)
+            for name in ("score", "fre", "nll", "maps")
+        )
+        columns = [
+            _p_value(c.calibration, held_out, score[:, j])
+            for j, (c, held_out) in enumerate(zip(self.classes, self.held_out, strict=True))
+        ]
+        p = torch.stack(columns, dim=1)
+        # core.calibration.combine_classes: the largest p-value, between equal ones the likelihood
+        likelihood = torch.where(p == p.amax(dim=1, keepdim=True), -nll, -torch.inf)
+        best = likelihood.argmax(dim=1)
+        row = torch.arange(image.shape[0])
+        return (
+            score[row, best],
+            p[row, best],
+            best,
+            fre[row, best],
+            nll[row, best],
+            maps[row, best],
+        )
+
+
+def _p_value(calibration: Calibration, held_out: Tensor, score: Tensor) -> Tensor:
+    """:meth:`Calibration.p_value` in torch: ONNX has no searchsorted, so it counts."""
+    at_least = (held_out >= score[:, None]).sum(dim=1)
+    p = (1 + at_least).float() / (len(held_out) + 1)
+    tail = calibration.tail
+    if tail:
+        beyond = (score - tail.start).clamp(min=0) / tail.scale
+        if tail.shape == 0:
+            far = tail.share * torch.exp(-beyond)
+        else:
+            far = tail.share * (1 + tail.shape * beyond) ** (-1 / tail.shape)
+        p = torch.where(score > tail.start, far, p)
+    return p.clamp(min=calibration.smallest_p_value)
+
+
+def _trace(detector: AnomalyDetector) -> "ModelProto":
+    """Trace :class:`_Graph` with pictures of any number and size."""
+    from onnxscript import opset18 as op
+
+    def sort(values: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+        # torch's exporter knows no stable sort; of the sorted values alone TopK gives the same.
+        count = op.Shape(values, start=1, end=2)
+        return op.TopK(values, count, axis=dim, largest=int(descending), sorted=1)
+
+    height, width = detector.extractor.size
+    example = torch.zeros((2, height + 7, width + 5, 3), dtype=torch.uint8)
+    names = ("n", "height", "width")
+    try:
+        program = torch.onnx.export(
+            _Graph(detector).eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"image": {i: torch.export.Dim(n) for i, n in enumerate(names)}},
+            custom_translation_table={torch.ops.aten.sort.stable: sort},
+            verbose=False,
+        )
+    except Exception as error:  # whatever a network holds that the exporter does not know
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ExportError(
+            f"The backbone {detector.options.backbone} cannot be written as ONNX ({why}): choose "
+            "another one."
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    del model.graph.value_info[:]  # shapes between the nodes, which a reader infers
+    for part in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        part.ClearField("metadata_props")  # the stack of each node, with paths of this machine
+    return model
+
+
+def _halve(model: "ModelProto") -> None:
+    """Keep in half precision what half precision holds exactly: the bases, most of the file."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _WORTH_HALVING:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half, values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+# -- checks and the file ---------------------------------------------------------------------------
+
+
+def _check_target(path: Path) -> None:
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path} does not end in .onnx: give a name that does.")
+    if not path.absolute().parent.is_dir():
+        raise ExportError(f"The folder {path.parent} does not exist: make it first.")
+    missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(n)]
+    if missing:
+        raise ExportError(
+            f"Exporting needs the packages {', '.join(missing)}: pip install 'dfm-mlflow[onnx]'."
+        )
+
+
+def _check_detector(detector: AnomalyDetector) -> None:
+    extractor = detector.extractor
+    if extractor.tile:
+        raise ExportError(
+            f"A model with tile={extractor.tile} cannot be one ONNX graph: train with tile=none."
+        )
+    if extractor.precision != "fp32":
+        raise ExportError(
+            f"The model was calibrated in {extractor.precision}, and its p-values would not hold "
+            "in the fp32 of ONNX: train it with precision=fp32."
+        )
+    if extractor.device.type != "cpu":
+        raise ExportError(f"The model is on {extractor.device}: load it with device=cpu.")
+    weights = sum(p.numel() for p in extractor.backbone.module.parameters())
+    bases = sum(layer.subspace.basis.size for c in detector.classes for layer in c.layers)
+    if 4 * (weights + bases) >= _LIMIT:
+        raise ExportError(
+            f"The model has {4 * (weights + bases) / 1e9:.1f} GB of tensors, and an ONNX file "
+            "holds 2: use a larger pooling or a smaller pca_level."
+        )
+
+
+def _metadata(detector: AnomalyDetector) -> dict[str, str]:
+    rate = {c.name: c.calibration.effective_fpr(detector.options.fpr) for c in detector.classes}
+    return {
+        "dfm.format": str(FORMAT),
+        "dfm.classes": json.dumps(detector.class_names),
+        "dfm.fpr": repr(detector.options.fpr),
+        "dfm.effective_fpr": json.dumps(rate),
+        "dfm.thresholds": json.dumps(detector.thresholds()),
+        "dfm.map_scale": json.dumps({c.name: c.map_scale for c in detector.classes}),
+        "dfm.calibration": detector.calibration_sentence(),
+    }
+
+
+def _difference(data: bytes, detector: AnomalyDetector) -> float:
+    """Largest relative difference of a score from the detector's, on pictures made here."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    height, width = detector.extractor.size
+    largest = 0.0
+    for i, size in enumerate([(height, width), (height * 3 // 2, width * 5 // 4)]):
+        image = picture_like(size, seed=i)
+        found = dict(zip(OUTPUTS, session.run(None, {"image": image[None]}), strict=True))
+        row = detector.score([image]).iloc[0]
+        for name in ("anomaly_score", "fre", "nll"):
+            difference = abs(float(found[name][0]) - row[name]) / max(abs(row[name]), 1e-12)
+            largest = max(largest, float(difference))
+    return largest

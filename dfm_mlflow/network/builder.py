@@ -1,0 +1,218 @@
+"""The network that a job needs, in the precision that its pictures stand."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.data.item import Item
+from dfm_mlflow.errors import DataError, FitError, ImageError
+from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.network.device import choose_device, choose_precision, half_precision
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.weights import load_weights
+from dfm_mlflow.storage.store import S3Object, map_in_threads
+
+# Pictures on which half precision is measured, and the fewest that say anything.
+N_MEASURED, FEWEST_MEASURED = 16, 8
+# Standard deviation of what half precision adds to held-out scores, in units of their own. Noise of
+# a share r of the spread lowers an AUROC by less than 0.1 r^2: by 0.00025 at this limit.
+MAX_CHANGE = 0.05
+
+_logger = logging.getLogger(__name__)
+
+
+def build_extractor(
+    options: Options, items: Sequence[Item] = ()
+) -> tuple[Extractor, dict[str, str], Options]:
+    """Build the network with its weights, and resolve what only it knows.
+
+    Parameters
+    ----------
+    options : Options
+        Resolved, but for layers by stride, device and precision.
+    items : sequence of Item, optional
+        Good pictures. ``precision=auto`` takes the device's half precision where their scores
+        stand it, and fp32 otherwise and without pictures.
+
+    Returns
+    -------
+    extractor : Extractor
+    weights : dict of str to str
+        ``id`` and ``sha256``.
+    options : Options
+        With the names of the layers, the device and the precision.
+    """
+    device = choose_device(options.device)
+    half = half_precision(device) if options.precision == "auto" and items else None
+    with ThreadPoolExecutor(1) as beside:  # pictures are decoded while the network is built
+        sample = beside.submit(read_sample, items) if half else None
+        weights = load_weights(options.weights, options.backbone, options.seed)
+        take = weights.take if weights.state is not None else None
+        backbone = build_backbone(
+            options.backbone, options.layer_names, options.size, take, seed=options.seed
+        )
+        cache, roi = FeatureCache() if options.cache else None, load_roi(options.roi)
+
+        def make(precision: str) -> Extractor:
+            return Extractor.of(backbone, options, device, precision, roi=roi, cache=cache)
+
+        extractor = make(choose_precision(options.precision, device))
+        if half and sample:
+            candidate = make(half)
+            if _stands(extractor, candidate, sample.result(), options):
+                extractor = candidate
+    resolved = options.model_copy(
+        update={
+            "layers": ",".join(backbone.layers),
+            "device": str(device),
+            "precision": extractor.precision,
+            "registered_model": options.model_name or "none",
+        }
+    )
+    _logger.info(
+        "%s to %s on %s in %s", options.backbone, resolved.layers, device, extractor.precision
+    )
+    return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
+
+
+def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options) -> bool:
+    """Whether good pictures keep their scores in half precision."""
+    try:
+        change = precision_change(full, half, sample, float(options.pca_level), options.seed)
+    except FitError as error:
+        _logger.info("precision=auto takes %s: %s", full.precision, error)
+        return False
+    stands = change <= MAX_CHANGE
+    _logger.info(
+        "precision=auto takes %s: in %s held-out scores of good pictures change by %.2g of their "
+        "spread, where %.2g is the limit.",
+        half.precision if stands else full.precision,
+        half.precision,
+        change,
+        MAX_CHANGE,
+    )
+    return stands
+
+
+def precision_change(
+    full: Extractor, half: Extractor, sample: Sequence["Seen"], level: float, seed: int = 42
+) -> float:
+    """How much held-out FREs of good pictures change with the precision.
+
+    Pictures of one class go through both networks, and are held out of subspaces of the others.
+    `half` remembers their maps, and its cache the result.
+
+    Parameters
+    ----------
+    full, half : Extractor
+        The same network in two precisions.
+    sample : sequence of Seen
+        Of :func:`read_sample`.
+    level : float
+        Share of the variance that the subspaces keep.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    float
+        Standard deviation of the changes by that of the scores, of the layer where it is largest.
+
+    Raises
+    ------
+    FitError
+        For fewer than 8 pictures that can be read, or pictures that are all the same.
+    """
+    if len(sample) < FEWEST_MEASURED:
+        raise FitError(f"{len(sample)} pictures are too few to measure half precision on.")
+    parts = [full.fingerprint, half.fingerprint, str(level), str(seed), *(s.digest for s in sample)]
+    key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
+    if known and (measured := known.get(key)):
+        return float(measured[0])
+    pixels = torch.stack([full.resized(s.image) for s in sample])
+    before, after = full.run_batch(pixels), half.run_batch(pixels)
+    for i, one in enumerate(sample):
+        half.remember(one.path, one.digest, [m[i] for m in after], one.image.shape[:2])
+    change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
+    if known:
+        known.put(key, [np.array(change)])
+    return change
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A decoded picture, with the SHA-256 of its file.
+
+    Attributes
+    ----------
+    path : Path or S3Object
+    digest : str
+        SHA-256 of the file, hexadecimal.
+    image : ndarray of shape (H, W, 3), uint8
+    """
+
+    path: Path | S3Object
+    digest: str
+    image: np.ndarray
+
+
+def read_sample(items: Sequence[Item]) -> list[Seen]:
+    """Read a few of `items`, of the first class, evenly spread; unreadable ones are left out."""
+    mine = [i for i in items if i.category == items[0].category]
+    step = max(1, len(mine) // N_MEASURED)
+    found = map_in_threads(_seen, [i.path for i in mine[::step][:N_MEASURED]])
+    return [one for one in found if one]
+
+
+def _seen(path: Path | S3Object) -> Seen | None:
+    try:
+        data = read_picture(path)
+        return Seen(path, hashlib.sha256(data).hexdigest(), decode_image(data))
+    except ImageError:  # the extraction reports it
+        return None
+
+
+def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:
+    scores = []
+    for features in (before, after):
+        x = features.flatten(1).cpu().numpy()
+        scores.append(crossfit(x, assign_folds(len(x), seed=seed), level).fre)
+    spread = float(scores[0].std())
+    if not spread > 0:
+        raise FitError("The pictures are too alike to measure half precision on.")
+    return float((scores[1] - scores[0]).std()) / spread
+
+
+def load_roi(path: str) -> np.ndarray | None:
+    """Read the mask of the region of interest at `path`; None for ``none``.
+
+    Returns
+    -------
+    ndarray of shape (H, W), bool, or None
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or marks nothing.
+    """
+    if path == "none":
+        return None
+    try:
+        mask = decode_mask(Path(path).expanduser().read_bytes())
+    except (OSError, ImageError) as error:
+        raise DataError(f"roi={path} cannot be read ({error}): give a mask PNG.") from None
+    if not mask.any():
+        raise DataError(f"roi={path} has no nonzero pixel: paint the region that matters white.")
+    return mask

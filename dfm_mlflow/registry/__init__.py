@@ -1,0 +1,1 @@
+"""Registered versions: gates, aliases, records."""

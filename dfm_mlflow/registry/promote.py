@@ -1,0 +1,287 @@
+"""From a registered version to an alias that points to it, through gates, on the record."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from dfm_mlflow.config import PromoteOptions
+from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.errors import DfmError, PromotionError
+from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
+from dfm_mlflow.registry.gates import (
+    Candidate,
+    Gate,
+    comparison_gate,
+    cost_gates,
+    golden_gate,
+    load_candidate,
+    metrics_gate,
+)
+from dfm_mlflow.registry.golden import load_golden
+from dfm_mlflow.scores.evaluation import score_items
+from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of
+
+DECISION = "decision.json"
+MOVED, WOULD_MOVE, REFUSED, OVERTAKEN = "moved", "would move", "refused", "overtaken"
+_TIMED = 8  # pictures in a timed call
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromoteResult:
+    """What a promotion decided and did.
+
+    Attributes
+    ----------
+    run_id : str
+    model, version, to : str
+    previous : str
+        Version that held the alias before, or ``none``.
+    outcome : str
+        ``moved``, or ``would move`` in a dry run.
+    gates : list of Gate
+    forced : list of str
+        Names of the gates that refused and were overruled.
+    """
+
+    run_id: str
+    model: str
+    version: str
+    to: str
+    previous: str
+    outcome: str
+    gates: list[Gate]
+    forced: list[str]
+
+    def summary(self) -> str:
+        """Say in a few lines what was decided; the last is JSON for scripts."""
+        lines = [_line(gate, self.forced) for gate in self.gates]
+        previous = "no version" if self.previous == NONE else f"version {self.previous}"
+        verb = "points" if self.outcome == MOVED else "would point"
+        lines.append(
+            f"{self.to} of {self.model} {verb} to version {self.version}; before, to {previous}."
+        )
+        keys = ("run_id", "model", "version", "to", "previous", "outcome", "forced")
+        return "\n".join([*lines, json.dumps({key: getattr(self, key) for key in keys})])
+
+
+def promote(options: PromoteOptions) -> PromoteResult:
+    """Let an alias point to a version if it passes every gate, in the active or a new run.
+
+    The run holds the decision as ``decision.json``, that of a refusal too; the version holds who
+    promoted it, when, why, with what figures, and which version it replaced.
+
+    Parameters
+    ----------
+    options : PromoteOptions
+
+    Raises
+    ------
+    PromotionError
+        If a gate refuses, in a dry run too, or the alias was moved by somebody else meanwhile.
+    """
+    options.check()
+    client = MlflowClient()
+    before = holder(client, options.model, options.to)
+    version = version_of(client, options.model, options.version)
+    if before == options.version:
+        raise PromotionError(
+            f"{options.to} of {options.model} points to version {before} already: give another "
+            "version, or another alias."
+        )
+    move = Move.plan(options.model, options.to, before, options.version)
+    name = f"promote-{options.model}-{options.version}-{options.to}"
+    with run_of(name, {"dfm.promotion.id": move.id}) as run:
+        params = {f"resolved_{key}": value for key, value in options.model_dump().items()}
+        log_parameters(run.info.run_id, params)
+        gates = run_gates(client, options, version, before)
+        failed = [g for g in gates if not g.passed]
+        barred = [g for g in failed if not (options.force and g.may_be_forced)]
+        forced = [] if barred else [g.name for g in failed]
+        decision = _decision(options, move, run.info.run_id, gates, forced)
+        outcome, error = _act(client, options, move, decision, barred)
+        _record(decision | {"outcome": outcome, "sentence": str(error or "")}, gates)
+        if error:
+            raise error
+    return PromoteResult(
+        run.info.run_id,
+        options.model,
+        options.version,
+        options.to,
+        before or NONE,
+        outcome,
+        gates,
+        forced,
+    )
+
+
+def run_gates(
+    client: MlflowClient, options: PromoteOptions, version: ModelVersion, before: str | None
+) -> list[Gate]:
+    """Run every gate; the ones after a broken model are left out.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    options : PromoteOptions
+    version : ModelVersion
+        The challenger.
+    before : str or None
+        Version that holds the alias.
+
+    Returns
+    -------
+    list of Gate
+
+    Raises
+    ------
+    DfmError
+        If the data that the options name cannot be used.
+    """
+    try:
+        challenger = load_candidate(client, version)
+    except PromotionError as error:
+        return [Gate("artifact", False, str(error), may_be_forced=False)]
+    sentence = "The model loads, every hash is right, and it holds neither pickle nor code."
+    gates = [Gate("artifact", True, sentence), golden_gate(challenger)]
+    if not gates[-1].passed:
+        return gates
+    champion, catalog, scored, trouble = None, None, _nothing(), ""
+    if before is not None:
+        try:
+            champion = load_candidate(client, version_of(client, options.model, before))
+        except PromotionError as error:
+            trouble = str(error)
+    if champion or options.data != "auto":
+        try:
+            catalog, scored = _score_both(options, challenger, champion)
+        except DfmError as error:
+            if options.data != "auto":
+                raise  # what the user named cannot be read
+            trouble = str(error)
+    asked = scored if options.data != "auto" else _nothing()
+    gates.append(
+        metrics_gate(
+            challenger, options, asked["defective"].to_numpy(bool), asked["challenger"].to_numpy()
+        )
+    )
+    if before is None:
+        sentence = f"No version holds {options.to} yet, so there is none to compare with."
+        return [*gates, Gate("comparison", True, sentence)]
+    if trouble or champion is None:
+        sentence = f"A comparison with version {before} is not possible: {trouble}"
+        gates.append(Gate("comparison", False, sentence))
+    else:
+        gates.append(comparison_gate(challenger, champion, options, scored))
+    if champion:
+        gates += cost_gates(challenger, champion, options, _to_time(challenger, catalog, scored))
+    return gates
+
+
+def _score_both(
+    options: PromoteOptions, challenger: Candidate, champion: Candidate | None
+) -> tuple[Catalog, pd.DataFrame]:
+    """Score the same test pictures with both; rows that one cannot read are left out."""
+    detector = challenger.detector
+    data = detector.options.data if options.data == "auto" else options.data
+    catalog = load_catalog(data, detector.class_names, to_fit=False)
+    log_dataset(catalog, "promotion")
+    if not catalog.test:
+        return catalog, _nothing()
+    tables = [score_items(c.detector, catalog.test).table for c in (challenger, champion) if c]
+    scored = pd.DataFrame(
+        {
+            "defective": tables[0]["defective"],
+            "challenger": tables[0]["anomaly_score"],
+            "champion": tables[-1]["anomaly_score"],
+        }
+    )
+    return catalog, scored[tables[0]["error"].isna() & tables[-1]["error"].isna()]
+
+
+def _nothing() -> pd.DataFrame:
+    return pd.DataFrame({"defective": [], "challenger": [], "champion": []})
+
+
+def _to_time(challenger: Candidate, catalog: Catalog | None, scored: pd.DataFrame) -> list[bytes]:
+    """Pictures to time: of the test set, which have the line's size, or else the golden ones."""
+    if catalog is None or scored.empty:
+        return list(load_golden(str(challenger.version.run_id))["image"])
+    return [read_picture(catalog.test[i].path) for i in scored.index[:_TIMED]]
+
+
+def _decision(
+    options: PromoteOptions, move: Move, run_id: str, gates: Sequence[Gate], forced: list[str]
+) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "version": options.version,
+        "to": options.to,
+        "previous": move.before or NONE,
+        "promotion_id": move.id,
+        "run_id": run_id,
+        "by": user(),
+        "at": utc_now(),
+        "reason": options.reason,
+        "dry_run": options.dry_run,
+        "forced": forced,
+        "limits": {
+            k: v
+            for k, v in options.model_dump().items()
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        },
+        "gates": [asdict(gate) for gate in gates],
+    }
+
+
+def _act(
+    client: MlflowClient,
+    options: PromoteOptions,
+    move: Move,
+    decision: dict[str, Any],
+    barred: Sequence[Gate],
+) -> tuple[str, PromotionError | None]:
+    """Move the alias, unless a gate or a dry run is in the way; gives the outcome, never raises."""
+    if barred:
+        why = " ".join(gate.sentence for gate in barred)
+        return REFUSED, PromotionError(
+            f"{options.model} version {options.version} is not promoted to {options.to}. {why}"
+        )
+    if options.dry_run:
+        return WOULD_MOVE, None
+    figures = {k: v for gate in decision["gates"] for k, v in gate["figures"].items()}
+    texts = {key: decision[key] for key in ("by", "at", "reason", "previous", "run_id")} | {
+        "id": move.id,
+        "forced": ",".join(decision["forced"]) or NONE,
+        "figures": json.dumps(figures),
+    }
+    tags = {f"dfm.promotion.{options.to}.{key}": text for key, text in texts.items()}
+    try:
+        make_move(client, move, {options.version: tags})
+    except PromotionError as error:
+        return OVERTAKEN, error
+    if decision["forced"]:
+        _logger.warning("Forced past the gates %s: %s", texts["forced"], options.reason)
+    return MOVED, None
+
+
+def _record(decision: dict[str, Any], gates: Sequence[Gate]) -> None:
+    mlflow.log_dict(decision, DECISION)
+    mlflow.log_metrics({k: float(v) for gate in gates for k, v in gate.figures.items()})
+    mlflow.set_tag("dfm.promotion.outcome", decision["outcome"])
+    for gate in gates:
+        _logger.info(_line(gate, decision["forced"]))
+
+
+def _line(gate: Gate, forced: Sequence[str]) -> str:
+    mark = "passed" if gate.passed else "FORCED" if gate.name in forced else "FAILED"
+    return f"{mark}  {gate.name:11s} {gate.sentence}"

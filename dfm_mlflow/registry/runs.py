@@ -1,0 +1,97 @@
+"""A run by its id, its name or its model, and what it scored."""
+
+import tempfile
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Run, ViewType
+from mlflow.models import Model
+
+from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.registry.describe import find_model
+
+SCORES = "scores.parquet"
+
+
+def find_run(client: MlflowClient, asked: str) -> Run:
+    """Look up a run by its id, the URI of a model that it made, or its name.
+
+    Parameters
+    ----------
+    client : MlflowClient
+    asked : str
+        Any of these.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or there are several of that name.
+    ArtifactError
+        For the URI of a model that is not there.
+    """
+    run_id = asked
+    if asked.startswith("runs:/"):
+        run_id = asked.removeprefix("runs:/").partition("/")[0]
+    elif asked.startswith("models:/"):
+        version, where = find_model(client, asked)
+        run_id = (version and version.run_id) or Model.load(where).run_id or ""
+        if not run_id:
+            raise ConfigError(f"The model {asked} names no run that made it: give a run's id.")
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # the server fails, and may well have the run
+        if run_id != asked:
+            raise ConfigError(
+                f"The run {run_id} of {asked} is not in this tracking server: give another run, "
+                "and check MLFLOW_TRACKING_URI."
+            ) from None
+    quote = '"' if "'" in asked else "'"
+    experiments = [e.experiment_id for e in client.search_experiments(ViewType.ACTIVE_ONLY)]
+    named = client.search_runs(
+        experiments, f"attributes.run_name = {quote}{asked}{quote}", max_results=5
+    )
+    if len(named) == 1:
+        return named[0]
+    if named:
+        listed = ", ".join(run.info.run_id for run in named)
+        raise ConfigError(f"Several runs are called {asked}: give the id of one, such as {listed}.")
+    raise ConfigError(
+        f"No run has the id or the name {asked}: give one that the tracking server "
+        f"{mlflow.get_tracking_uri()} holds, or a model URI such as models:/dfm-bottle@production."
+    )
+
+
+def read_scores(run: Run) -> pd.DataFrame:
+    """Read what a `run` scored: its labelled test pictures, without those that it could not read.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    name = f"The run {run.info.run_name} ({run.info.run_id})"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=SCORES, dst_path=folder
+            )
+            table = pd.read_parquet(path)
+    except (MlflowException, OSError, ValueError):
+        raise DataError(
+            f"{name} has no {SCORES} that can be read: give a run of train or evaluate with test "
+            "pictures."
+        ) from None
+    missing = {"path", "category", "label", "defective", "anomaly_score", "error"} - set(table)
+    if missing:
+        raise DataError(f"{SCORES} of {name} lacks {', '.join(sorted(missing))}: run it anew.")
+    table = table[table["error"].isna() & table["defective"].notna()]
+    if table.empty:
+        raise DataError(f"{name} has no labelled pictures: compare runs that have a test set.")
+    return table.reset_index(drop=True)

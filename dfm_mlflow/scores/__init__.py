@@ -1,0 +1,1 @@
+"""Scored pictures: their metrics, and folders of parts."""

@@ -1,0 +1,239 @@
+"""A scored test set: one row an image, and the metrics of it."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
+from dfm_mlflow.core.pixel_metrics import pixel_metrics
+from dfm_mlflow.data.item import GOOD, Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.images.decode import decode_mask
+
+# Where curves are logged, in per mille: closest where a line works. 82 steps.
+STEPS = np.r_[0:20, 20:100:5, 100:1001:20]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored set of labelled pictures.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
+        :meth:`AnomalyDetector.score` without the map.
+    seen : dict of int to Observation
+        Anomaly map, size and places of each row that could be read.
+    """
+
+    table: pd.DataFrame
+    seen: dict[int, Observation]
+
+
+def score_items(
+    detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
+) -> Evaluation:
+    """Score labelled pictures; unreadable ones keep a row with their error.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+    progress : str, optional
+        Title of a progress bar.
+
+    Returns
+    -------
+    Evaluation
+    """
+    seen: dict[int, Observation] = {}
+    scores = detector.score(
+        [i.path for i in items],
+        on_error="report",
+        progress=progress,
+        on_image=lambda i, o: seen.update({i: replace(o, map=o.map.cpu())}),
+    )
+    about = pd.DataFrame(
+        {
+            "path": [str(i.path) for i in items],
+            "category": [i.category for i in items],
+            "label": [i.label for i in items],
+            "defective": [i.label != GOOD for i in items],
+        }
+    )
+    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), seen)
+
+
+def pixel_metrics_of(
+    detector: AnomalyDetector, items: Sequence[Item], evaluation: Evaluation
+) -> dict[str, float]:
+    """Pixel metrics at the size of the masks; empty where there is no mask at all.
+
+    A defective picture without a mask is left out and counted as ``n_without_mask``.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    items : sequence of Item
+        The pictures of the evaluation, in its order.
+    evaluation : Evaluation
+
+    Returns
+    -------
+    dict of str to float
+        Of :func:`~dfm_mlflow.core.pixel_metrics.pixel_metrics`, and that count.
+    """
+    if not any(item.mask for item in items):
+        return {}
+    usable = [i for i in evaluation.seen if items[i].label == GOOD or items[i].mask is not None]
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for i in usable:
+            seen = evaluation.seen[i]
+            mask_file = items[i].mask
+            mask = (
+                decode_mask(mask_file.read_bytes())
+                if mask_file
+                else np.zeros(seen.size, dtype=bool)
+            )
+            yield detector.full_map(seen.map, (mask.shape[0], mask.shape[1])).numpy(), mask
+
+    missing = sum(item.label != GOOD and item.mask is None for item in items)
+    return pixel_metrics(pairs()) | {"n_without_mask": float(missing)}
+
+
+def image_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Compute every image-level metric of a scored test set.
+
+    AUROC per defect compares its images with the good ones of the same category; with several
+    categories the names are ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+    """
+    table = table[table["error"].isna()]
+    if table.empty:
+        return {}
+    defective = table["defective"].to_numpy(bool)
+    metrics = ranking_metrics(defective, table["anomaly_score"].to_numpy())
+    metrics |= decision_metrics(defective, table["is_anomaly"].to_numpy(bool))
+    named = {
+        f"image_auroc_{column}": auroc(defective, table[column].to_numpy())
+        for column in ("fre", "nll")
+    }
+    several = table["category"].nunique() > 1
+    for category, rows in table.groupby("category"):
+        prefix = f"image_auroc/{metric_name(str(category))}" if several else "image_auroc"
+        if several:
+            named[prefix] = _auroc(rows)
+        for label in sorted(set(rows["label"]) - {GOOD}):
+            of_defect = rows[rows["label"].isin([GOOD, label])]
+            named[f"{prefix}/{metric_name(label)}"] = _auroc(of_defect)
+    return metrics | {name: value for name, value in named.items() if value is not None}
+
+
+def defect_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Count what is found of each kind of defect, and flagged of the good pictures.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
+    Returns
+    -------
+    DataFrame
+        ``category``, ``label``, ``n``, ``flagged``, and ``auroc`` against the good pictures of the
+        category (None for those themselves, or without them); the good ones of a category first,
+        then its defects by name.
+    """
+    rows = []
+    table = table[table["error"].isna()]
+    for category, of_category in table.groupby("category", sort=False):
+        for label in [GOOD, *sorted(set(of_category["label"]) - {GOOD})]:
+            mine = of_category[of_category["label"] == label]
+            against = of_category[of_category["label"].isin([GOOD, label])]
+            if len(mine):
+                rows.append(
+                    {
+                        "category": category,
+                        "label": label,
+                        "n": len(mine),
+                        "flagged": int(mine["is_anomaly"].astype(bool).sum()),
+                        "auroc": None if label == GOOD else _auroc(against),
+                    }
+                )
+    return pd.DataFrame(rows, columns=["category", "label", "n", "flagged", "auroc"])
+
+
+def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Take curves at :data:`STEPS`, for metrics whose step is the horizontal axis in per mille.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (82,)
+        ``curve/roc_true_positive_rate`` (largest at no more than that false-positive rate),
+        ``curve/precision_at_recall`` (largest at no less than that recall) and
+        ``curve/measured_false_positive_rate`` (of good pictures, at that promised rate); those
+        without the pictures that they need are left out.
+    """
+    table = table[table["error"].isna()]
+    at, curves = STEPS / 1000, {}
+    truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
+    if truth.any() and not truth.all():
+        false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+        reached = np.searchsorted(false_rate, at + 1e-12, side="right") - 1
+        curves["curve/roc_true_positive_rate"] = true_rate[reached]
+        precision, recall, _ = precision_recall_curve(truth, scores)
+        best = np.maximum.accumulate(precision[:-1])  # recall falls; without its end at 0
+        least = np.searchsorted(-recall[:-1], -(at - 1e-12), side="right") - 1
+        curves["curve/precision_at_recall"] = best[least]
+    if not truth.all():
+        p_values = np.sort(table.loc[~truth, "p_value"].to_numpy(float))
+        measured = np.searchsorted(p_values, at + 1e-12, side="right") / len(p_values)
+        curves["curve/measured_false_positive_rate"] = measured
+    return curves
+
+
+def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:
+    """Hold the promise against the good test pictures; no sentence where there are none.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`Evaluation`; rows with an error are left out.
+
+    Returns
+    -------
+    list of str
+    """
+    good = table[(table["label"] == GOOD) & table["error"].isna()]
+    if good.empty:
+        return []
+    flagged = int(good["is_anomaly"].astype(bool).sum())
+    return [
+        f"On {len(good)} good test pictures {flagged} are flagged, a measured rate of "
+        f"{flagged / len(good):.2%} where at most {detector.effective_fpr():.2%} is promised."
+    ]
+
+
+def metric_name(text: str) -> str:
+    """Replace by ``_`` what MLflow does not allow of a `text` in a metric's name."""
+    return re.sub(r"[^\w\-. ]", "_", text)
+
+
+def _auroc(rows: pd.DataFrame) -> float | None:
+    return auroc(rows["defective"].to_numpy(bool), np.asarray(rows["anomaly_score"]))

@@ -1,0 +1,249 @@
+"""A folder of scores in parts, local or in S3, with which a broken job goes on.
+
+The plan is written first. Each picture belongs to the part that its path is hashed to, and a part's
+name holds a digest of its pictures, of each its path, size and time of change (ETag in S3): what
+lies there under the expected name is done. Pictures that come, go or change cost their own parts
+only.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.storage import store
+from dfm_mlflow.storage.store import SCHEME, S3Object
+from dfm_mlflow.storage.whole_file import whole_file
+
+PLAN, DONE = "_plan.json", "_SUCCESS"  # readers of parquet folders skip names that start with _
+PICTURES = 1000  # in a part
+_FORMAT = 1
+# Names that this program gives its files; whatever else lies in the folder is somebody's own.
+_OURS = re.compile(rf"{DONE}|part-\d{{5}}-[0-9a-f]{{16}}\.parquet")
+_TYPES = {"float64": pa.float64(), "bool": pa.bool_(), "object": pa.string()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures whose scores go into one file.
+
+    Attributes
+    ----------
+    number : int
+        Place among the parts of the plan.
+    name : str
+        Of its file; holds a digest of its pictures.
+    sources : tuple of Path or S3Object
+    """
+
+    number: int
+    name: str
+    sources: tuple[Path | S3Object, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Parts that are to be scored, and those whose scores are there.
+
+    Attributes
+    ----------
+    missing, finished : list of Part
+    n_again : int
+        Pictures of missing parts whose scores were there and were removed, since a picture of
+        their part has come, gone or changed.
+    """
+
+    missing: list[Part]
+    finished: list[Part]
+    n_again: int = 0
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder or ``s3://`` prefix in which a file appears whole or not at all.
+
+    Attributes
+    ----------
+    address : str
+        A local path, or an ``s3://`` prefix.
+    """
+
+    address: str
+
+    def names(self) -> set[str]:
+        """Names of the files and folders in it, one level deep."""
+        if self._remote:
+            return {found.name for found in store.S3Folder(self.address).iterdir()}
+        folder = Path(self.address)
+        return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+
+    def read(self, name: str) -> bytes:
+        """Read the file called `name`."""
+        return store.read(self._path(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write `data` as the file called `name`.
+
+        Raises
+        ------
+        DataError
+            If that fails; nothing lies under the name then.
+        """
+        if self._remote:
+            store.upload(self._path(name), data)
+        else:
+            with whole_file(Path(self._path(name))) as draft:
+                draft.write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        """Remove the file called `name`, if it is there."""
+        if self._remote:
+            store.delete(self._path(name))
+        else:
+            Path(self._path(name)).unlink(missing_ok=True)
+
+    @property
+    def _remote(self) -> bool:
+        return self.address.startswith(SCHEME)
+
+    def _path(self, name: str) -> str:
+        return f"{self.address.rstrip('/')}/{name}"
+
+
+def plan_parts(
+    folder: OutputFolder, sources: Sequence[Path | S3Object], model: str, least: int = 1
+) -> Plan:
+    """Deal pictures to parts as the folder's plan says, or make the plan.
+
+    Parts of pictures that are no longer the same are removed; no other file is.
+
+    Parameters
+    ----------
+    folder : OutputFolder
+    sources : sequence of Path or S3Object
+    model : str
+        SHA-256 of the model.
+    least : int
+        Parts of a new plan, at least, so that every core has some.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds the scores of another model, or files that are no scores.
+    """
+    there = folder.names()
+    if PLAN in there:
+        n_parts = _read_plan(folder, model)
+    else:
+        if there:
+            raise ConfigError(
+                f"output={folder.address} holds other files, such as {min(there)}: give a new "
+                "folder, or one that an earlier run began."
+            )
+        n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
+        plan = {"format": _FORMAT, "model": model, "parts": n_parts}
+        folder.write(PLAN, json.dumps(plan).encode())
+    parts = _deal(sources, n_parts)
+    stale = {n for n in there if _OURS.fullmatch(n)} - {part.name for part in parts}
+    for name in stale:
+        folder.remove(name)
+    missing = [part for part in parts if part.name not in there]
+    replaced = {name.split("-")[1] for name in stale - {DONE}}
+    n_again = sum(len(part.sources) for part in missing if part.name.split("-")[1] in replaced)
+    return Plan(missing, [part for part in parts if part.name in there], n_again)
+
+
+def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> tuple[int, int]:
+    """Score one part and write its file.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    part : Part
+    folder : OutputFolder
+
+    Returns
+    -------
+    n, n_errors : int
+        Pictures, and those that could not be read.
+    """
+    table = scores_of(detector, part.sources)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.write(part.name, buffer.getvalue())
+    return len(table), n_errors(table)
+
+
+def scores_of(detector: AnomalyDetector, sources: Sequence[Path | S3Object]) -> pa.Table:
+    """Score `sources` with a `detector`, with their paths in the first column."""
+    table = detector.score(sources, on_error="report")
+    table.insert(0, "path", [str(source) for source in sources])
+    return pa.Table.from_pandas(table, schema_of(detector), preserve_index=False)
+
+
+def schema_of(detector: AnomalyDetector) -> pa.Schema:
+    """Types of the scores of a `detector`, with errors among them or without."""
+    columns = {"path": "object", **detector.columns}
+    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+
+
+def n_errors(table: pa.Table) -> int:
+    """Pictures of a `table` of scores that could not be read."""
+    return len(table) - int(table["error"].null_count)
+
+
+def _read_plan(folder: OutputFolder, model: str) -> int:
+    try:
+        plan = json.loads(folder.read(PLAN))
+        known, n_parts = plan["model"], int(plan["parts"])
+        if plan["format"] != _FORMAT or n_parts < 1:
+            raise ValueError("another format")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.address.rstrip('/')}/{PLAN} is no plan of this version ({error}): give a new "
+            "folder."
+        ) from None
+    if known != model:
+        raise ConfigError(
+            f"output={folder.address} holds the scores of another model (SHA-256 {known[:12]}..., "
+            f"not {model[:12]}...): give a new folder."
+        )
+    return n_parts
+
+
+def _deal(sources: Sequence[Path | S3Object], n_parts: int) -> list[Part]:
+    dealt: list[list[Path | S3Object]] = [[] for _ in range(n_parts)]
+    for source in sources:
+        hashed = hashlib.sha256(os.fsencode(str(source))).digest()
+        dealt[int.from_bytes(hashed[:8], "big") % n_parts].append(source)
+    parts = []
+    for number, mine in enumerate(dealt):
+        content = "\n".join(f"{s} {_version(s)}" for s in mine)
+        digest = hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
+        if mine:
+            parts.append(Part(number, f"part-{number:05d}-{digest}.parquet", tuple(mine)))
+    return parts
+
+
+def _version(source: Path | S3Object) -> str:
+    """Tell the content of a picture from what was there before, without reading it."""
+    if isinstance(source, S3Object):
+        return source.etag
+    try:
+        status = source.stat()
+    except OSError:  # it went away after it was listed: its row will say so
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"

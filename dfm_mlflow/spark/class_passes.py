@@ -1,0 +1,186 @@
+"""Fitting a class whose features are in many places, in passes over them.
+
+The places are this process or Spark's executors: :class:`~dfm_mlflow.spark.blocks.Passes` is all
+that is known of them. What comes back is a sum whose size does not follow the number of pictures,
+or a few numbers a picture.
+
+=======================================  ======================================================
+n pictures, D features of a row          subspaces from
+=======================================  ======================================================
+n up to D and up to 4,096                the rows themselves, which are less than a D x D matrix
+D up to 4,096                            merged moments, and those of each fold
+both above 4,096                         seeded subspace iteration
+=======================================  ======================================================
+
+The choice is that of :mod:`dfm_mlflow.core.solvers`, and so are the results up to rounding. Where
+the iteration gives way to an exact solver, that one works on the rows, at most as many as features,
+or on moments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector.class_fit import check_rest, first_coordinates, sorted_columns, to_store
+from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, n_leading, score_maps
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.errors import FitError
+from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
+from dfm_mlflow.spark.layer_passes import by_key, fit_layer
+from dfm_mlflow.spark.quantiles import lower_counts, quantile_of_counts, upper_counts
+
+
+def fit_class_in_passes(
+    name: str, passes: Passes, folds: np.ndarray, grids: Sequence[Grid], options: Options
+) -> ClassModel:
+    """Fit and calibrate a class, as ``fit_class`` does, up to rounding.
+
+    Parameters
+    ----------
+    name : str
+    passes : Passes
+        Over blocks of features.
+    folds : ndarray of shape (n_listed,), int
+        Fold of each picture in the list of the class; -1 for one that could not be read.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Raises
+    ------
+    FitError
+        As ``fit_class``, and for subspaces too large for any of the ways in
+        :mod:`dfm_mlflow.spark.blocks`.
+    """
+    folds = folds.astype(np.int16)
+    if len(np.unique(folds[folds >= 0])) < 2:
+        raise FitError(ONE_GROUP)
+    parts = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
+    held = parts[0][1]
+    for _, other in parts[1:]:
+        held = held.join(other, _beside)
+    sums = _sums(held, folds)
+    subspaces = [
+        to_store(subspace, _noise_variance(sums, j, subspace))
+        for j, (subspace, _) in enumerate(parts)
+    ]
+    check_rest(subspaces, options)
+    divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
+    usual = [others for _, others in divisors]
+    layers = [
+        LayerModel(subspace, whole.numpy(), leading)
+        for subspace, (whole, _), leading in zip(
+            subspaces, divisors, _leading(passes, subspaces, grids), strict=True
+        )
+    ]
+
+    def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
+        maps = [torch.from_numpy(m) for m in block.maps]
+        nothing = torch.zeros(len(block.index), dtype=torch.float64)
+        mine = folds[block.index]
+        return score_maps(maps, [u[mine] for u in usual], nothing, grids, options)
+
+    scores = (
+        _nll(held, subspaces)
+        if options.score == "nll"
+        else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
+    )
+    calibration = Calibration.of(scores, len(np.unique(folds[folds >= 0])), options.tail)
+
+    def inside(block: HeldOutBlock) -> np.ndarray:
+        combined = scored(block)[1]
+        return combined[combined > 0].numpy()
+
+    scale = quantile_of_counts(
+        CALM,
+        held.total(lambda block: upper_counts(inside(block)), np.add),
+        lambda upper: held.total(lambda block: lower_counts(inside(block), upper), np.add),
+    )
+    for _, part in parts:
+        part.drop()
+    return ClassModel(name, tuple(layers), calibration, scale)
+
+
+def _leading(
+    passes: Passes, subspaces: Sequence[Subspace], grids: Sequence[Grid]
+) -> list[np.ndarray]:
+    first = [replace(s, basis=s.basis[:, : n_leading(s)]) for s in subspaces]
+
+    def coordinates(block: Block) -> list[Tensor]:
+        return [
+            first_coordinates(s, grid.rows(torch.from_numpy(f)).numpy())
+            for s, grid, f in zip(first, grids, block.features, strict=True)
+        ]
+
+    return [sorted_columns(parts) for parts in zip(*passes.each(coordinates), strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the held-out pictures of one fold."""
+
+    n: int
+    fre: np.ndarray  # of each layer
+    maps: list[np.ndarray]  # of each layer, of shape (h, w)
+
+    def merge(self, other: "_Sums") -> "_Sums":
+        maps = [a + b for a, b in zip(self.maps, other.maps, strict=True)]
+        return _Sums(self.n + other.n, self.fre + other.fre, maps)
+
+
+def _sums(held: Passes, folds: np.ndarray) -> dict[int, _Sums]:
+    def sums(block: HeldOutBlock) -> dict[int, _Sums]:
+        mine = folds[block.index]
+        return {
+            int(f): _Sums(
+                int((mine == f).sum()),
+                np.array([fre[mine == f].sum() for fre in block.fre]),
+                [m[mine == f].sum(0, dtype=np.float64) for m in block.maps],
+            )
+            for f in np.unique(mine)
+        }
+
+    return held.total(sums, by_key)
+
+
+def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace) -> float:
+    whole = reduce(_Sums.merge, sums.values())
+    mean = HeldOut(whole.fre[j : j + 1] / whole.n, np.zeros(1), lambda: np.zeros((1, 0)))
+    return mean.noise_variance(subspace)
+
+
+def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
+    """What a layer's map is divided by, and what held-out ones are: of shape (n_folds, h, w)."""
+
+    def divisor(parts: list[_Sums]) -> Tensor:
+        whole = reduce(_Sums.merge, parts)
+        return usual_of(torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how)
+
+    others = [
+        divisor([part for other, part in sums.items() if other != f]) for f in range(max(sums) + 1)
+    ]
+    return divisor(list(sums.values())), torch.stack(others)
+
+
+def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
+    """Held-out likelihoods: two numbers a picture and layer come to this process."""
+    parts = list(held.each(lambda block: (block.mahalanobis, block.fre)))
+    nll: np.ndarray = sum(
+        s.nll_from(*(np.concatenate([p[i][j] for p in parts]) for i in range(2)))
+        for j, s in enumerate(subspaces)
+    )
+    return nll
+
+
+def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
+    """The same pictures in a further layer."""
+    return HeldOutBlock(a.index, a.maps + b.maps, a.fre + b.fre, a.mahalanobis + b.mahalanobis)

@@ -1,0 +1,246 @@
+"""One layer: three ways to its subspaces, of all pictures and without each fold."""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.crossfit import crossfit, fit_without
+from dfm_mlflow.core.moments import MAX_FEATURES, Moments
+from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace
+from dfm_mlflow.core.streaming import (
+    SubspaceIteration,
+    Summary,
+    TooManyComponents,
+    contribution,
+)
+from dfm_mlflow.core.subspace import Subspace, squared_norm
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.errors import FitError
+from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
+
+BUDGET = 128 << 20  # bytes of sums that one pass brings back, or of one matrix
+MOST_EXACT = 8192  # features whose scatter matrix, 512 MiB, still moves as one piece
+MOST_ROWS = 1 << 30  # bytes of rows that the exact solver gets where the iteration gives way
+
+T = TypeVar("T")
+
+
+def fit_layer(
+    passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
+) -> tuple[Subspace, Passes]:
+    """Give the final subspace, and the pictures of each fold under the subspace of the others.
+
+    Parameters
+    ----------
+    passes : Passes
+        Over blocks of features.
+    folds : ndarray of shape (n_listed,), int
+        Fold of each picture in the list of the class; -1 for one that could not be read.
+    j : int
+        Place of the layer in a block's features.
+    grid : Grid
+        Of the layer.
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    subspace : Subspace
+    held : Passes
+        Over :class:`HeldOutBlock` with this layer alone.
+
+    Raises
+    ------
+    FitError
+        For features that no model fits, and a subspace too large for any of the three ways.
+    """
+    layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
+    n, dimension = int((folds >= 0).sum()), grid.n_features
+    if n <= min(dimension, LARGE):
+        subspace, held = layer.by_rows()
+    elif dimension <= MAX_FEATURES:
+        subspace, held = layer.by_moments()
+    else:
+        try:
+            subspace, held = layer.by_iteration()
+        except TooManyComponents as error:
+            if n <= dimension and n * dimension * 4 <= MOST_ROWS:
+                subspace, held = layer.by_rows()
+            elif dimension <= MOST_EXACT:
+                subspace, held = layer.by_moments()
+            else:
+                raise FitError(
+                    f"A layer of {dimension} features needs a subspace of more than half of them, "
+                    f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
+                    "pooling."
+                ) from error
+    return subspace, held
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """How a block becomes rows of one layer; goes to where the blocks are."""
+
+    folds: np.ndarray
+    j: int
+    grid: Grid
+
+    def of(self, block: Block) -> np.ndarray:
+        """Features of a block as rows of shape (m, D)."""
+        return self.grid.rows(torch.from_numpy(block.features[self.j])).numpy()
+
+    def of_fold(self, block: Block, fold: int) -> np.ndarray:
+        """Rows of the pictures of one fold."""
+        rows: np.ndarray = self.of(block)[self.folds[block.index] == fold]
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The three ways to the subspaces of a layer."""
+
+    passes: Passes
+    rows: _Rows
+    level: float
+
+    @property
+    def fold_numbers(self) -> list[int]:
+        return [int(f) for f in np.unique(self.rows.folds[self.rows.folds >= 0])]
+
+    def by_moments(self) -> tuple[Subspace, Passes]:
+        """Subspaces from the moments of all rows, less those of a fold."""
+        rows = self.rows
+        whole = self.passes.total(lambda b: Moments.of(rows.of(b), limit=None), Moments.merge)
+        subspace = fit_moments(whole, self.level)
+        at_once = max(1, BUDGET // (8 * rows.grid.n_features**2))
+        held = None
+        for group in _groups(self.fold_numbers, at_once):
+
+            def moments(b: Block, group: list[int] = group) -> dict[int, Moments]:
+                return {f: Moments.of(rows.of_fold(b, f), limit=None) for f in group}
+
+            apart = self.passes.total(moments, by_key)
+            models = {f: fit_without(whole, part, self.level) for f, part in apart.items()}
+            del apart
+            held = self.hold_out(models, held)
+        assert held is not None
+        return subspace, held
+
+    def by_rows(self) -> tuple[Subspace, Passes]:
+        """All rows in this process, at most as many as features: the one-machine code itself."""
+        rows = self.rows
+        found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
+        index = np.concatenate([i for i, _ in found])
+        order = np.argsort(index)
+        x = np.concatenate([part for _, part in found])[order]
+        del found
+        held_out = crossfit(x, rows.folds[index[order]], self.level)
+        subspace = fit_subspace(x, self.level)
+        maps = rows.grid.fre_map(torch.from_numpy(held_out.residual())).numpy()
+        place = np.zeros(len(rows.folds), dtype=np.int64)
+        place[index[order]] = np.arange(len(index))
+        fre, mahalanobis = held_out.fre, held_out.mahalanobis
+
+        def look_up(block: Block) -> HeldOutBlock:
+            at = place[block.index]
+            return HeldOutBlock(block.index, [maps[at]], [fre[at]], [mahalanobis[at]])
+
+        return subspace, self.passes.derive(look_up)
+
+    def by_iteration(self) -> tuple[Subspace, Passes]:
+        """Subspaces of all rows and of those without each fold, iterated side by side."""
+        rows, numbers = self.rows, self.fold_numbers
+        apart = self.passes.total(
+            lambda b: {f: Summary.of(x) for f in numbers if len(x := rows.of_fold(b, f))},
+            by_key,
+        )
+        without = {
+            f: reduce(Summary.merge, [part for other, part in apart.items() if other != f])
+            for f in [None, *apart]
+        }
+        models = self.iterate({f: SubspaceIteration(s, self.level) for f, s in without.items()})
+        subspace = models[None]
+        of_folds = {f: model for f, model in models.items() if f is not None}
+        at_once = max(1, BUDGET // (8 * subspace.basis.size))
+        held = None
+        for group in _groups(list(of_folds), at_once):
+            held = self.hold_out({f: of_folds[f] for f in group}, held)
+        assert held is not None
+        return subspace, held
+
+    def iterate(
+        self, iterations: dict[int | None, SubspaceIteration]
+    ) -> dict[int | None, Subspace]:
+        """Drive the iterations of the whole (None) and of each fold's rest until all settle."""
+        rows, active = self.rows, dict(iterations)
+        while active:
+            group = _within_budget(active)
+            sent = {f: (i.summary.mean, i.block) for f, i in group.items()}
+
+            def shares(block: Block, sent: dict[Any, Any] = sent) -> dict[int | None, np.ndarray]:
+                x, folds = rows.of(block), rows.folds[block.index]
+                return {
+                    f: contribution(x if f is None else x[folds != f], mean, directions)
+                    for f, (mean, directions) in sent.items()
+                }
+
+            products = self.passes.total(shares, lambda a, b: {f: a[f] + b[f] for f in a})
+            for f, iteration in group.items():
+                if iteration.advance(products[f]):
+                    del active[f]
+        return {f: i.subspace() for f, i in iterations.items()}
+
+    def hold_out(self, models: dict[int, Subspace], before: Passes | None) -> Passes:
+        """Look at the rows of each fold under the subspace of the others."""
+        rows = self.rows
+
+        def look(block: Block) -> HeldOutBlock:
+            x, folds = rows.of(block), rows.folds[block.index]
+            kept = np.flatnonzero(np.isin(folds, list(models)))
+            residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
+            for f in np.unique(folds[kept]):
+                out = folds == f
+                coordinates, residual[out] = models[int(f)].split(x[out])
+                mahalanobis[out] = models[int(f)].mahalanobis(coordinates)
+            residual = residual[kept]
+            maps = np.zeros((0, *rows.grid.shape[1:]), np.float32)
+            if len(kept):
+                maps = rows.grid.fre_map(torch.from_numpy(residual)).numpy()
+            fre = squared_norm(residual.astype(np.float64))
+            return HeldOutBlock(block.index[kept], [maps], [fre], [mahalanobis[kept]])
+
+        held = self.passes.derive(look)
+        return held if before is None else before.join(held, _below)
+
+
+def _below(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
+    """Pictures of further folds of the same block."""
+    both = zip((a.maps, a.fre, a.mahalanobis), (b.maps, b.fre, b.mahalanobis), strict=True)
+    index = np.concatenate([a.index, b.index])
+    order = np.argsort(index)
+    return HeldOutBlock(index[order], *([np.concatenate([x[0], y[0]])[order]] for x, y in both))
+
+
+def by_key(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+    """Merge what both `a` and `b` have, and keep what one of them has."""
+    return {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f] for f in a | b}
+
+
+def _groups(values: list[T], size: int) -> list[list[T]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _within_budget(active: dict[Any, SubspaceIteration]) -> dict[Any, SubspaceIteration]:
+    """As many iterations as one pass can carry, at least one."""
+    group: dict[Any, SubspaceIteration] = {}
+    size = 0
+    for key, iteration in active.items():
+        size += iteration.block.nbytes
+        if group and size > BUDGET:
+            break
+        group[key] = iteration
+    return group

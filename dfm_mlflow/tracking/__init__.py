@@ -1,0 +1,1 @@
+"""What a job does with a run, and with a server that fails."""

@@ -1,0 +1,229 @@
+"""What every job does with MLflow: take over or open a run, log parameters, data and results."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+import torchvision
+from mlflow.entities import Metric
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+
+import dfm_mlflow
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.errors import TrackingError
+from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
+from dfm_mlflow.report.gallery import build_gallery, worst_cases
+from dfm_mlflow.report.html import write_report
+from dfm_mlflow.report.words import verdict
+from dfm_mlflow.scores.evaluation import STEPS, Evaluation, curve_points
+from dfm_mlflow.tracking.outage import end_failed, outages_in_words
+
+
+@contextmanager
+def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
+    """Take over the active run or the one that ``mlflow run`` opened, else start one.
+
+    A run taken over keeps the name and the tags that somebody gave it.
+
+    Parameters
+    ----------
+    name : str
+        Of the run, where nobody gave one.
+    tags : mapping of str to str
+
+    Yields
+    ------
+    mlflow.ActiveRun
+
+    Raises
+    ------
+    TrackingError
+        If the tracking server or the artifact store fails meanwhile.
+    """
+    active = mlflow.active_run()
+    if active:
+        with outages_in_words():
+            _introduce(active.info.run_id, name, tags)
+            yield active
+        return
+    given = os.environ.get("MLFLOW_RUN_ID")
+    with outages_in_words(), mlflow.start_run(run_name=None if given else name) as run:
+        try:
+            with outages_in_words():
+                _introduce(run.info.run_id, name, tags)
+                yield run
+        except TrackingError:
+            end_failed(run)
+            raise
+
+
+def _introduce(run_id: str, name: str, tags: Mapping[str, str]) -> None:
+    known = mlflow.get_run(run_id)
+    new = {key: value for key, value in tags.items() if key not in known.data.tags}
+    if _compat.is_random_name(known.info.run_name or ""):
+        new[MLFLOW_RUN_NAME] = name
+    mlflow.set_tags(new)
+
+
+def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
+    """Log those of `params` that the run `run_id` lacks, and the commit of a checkout."""
+    # `mlflow run` logged its raw parameters already, and a parameter cannot change.
+    known = mlflow.get_run(run_id).data.params
+    mlflow.log_params({k: v for k, v in params.items() if k not in known})
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git here: then it is no checkout that anybody works in
+        return
+    if commit.returncode == 0:
+        mlflow.set_tag("dfm.git_commit", commit.stdout.strip())
+
+
+def log_dataset(catalog: Catalog, context: str) -> ImageFolderDataset:
+    """Log where the pictures came from, with a digest of their contents; metrics may name it.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    context : str
+        What the pictures are for, such as ``training``.
+
+    Returns
+    -------
+    ImageFolderDataset
+    """
+    dataset = ImageFolderDataset(catalog)
+    mlflow.log_input(dataset, context=context)
+    return dataset
+
+
+def log_results(
+    detector: AnomalyDetector,
+    catalog: Catalog,
+    evaluation: Evaluation,
+    metrics: dict[str, float],
+    sentences: list[str],
+    *,
+    labelled: bool = True,
+    model_uri: str | None = None,
+) -> None:
+    """Log the report with its pictures, curves as metrics, scored pictures and the worst of them.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    catalog : Catalog
+    evaluation : Evaluation
+        Empty where there are no pictures to score.
+    metrics : dict of str to float
+    sentences : list of str
+        What calibration and measurement say in words.
+    labelled : bool
+        Whether the pictures' labels are known.
+    model_uri : str, optional
+        Named in the report.
+    """
+    if not labelled:
+        table = evaluation.table.assign(label="unlabelled", defective=None)
+        evaluation = Evaluation(table, evaluation.seen)
+    active = mlflow.active_run()
+    assert active is not None
+    run = mlflow.get_run(active.info.run_id)
+    gallery = build_gallery(detector, catalog, evaluation)
+    origin = _provenance(run, detector, catalog, model_uri)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_report(folder / "report", detector, evaluation, metrics, sentences, gallery, origin)
+        mlflow.log_artifacts(str(folder / "report"), "report")
+        if len(evaluation.table):
+            contents = [catalog.contents[path] for path in evaluation.table["path"]]
+            table = evaluation.table.assign(sha256=contents)  # `compare` matches by it
+            table.to_parquet(folder / "scores.parquet", index=False)
+            mlflow.log_artifact(str(folder / "scores.parquet"))
+    worst = worst_cases(gallery)
+    if len(worst):
+        mlflow.log_table(worst, "worst_cases.json")
+    read = evaluation.table[evaluation.table["error"].isna()]
+    if labelled:
+        _log_curves(run.info.run_id, read)
+    if MLFLOW_RUN_NOTE not in run.data.tags:  # the description at the top of the run's page
+        mlflow.set_tag(MLFLOW_RUN_NOTE, verdict(detector, read, metrics))
+
+
+def _log_curves(run_id: str, table: pd.DataFrame) -> None:
+    # Not linked to the model: its page lists every value, and a curve has many.
+    now = int(time.time() * 1000)
+    points = [
+        Metric(name, float(value), now, int(step))
+        for name, curve in curve_points(table).items()
+        for step, value in zip(STEPS, curve, strict=True)
+    ]
+    if points:
+        mlflow.MlflowClient().log_batch(run_id, metrics=points)
+
+
+def _provenance(
+    run: mlflow.entities.Run, detector: AnomalyDetector, catalog: Catalog, model_uri: str | None
+) -> dict[str, str]:
+    tags = run.data.tags
+    known = {
+        "run": run.info.run_name,
+        "run id": run.info.run_id,
+        "model": model_uri,
+        "git commit": tags.get("dfm.git_commit") or tags.get(MLFLOW_GIT_COMMIT),
+        "data": catalog.source,
+        "data digest": catalog.digest,
+        "weights": detector.weights["id"],
+        "weights' SHA-256": detector.weights["sha256"],
+        "dfm-mlflow": dfm_mlflow.__version__,
+        "MLflow": mlflow.__version__,
+        "PyTorch, torchvision": f"{torch.__version__}, {torchvision.__version__}",
+        "Python": platform.python_version(),
+    }
+    return {name: value for name, value in known.items() if value}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Give the result of some `work` and the seconds it took."""
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[str, str]) -> str:
+    """Say in a few lines what a job found; the last is JSON for scripts.
+
+    Parameters
+    ----------
+    metrics : mapping of str to float
+    sentences : list of str
+    where : mapping of str to str
+        Addresses of what the job left, by ``run_id``, ``model_uri`` and the like.
+
+    Returns
+    -------
+    str
+    """
+    shown = (
+        "image_auroc",
+        "image_f1",
+        "pixel_aupro",
+        "precision",
+        "recall",
+        "false_positive_rate",
+        "threshold",
+    )
+    lines = [f"{name:20s} {metrics[name]:.4g}" for name in shown if name in metrics]
+    lines += [*sentences, *(f"{kind.removesuffix('_uri'):6s} {uri}" for kind, uri in where.items())]
+    return "\n".join([*lines, json.dumps(dict(where))])

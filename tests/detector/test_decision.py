@@ -1,0 +1,83 @@
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dfm_mlflow.columns import COLUMNS, DECISION
+from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.detector.class_model import MOST_LEADING
+from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
+
+RNG = np.random.default_rng(0)
+
+
+def one_class(name, n=39, scale=1.0, n_folds=20):
+    known = np.sort(RNG.normal(size=(n, 3)), axis=0).astype(np.float32)
+    calibration = Calibration.of(scale * RNG.normal(size=n), n_folds)
+    return SimpleNamespace(
+        name=name, calibration=calibration, layers=[SimpleNamespace(leading=known)]
+    )
+
+
+def scores(values, nll=None):
+    values = torch.as_tensor(values)
+    return SimpleNamespace(score=values, fre=values + 1, nll=values if nll is None else nll)
+
+
+def test_a_row_has_every_column_and_the_decision_of_its_p_value():
+    model = one_class("cap")
+    values = np.linspace(-4, 4, 81)
+    rows, best = decide([model], [scores(values)], 0.1, 0.3)
+    assert all(list(row) == [*COLUMNS, *DECISION] for row in rows)
+    assert not best.any()
+    p = [row["p_value"] for row in rows]
+    np.testing.assert_array_equal(p, model.calibration.p_value(values))
+    limit = model.calibration.threshold(0.1)
+    for value, row in zip(values, rows, strict=True):
+        assert row["is_anomaly"] == (value > limit)
+        expected = "reject" if value > limit else "retest" if row["p_value"] <= 0.3 else "pass"
+        assert row["decision"] == expected
+    without, _ = decide([model], [scores(values)], 0.1, None)
+    assert {row["decision"] for row in without} == {"reject", "pass"}
+    assert [row["is_anomaly"] for row in without] == [row["is_anomaly"] for row in rows]
+
+
+def test_a_picture_belongs_to_the_class_in_which_it_is_least_unusual():
+    fine, coarse = one_class("fine", scale=0.01), one_class("coarse", scale=100.0)
+    values = [torch.tensor([0.0, 5.0, 5e3]), torch.tensor([900.0, 0.0, 5e3])]
+    nll = [0.0, 0, 2], [0.0, 0, 1]
+    given = [scores(v, torch.tensor(n)) for v, n in zip(values, nll, strict=True)]
+    rows, best = decide([fine, coarse], given, 0.1, None)
+    assert best.tolist() == [0, 1, 1]  # of two that say the same the likelier one
+    assert [row["predicted_class"] for row in rows] == ["fine", "coarse", "coarse"]
+    assert [row["anomaly_score"] for row in rows] == [0.0, 0.0, 5e3]
+    assert [row["fre"] for row in rows] == [1.0, 1.0, 5001.0]
+
+
+def test_places_are_p_values_of_each_coordinate():
+    model = one_class("cap")
+    known = model.layers[0].leading
+    values = torch.from_numpy(RNG.normal(size=3).astype(np.float32))
+    found = places_of(model, [values])
+    expected = (1 + (known >= values.numpy()).sum(0)) / (len(known) + 1)
+    assert found.shape == (MOST_LEADING,)
+    np.testing.assert_allclose(found[:3], expected)
+    assert np.isnan(found[3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "fpr", "words"),
+    [
+        ([one_class("cap")], 0.1, "promises a false-positive rate of at most 0.1, .* from 39 good"),
+        ([one_class("cap")], 0.01, "at most 0.025, .*; 99 would do for the 0.01 that was asked"),
+        ([one_class("cap", n_folds=0)], 0.1, r"from 39 new good images\.$"),
+        ([one_class("a"), one_class("b", n=19)], 0.1, "thresholds a .*, b .* 19 .* smallest class"),
+    ],
+)
+def test_the_promise_is_one_sentence(classes, fpr, words):
+    sentence = calibration_sentence(classes, fpr, None)
+    assert " ".join(sentence.split()) == sentence
+    assert re.search(words, sentence)
+    assert "looked at again" in calibration_sentence(classes, fpr, 0.3)

@@ -1,0 +1,70 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dfm_mlflow.detector.maps import combine_layers, smooth_map, to_level, to_png, usual_of
+from dfm_mlflow.report.overlay import overlay
+
+
+def test_layers_are_averaged_on_the_finest_grid():
+    fine, coarse = torch.rand(3, 8, 6), torch.full((3, 4, 3), 5.0)
+    ones = [torch.ones(8, 6), torch.ones(4, 3)]
+    torch.testing.assert_close(combine_layers([fine, coarse], ones), (fine + 5) / 2)
+    halved = combine_layers([fine, coarse], [2 * ones[0], 5 * ones[1]])
+    torch.testing.assert_close(halved, (fine / 2 + 1) / 2)
+
+
+def test_usual_is_the_mean_with_a_floor():
+    maps = torch.rand(50, 4, 4) + 1
+    maps[:, 0, 0] = 1e-6  # a position that never varies
+    maps[:, 3, 3] = 0  # one outside the region of interest
+    assert (usual_of(maps, "none") == 1).all()
+    inside = maps.mean(0)[maps.mean(0) > 0].mean()
+    assert usual_of(maps, "global").unique().tolist() == [pytest.approx(float(inside))]
+    position = usual_of(maps, "position")
+    torch.testing.assert_close(position[1:3], maps.mean(0)[1:3])
+    assert position[0, 0] == position[3, 3] == pytest.approx(0.3 * float(inside))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 600), st.integers(1, 80))
+def test_a_full_map_has_the_picture_s_size_and_stays_within_its_values(h, w, height, width):
+    values = torch.rand(h, w)
+    full = smooth_map(values, (height, width))
+    assert full.shape == (height, width)
+    assert full.min() >= values.min() - 1e-5
+    assert full.max() <= values.max() + 1e-5
+
+
+def test_a_full_map_is_smooth_and_keeps_its_place():
+    values = torch.zeros(8, 8)
+    values[2, 5] = 1
+    full = smooth_map(values, (256, 320))
+    top, left = np.unravel_index(int(full.argmax()), full.shape)
+    assert abs(top - 2.5 * 32) < 12
+    assert abs(left - 5.5 * 40) < 15
+    assert float((full[1:] - full[:-1]).abs().max()) < 0.05
+
+
+def test_padding_around_the_middle_is_cut_off():
+    values = torch.zeros(8, 8)
+    values[2:6] = torch.arange(8.0)  # the picture fills the middle half of the height
+    full = smooth_map(values, (64, 128), part=(0.5, 1.0))
+    assert full.shape == (64, 128)
+    assert float(full[20:44].min(dim=1).values.mean()) < 1
+    assert (full[20:44, -8:] > 5).all()
+
+
+def test_levels_mean_the_same_in_every_picture():
+    assert to_level(torch.tensor([[0.0, 2.0, 4.0]]), 2.0).tolist() == [[0, 128, 255]]
+    png = to_png(to_level(torch.rand(5, 7), 1.0))
+    assert Image.open(io.BytesIO(png)).size == (7, 5)
+    image = np.full((1, 3, 3), 90, np.uint8)
+    marked = overlay(image, np.array([[0, 100, 255]], np.uint8))
+    assert (marked[0, :2] == 90).all()  # what good pictures show stays as it is
+    assert marked[0, 2, 0] > 150 > marked[0, 2, 1]

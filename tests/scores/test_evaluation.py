@@ -1,0 +1,63 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from dfm_mlflow.scores.evaluation import STEPS, curve_points, defect_table, image_metrics
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    label = np.array(["good"] * 60 + ["bent"] * 30 + ["cut"] * 10)
+    scores = rng.normal(size=100) + 1.5 * (label != "good")
+    return pd.DataFrame(
+        {
+            "category": "a",
+            "label": label,
+            "defective": label != "good",
+            "error": None,
+            "anomaly_score": scores,
+            "fre": scores,
+            "nll": scores,
+            "is_anomaly": scores > 1,
+            "p_value": rng.uniform(size=100),
+        }
+    )
+
+
+def test_curves_as_metrics_are_points_of_the_curves(table):
+    curves = curve_points(table)
+    assert len(STEPS) == 82
+    assert (STEPS[0], STEPS[-1]) == (0, 1000)
+    assert (np.diff(STEPS) > 0).all()
+    truth, scores = table["defective"], table["anomaly_score"]
+    false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    promised = np.sort(table.loc[~truth, "p_value"])
+    for i, x in enumerate(STEPS / 1000):
+        assert curves["curve/roc_true_positive_rate"][i] == true_rate[false_rate <= x + 1e-9].max()
+        at = recall[:-1] >= x - 1e-9
+        assert curves["curve/precision_at_recall"][i] == precision[:-1][at].max()
+        measured = curves["curve/measured_false_positive_rate"][i]
+        assert measured == pytest.approx(np.mean(promised <= x))
+
+
+def test_curves_need_their_pictures(table):
+    good = table[table["label"] == "good"]
+    assert set(curve_points(good)) == {"curve/measured_false_positive_rate"}
+    assert curve_points(table[table["label"] != "good"]) == {}
+    assert curve_points(table.iloc[:0]) == {}
+    broken = table.assign(error="broken")
+    assert curve_points(broken) == {}
+
+
+def test_the_table_of_defects_agrees_with_the_metrics(table):
+    kinds = defect_table(table).set_index("label")
+    metrics = image_metrics(table)
+    assert list(kinds.index) == ["good", "bent", "cut"]
+    assert kinds["n"].sum() == 100
+    for label in ("bent", "cut"):
+        assert kinds.loc[label, "auroc"] == metrics[f"image_auroc/{label}"]
+    assert kinds.loc["good", "flagged"] / 60 == metrics["false_positive_rate"]
+    assert kinds.loc[["bent", "cut"], "flagged"].sum() / 40 == metrics["recall"]
