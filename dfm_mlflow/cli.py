@@ -87,7 +87,6 @@ def cli(debug: bool) -> None:
 def train(**values: Any) -> None:
     """Fit a detector to good pictures, evaluate, log, register it."""
     options = Options.parse(values)
-    options.resolve()  # what cannot work is refused before torch and MLflow load
     from dfm_mlflow.jobs.train import train as run
     from dfm_mlflow.tracking.run import summary
 
@@ -104,7 +103,6 @@ def tune(**values: Any) -> None:
     What is given is kept; layers, pooling, PCA level, aggregation and normalisation are chosen.
     """
     options = Options.parse(values)
-    options.resolve()
     from dfm_mlflow.jobs.tune import tune as run
     from dfm_mlflow.tracking.run import summary
 
@@ -121,7 +119,6 @@ def sweep(**values: Any) -> None:
     No model is kept: train the best.
     """
     options = SweepOptions.parse(values)
-    options.check()
     from dfm_mlflow.jobs.sweep import sweep as run
 
     result = run(options)
@@ -222,7 +219,6 @@ def _score_here(
 def promote(**values: Any) -> None:
     """Move an alias to a registered version that passes all gates."""
     options = PromoteOptions.parse(values)
-    options.check()
     from dfm_mlflow.registry.promote import promote as run
 
     click.echo(run(options).summary())

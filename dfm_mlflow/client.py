@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dfm_mlflow.columns import COLUMNS
+from dfm_mlflow.columns import COLUMNS, check_on_error
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
 from dfm_mlflow.storage.whole_file import whole_file
 
@@ -84,8 +84,7 @@ def score(
     """
     if isinstance(images, str | Path | bytes):
         raise ConfigError("images is a single one: give a list of images.")
-    if on_error not in ("raise", "report"):
-        raise ConfigError(f"on_error={on_error!r} is not known: give raise or report.")
+    check_on_error(on_error)
     # what is the server's default is not sent: only JSON carries parameters through MLflow, and
     # parquet is several times faster
     params: dict[str, Any] = {"fpr": fpr} if fpr is not None else {}

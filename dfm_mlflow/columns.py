@@ -1,5 +1,8 @@
-"""The columns of an answer, with their pandas dtypes: one row a picture, whoever is asked."""
+"""What an answer looks like, whoever is asked: one row a picture."""
 
+from dfm_mlflow.errors import ConfigError
+
+# With their pandas dtypes.
 COLUMNS = {
     "anomaly_score": "float64",
     "p_value": "float64",
@@ -12,3 +15,20 @@ COLUMNS = {
 }
 # Only in models with a retest band: reject, retest or pass.
 DECISION = {"decision": "object"}
+
+
+def columns_of(retest: bool) -> dict[str, str]:
+    """Columns of an answer with their dtypes, of a model with a `retest` band or without."""
+    return COLUMNS | (DECISION if retest else {})
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse an `on_error` that is neither ``raise`` nor ``report``.
+
+    Raises
+    ------
+    ConfigError
+        Without the value, which may be part of a request.
+    """
+    if on_error not in ("raise", "report"):
+        raise ConfigError("on_error is neither raise nor report: give one of them.")

@@ -28,6 +28,7 @@ settings.load_profile("any machine")
 # Modules that share the zoo, which is dear to make: one worker has them all.
 ZOO = {
     "jobs/test_compare",
+    "mlflow_plugin/test_model_uri",
     "registry/test_aliases",
     "registry/test_describe",
     "registry/test_gates",

@@ -50,12 +50,24 @@ class StrictOptions(BaseModel):
         Raises
         ------
         ConfigError
-            One sentence that names the option, the value and what was expected.
+            One sentence that names the option, the value and what was expected, or what does not go
+            together.
         """
         try:
-            return cls.model_validate(dict(values))
+            options = cls.model_validate(dict(values))
         except ValidationError as error:
             raise ConfigError(_sentence(cls, error)) from None
+        options.check()
+        return options
+
+    def check(self) -> None:
+        """Refuse values that do not go together; :meth:`parse` calls it.
+
+        Raises
+        ------
+        ConfigError
+            One sentence.
+        """
 
 
 def _sentence(model: type[StrictOptions], error: ValidationError) -> str:

@@ -246,6 +246,16 @@ class Options(StrictOptions):
             return "dfm-" + re.sub(r"[,.]", "-", self.category)
         return self.registered_model
 
+    def check(self) -> None:
+        """Refuse what :meth:`resolve` refuses.
+
+        Raises
+        ------
+        ConfigError
+            For a combination that has no meaning.
+        """
+        self.resolve()
+
     def resolve(self) -> "Options":
         """Replace every ``auto`` that a preset decides, and refuse what does not go together.
 
@@ -262,6 +272,7 @@ class Options(StrictOptions):
         if score == "nll":
             decided["aggregate"] = "sum"  # a likelihood is one number, not a map
         update = {k: v for k, v in decided.items() if getattr(self, k) == "auto"}
+        update["registered_model"] = self.model_name or "none"
         resolved = self.model_copy(update=update)
         resolved._check_combination()
         return resolved

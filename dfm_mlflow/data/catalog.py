@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,10 @@ from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.manifest import read_manifest
 from dfm_mlflow.data.mvtec import mvtec_ad
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.read import digests
+from dfm_mlflow.images.read import Look, look_at
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.paths import check_names
-from dfm_mlflow.storage.store import S3Folder, S3Object
+from dfm_mlflow.storage.store import S3Folder, S3Object, map_in_threads
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MVTEC = (
@@ -66,25 +66,28 @@ class Catalog:
         """Pictures to evaluate on; empty for a flat folder."""
         return [item for item in self.items if item.split == "test"]
 
-    @cached_property
+    @property
     def contents(self) -> dict[str, str]:
         """SHA-256 of every picture's content, by its path or address.
 
-        Pictures in S3 are fetched for it, in parallel; what follows reads them from the cache.
+        Pictures that nobody has looked at yet are read for it, in parallel.
         """
-        paths = [item.path for item in self.items]
-        return dict(zip(map(str, paths), digests(paths), strict=True))
+        return {path: look.sha256 for path, look in self.looks.items()}
 
-    def take_contents(self, digests: Sequence[str]) -> None:
-        """Take over the SHA-256 of every picture from whoever read them.
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Digest and size of every picture, by its path or address; unknown ones are read."""
+        unknown = {str(i.path): i.path for i in self.items if str(i.path) not in self._known}
+        self.note(dict(zip(unknown, map_in_threads(look_at, list(unknown.values())), strict=True)))
+        return {str(item.path): self._known[str(item.path)] for item in self.items}
 
-        Parameters
-        ----------
-        digests : sequence of str
-            Hexadecimal, one for each item.
-        """
-        paths = (str(item.path) for item in self.items)
-        vars(self)["contents"] = dict(zip(paths, digests, strict=True))
+    def note(self, looks: Mapping[str, Look]) -> None:
+        """Take over `looks` at pictures from whoever read them, by path or address."""
+        self._known.update(looks)
+
+    @cached_property
+    def _known(self) -> dict[str, Look]:
+        return {}
 
     @cached_property
     def digest(self) -> str:

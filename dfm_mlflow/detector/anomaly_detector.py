@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dfm_mlflow.columns import COLUMNS, DECISION
+from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.class_fit import fit_class, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
@@ -39,11 +39,14 @@ class Observation:
     places : ndarray of shape (l,)
         Place of each leading coordinate, of all layers, among those of the calibration's good
         pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
+    digest : str or None
+        SHA-256 of the file that it was read from; None for bytes and arrays.
     """
 
     map: torch.Tensor
     size: tuple[int, int]
     places: np.ndarray
+    digest: str | None = None
 
 
 OnImage = Callable[[int, Observation], None]
@@ -266,8 +269,7 @@ class AnomalyDetector:
         fpr = self.options.fpr if fpr is None else fpr
         if not 0 < fpr < 1:
             raise ConfigError(f"fpr={fpr} is outside (0, 1): give a false-positive rate.")
-        if on_error not in ("raise", "report"):
-            raise ConfigError(f"on_error={on_error!r} is not known: give raise or report.")
+        check_on_error(on_error)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
@@ -303,7 +305,7 @@ class AnomalyDetector:
     @property
     def columns(self) -> dict[str, str]:
         """Columns of :meth:`score` with their dtypes."""
-        return COLUMNS | (DECISION if self.options.retest_rate is not None else {})
+        return columns_of(self.options.retest_rate is not None)
 
     def _rows(
         self,
@@ -328,7 +330,8 @@ class AnomalyDetector:
                 rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
             if on_image:
                 places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
-                on_image(first + i, Observation(values, extraction.sizes[row], places))
+                digest = extraction.digests.get(i)
+                on_image(first + i, Observation(values, extraction.sizes[row], places, digest))
         return rows
 
     @torch.inference_mode()

@@ -4,8 +4,6 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -13,9 +11,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.container import check_parts, check_scans, is_plain, may_turn, webp_size
 from dfm_mlflow.images.fast import decode_fast, spread
-
-if TYPE_CHECKING:
-    from dfm_mlflow.storage.store import S3Object
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024
@@ -77,16 +72,15 @@ def decode_mask(data: bytes) -> np.ndarray:
     return _guarded(data, MAX_PIXELS, MAX_BYTES, _to_mask)
 
 
-def read_size(source: "Path | S3Object") -> tuple[int, int] | None:
-    """Width and height that the head of a `source` names; None where it is no picture."""
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Height and width that the head of a picture's bytes, `data`, names; None for no picture."""
     try:
-        file = source if isinstance(source, Path) else io.BytesIO(source.read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 turned = image.getexif().get(0x0112, 1) >= 5
-                return (height, width) if turned else (width, height)
+                return (width, height) if turned else (height, width)
     except MemoryError:
         raise
     except Exception:  # Pillow's decoders raise nearly anything on damaged input

@@ -1,12 +1,12 @@
 """The bytes of a picture on disk or in S3, and their digest."""
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import MAX_BYTES
-from dfm_mlflow.storage.store import S3Object, map_in_threads
+from dfm_mlflow.images.decode import MAX_BYTES, size_of
+from dfm_mlflow.storage.store import S3Object
 
 
 def read_picture(source: Path | S3Object) -> bytes:
@@ -38,20 +38,29 @@ def read_picture(source: Path | S3Object) -> bytes:
         raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
 
 
-def digests(sources: Sequence[Path | S3Object]) -> list[str]:
-    """SHA-256 of the contents of `sources`, hexadecimal, read in parallel.
+@dataclass(frozen=True)
+class Look:
+    """What one read of a picture shows beside its pixels.
 
-    Of what cannot be read, or is too large to be a picture, of its size and ETag, or of nothing:
-    whoever needs it will say so.
+    Attributes
+    ----------
+    sha256 : str
+        Of the file, hexadecimal. Of what cannot be read, or is too large to be a picture, that of
+        its ETag and size, or of nothing: whoever needs it will say so.
+    size : tuple of int or None
+        Height and width in pixels, as the head of the file has them; None where it is no picture.
     """
-    return map_in_threads(_digest, sources)
+
+    sha256: str
+    size: tuple[int, int] | None
 
 
-def _digest(source: Path | S3Object) -> str:
+def look_at(source: Path | S3Object) -> Look:
+    """Read a picture for its digest and size alone."""
     try:
         data = read_picture(source)
     except ImageError:
         data = b""
         if isinstance(source, S3Object):
             data = repr((source.etag, source.size)).encode()
-    return hashlib.sha256(data).hexdigest()
+    return Look(hashlib.sha256(data).hexdigest(), size_of(data))

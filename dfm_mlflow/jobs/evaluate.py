@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 
 import mlflow
-from mlflow.data.dataset import Dataset
 from mlflow.entities import LoggedModelInput
 from mlflow.models import Model
 
@@ -13,6 +12,7 @@ from dfm_mlflow.data.catalog import Catalog, load_catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.mlflow_plugin.flavor import load_model
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.scores.evaluation import (
     Evaluation,
 )
@@ -62,21 +62,24 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     DataError
         If the model's own data hold only pictures that it was fitted to, and no other are named.
     """
-    detector = load_model(options.model)
+    model = resolve(options.model).uri  # an alias that moves meanwhile moves nothing here
+    detector = load_model(model)
     data, catalog = _catalog(options, detector)
-    model_id = Model.load(options.model).model_id
+    model_id = Model.load(model).model_id
     name, tags = f"evaluate-{catalog.name}", {"dfm.job": "evaluate", "dfm.category": catalog.name}
-    parameters = {"resolved_model": options.model, "resolved_data": data}
+    parameters = {"resolved_model": model, "resolved_data": data}
     with run_of(name, tags) as run:
-        dataset = _log_origin(run.info.run_id, parameters, catalog)
+        log_parameters(run.info.run_id, parameters)
         labelled = bool(catalog.test)
         found = measure(detector, catalog.test if labelled else catalog.train, labelled)
-        _, metrics, sentences = found
+        evaluation, metrics, sentences = found
+        catalog.note(evaluation.looks())
         for sentence in sentences:
             _logger.info(sentence)
 
         def log_elsewhere(run_id: str) -> None:
-            _log(options, detector, catalog, found, _log_origin(run_id, parameters, catalog), None)
+            log_parameters(run_id, parameters)
+            _log(model, detector, catalog, found, None)
             if model_id:  # no model of that store
                 mlflow.set_tag(MODEL_ID, model_id)
 
@@ -84,7 +87,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
             if model_id:  # the run's page names the model
                 models = [LoggedModelInput(model_id)]
                 mlflow.MlflowClient().log_inputs(run.info.run_id, models=models)
-            _log(options, detector, catalog, found, dataset, model_id)
+            _log(model, detector, catalog, found, model_id)
     return EvaluateResult(run.info.run_id, metrics, sentences)
 
 
@@ -104,14 +107,14 @@ def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, 
 
 
 def _log(
-    options: EvaluateOptions,
+    model: str,
     detector: AnomalyDetector,
     catalog: Catalog,
     found: tuple[Evaluation, dict[str, float], list[str]],
-    dataset: Dataset,
     model_id: str | None,
 ) -> None:
     evaluation, metrics, sentences = found
+    dataset = log_dataset(catalog, "evaluation")
     mlflow.set_tag("calibration", " ".join(sentences))
     mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
     log_results(
@@ -121,10 +124,5 @@ def _log(
         metrics,
         sentences,
         labelled=bool(catalog.test),
-        model_uri=options.model,
+        model_uri=model,
     )
-
-
-def _log_origin(run_id: str, parameters: dict[str, str], catalog: Catalog) -> Dataset:
-    log_parameters(run_id, parameters)
-    return log_dataset(catalog, "evaluation")

@@ -6,7 +6,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow import MlflowClient, MlflowException
 from mlflow.models import Model
 
 from dfm_mlflow.config import RecalibrateOptions
@@ -14,10 +13,10 @@ from dfm_mlflow.core.calibration import Calibration, is_anomaly
 from dfm_mlflow.data.catalog import Catalog, load_catalog
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.errors import ArtifactError, ConfigError
+from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.jobs.train import example_of, kept_items
-from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.registry.golden import log_golden
 from dfm_mlflow.tracking.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
 from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of, timed
@@ -106,15 +105,15 @@ def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
     settings = settings_of(Model.load(parent.uri))
     with run_of(name, tags) as run:
         mlflow.set_tag(RECALIBRATED_FROM, parent.uri)  # in a run taken over too
-        _log_origin(run.info.run_id, parameters, catalog)
+        log_parameters(run.info.run_id, parameters)
         made = _calibrate(parent, category, catalog, settings)
 
         def log_elsewhere(run_id: str) -> None:
-            _log_origin(run_id, parameters, catalog)
-            _log(made)
+            log_parameters(run_id, parameters)
+            _log(made, catalog)
 
         with kept_on_outage(run.info.run_id, name, tags, log_elsewhere):
-            uri = version_uri = _log(made)
+            uri = version_uri = _log(made, catalog)
             # Last: a run that failed before this point leaves the registry as it was.
             if registered not in (None, "none"):
                 origin = {RECALIBRATED_FROM: parent.uri}
@@ -125,18 +124,13 @@ def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
     )
 
 
-def _log_origin(run_id: str, parameters: dict[str, str], catalog: Catalog) -> None:
-    log_parameters(run_id, parameters)
-    log_dataset(catalog, "calibration")
-
-
 def _calibrate(
     parent: _Parent, category: str, catalog: Catalog, settings: dict[str, Any]
 ) -> _Recalibrated:
     old = parent.detector
-    extraction, seconds = timed(
-        lambda: old.extractor.extract([i.path for i in catalog.train], progress="extracting")
-    )
+    paths = [item.path for item in catalog.train]
+    extraction, seconds = timed(lambda: old.extractor.extract(paths, progress="extracting"))
+    catalog.note(extraction.looks(paths))
     items = kept_items(catalog.train, extraction, "calibration")
     detector = old.recalibrated(category, extraction.features)
     before, now = (d.classes[d.class_names.index(category)].calibration for d in (old, detector))
@@ -148,8 +142,9 @@ def _calibrate(
     return _Recalibrated(parent.uri, detector, items, metrics, sentences, settings)
 
 
-def _log(made: _Recalibrated) -> str:
+def _log(made: _Recalibrated, catalog: Catalog) -> str:
     """Log everything to the active run; gives the URI of the model, which is not registered."""
+    log_dataset(catalog, "calibration")
     info = log_model(
         made.detector,
         name="model",
@@ -165,19 +160,10 @@ def _log(made: _Recalibrated) -> str:
 
 def _load(uri: str) -> _Parent:
     """Load a model, and name the version that an alias points to at this moment."""
-    name = None
-    if uri.startswith("models:/"):
-        try:
-            found = _compat.name_and_version(MlflowClient(), uri)
-        except MlflowException as error:
-            raise ArtifactError(
-                f"{uri} names no registered version ({error.error_code}): give models:/NAME@ALIAS "
-                "or models:/NAME/VERSION."
-            ) from None
-        if len(found) == 2:  # else the id of a logged model
-            name, uri = found[0], f"models:/{found[0]}/{found[1]}"
-    detector = load_model(uri)
-    return _Parent(uri, name or detector.options.model_name, detector)
+    found = resolve(uri)
+    detector = load_model(found.uri)
+    name = found.version.name if found.version else detector.options.model_name
+    return _Parent(found.uri, name, detector)
 
 
 def _category(given: str, detector: AnomalyDetector) -> str:

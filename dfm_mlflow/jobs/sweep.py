@@ -105,7 +105,6 @@ def sweep(options: SweepOptions) -> SweepResult:
     ConfigError
         For a grid that has no meaning. No run is started then.
     """
-    options.check()
     categories, configurations = options.category_names, options.configurations()
     tags = {"dfm.job": "sweep", PARENT: _digest(options.model_dump(exclude={"cache"}))}
     with run_of(f"sweep-{','.join(categories)}"[:250], tags) as run:

@@ -10,7 +10,6 @@ import mlflow
 import pandas as pd
 import torch
 import torchvision
-from mlflow.data.dataset import Dataset
 from mlflow.models import Model
 from PIL import Image
 
@@ -122,13 +121,9 @@ def train(options: Options) -> TrainResult:
 
 
 def _train(options: Options, resolved: Options) -> TrainResult:
-    load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
+    roi = load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
     catalog = load_catalog(resolved.data, resolved.categories)
-    extractor, weights, resolved = build_extractor(resolved, catalog.train)
-    if resolved.engine == "spark":
-        from dfm_mlflow.spark.fit import digests_on_spark
-
-        catalog.take_contents(digests_on_spark([item.path for item in catalog.items]))
+    extractor, weights, resolved = build_extractor(resolved, catalog.train, roi)
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
     with run_of(name, tags) as run:
@@ -170,14 +165,16 @@ def fit_and_register(
     -------
     TrainResult
     """
-    dataset = _log_origin(run_id, options, weights, catalog)
+    parameters = _parameters(options, weights)
+    log_parameters(run_id, parameters)
     fitted = _fit(options, catalog, extractor, weights)
 
     def log_elsewhere(run_id: str) -> None:
-        _log(fitted, catalog, _log_origin(run_id, options, weights, catalog))
+        log_parameters(run_id, parameters)
+        _log(fitted, catalog)
 
     with kept_on_outage(run_id, name, tags, log_elsewhere):
-        uri = _log(fitted, catalog, dataset)
+        uri = _log(fitted, catalog)
         # Last: a run that failed before this point leaves the registry as it was.
         version = None
         if options.model_name:
@@ -185,23 +182,17 @@ def fit_and_register(
     return TrainResult(run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences)
 
 
-def _log_origin(
-    run_id: str, options: Options, weights: dict[str, str], catalog: Catalog
-) -> Dataset:
-    log_parameters(run_id, _parameters(options, weights))
-    return log_dataset(catalog, "training")
-
-
 def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> _Fitted:
     fit = _fit_on_spark if options.engine == "spark" else _fit_here
     detector, fitted_on, n_bad, (extract_seconds, fit_seconds) = fit(
-        options, catalog.train, extractor, weights
+        options, catalog, extractor, weights
     )
     short = detector.effective_fpr() > options.fpr  # fewer pictures than the promise needs
     _logger.log(logging.WARNING if short else logging.INFO, detector.calibration_sentence())
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
+    catalog.note(evaluation.looks())
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= facts_of(detector, table, len(fitted_on), n_bad)
@@ -214,12 +205,12 @@ def _fit(
 
 
 def _fit_here(
-    options: Options, items: list[Item], extractor: Extractor, weights: dict[str, str]
+    options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
-    extraction, extract_seconds = timed(
-        lambda: extractor.extract([i.path for i in items], progress="extracting")
-    )
-    fitted_on = kept_items(items, extraction)
+    paths = [item.path for item in catalog.train]
+    extraction, extract_seconds = timed(lambda: extractor.extract(paths, progress="extracting"))
+    catalog.note(extraction.looks(paths))
+    fitted_on = kept_items(catalog.train, extraction)
     detector, fit_seconds = timed(
         lambda: AnomalyDetector.fit(
             options,
@@ -234,25 +225,28 @@ def _fit_here(
 
 
 def _fit_on_spark(
-    options: Options, items: list[Item], extractor: Extractor, weights: dict[str, str]
+    options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
     from dfm_mlflow.spark.fit import fit_on_spark
 
+    items = catalog.train
     start = time.perf_counter()
     extracted = start
 
-    def groups(kept: list[int], errors: dict[int, str]) -> list[str] | None:
+    def groups(extraction: Extraction) -> list[str] | None:
         nonlocal extracted
         extracted = time.perf_counter()
-        return groups_of(options.group_by, kept_items(items, Extraction([], kept, errors, [])))
+        catalog.note(extraction.looks([item.path for item in items]))
+        return groups_of(options.group_by, kept_items(items, extraction))
 
-    detector, kept, errors = fit_on_spark(options, extractor, items, weights, groups)
+    detector, extraction = fit_on_spark(options, extractor, items, weights, groups)
     seconds = extracted - start, time.perf_counter() - extracted
-    return detector, [items[i] for i in kept], len(errors), seconds
+    return detector, [items[i] for i in extraction.kept], len(extraction.errors), seconds
 
 
-def _log(fitted: _Fitted, catalog: Catalog, dataset: Dataset) -> str:
+def _log(fitted: _Fitted, catalog: Catalog) -> str:
     """Log everything to the active run; gives the URI of the model, which is not registered."""
+    dataset = log_dataset(catalog, "training")
     detector, metrics, sentences = fitted.detector, fitted.metrics, fitted.sentences
     info = log_model(
         detector,

@@ -84,11 +84,8 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
         ``images`` counts them under ``category/split/label``, and ``sizes`` under
         ``<width>x<height>`` in pixels; of many sizes it has the smallest and the largest area.
         """
-        from dfm_mlflow.images.decode import read_size
-        from dfm_mlflow.storage.store import map_in_threads
-
-        items = self.catalog.items
-        found = map_in_threads(read_size, [item.path for item in items])
+        items, looks = self.catalog.items, self.catalog.looks
+        found = [looks[str(item.path)].size for item in items]
         sizes = Counter(size for size in found if size)
         if len(sizes) > _MOST_SIZES:
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))

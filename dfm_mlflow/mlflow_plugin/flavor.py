@@ -13,7 +13,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 import dfm_mlflow
 from dfm_mlflow.artifact.record import FORMAT
 from dfm_mlflow.artifact.save_load import load_detector, save_detector
-from dfm_mlflow.columns import COLUMNS, DECISION
+from dfm_mlflow.columns import columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
@@ -74,7 +74,7 @@ def get_default_conda_env(backbone: str | None = None) -> dict[str, Any]:
 
 def signature_of(options: Options) -> ModelSignature:
     """Describe the columns and parameters of scoring with a model of these `options`."""
-    columns = COLUMNS | (DECISION if options.retest_rate is not None else {})
+    columns = columns_of(options.retest_rate is not None)
     kinds = {"float64": DataType.double, "bool": DataType.boolean, "object": DataType.string}
     # a row of a picture that cannot be read has nulls, and is no anomaly
     outputs: list[ColSpec | TensorSpec] = [
@@ -122,7 +122,7 @@ def save_model(
     input_example, metadata, extra_files
         As MLflow's built-in flavors take them.
     model_config : dict, optional
-        Overrides keys of :class:`~dfm_mlflow.serving.threads.ServingSettings`: ``device``,
+        Overrides keys of :class:`~dfm_mlflow.config.serving.ServingSettings`: ``device``,
         ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
 
     Raises

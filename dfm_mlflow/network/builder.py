@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 def build_extractor(
-    options: Options, items: Sequence[Item] = ()
+    options: Options, items: Sequence[Item] = (), roi: np.ndarray | None = None
 ) -> tuple[Extractor, dict[str, str], Options]:
     """Build the network with its weights, and resolve what only it knows.
 
@@ -45,6 +45,8 @@ def build_extractor(
     items : sequence of Item, optional
         Good pictures. ``precision=auto`` takes the device's half precision where their scores
         stand it, and fp32 otherwise and without pictures.
+    roi : ndarray of shape (H, W), bool, optional
+        Region of interest of the options, where it was read already.
 
     Returns
     -------
@@ -63,7 +65,8 @@ def build_extractor(
         backbone = build_backbone(
             options.backbone, options.layer_names, options.size, take, seed=options.seed
         )
-        cache, roi = FeatureCache() if options.cache else None, load_roi(options.roi)
+        cache = FeatureCache() if options.cache else None
+        roi = load_roi(options.roi) if roi is None else roi
 
         def make(precision: str) -> Extractor:
             return Extractor.of(backbone, options, device, precision, roi=roi, cache=cache)
@@ -78,7 +81,6 @@ def build_extractor(
             "layers": ",".join(backbone.layers),
             "device": str(device),
             "precision": extractor.precision,
-            "registered_model": options.model_name or "none",
         }
     )
     _logger.info(
@@ -143,8 +145,9 @@ def precision_change(
         return float(measured[0])
     pixels = torch.stack([full.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)
-    for i, one in enumerate(sample):
-        half.remember(one.path, one.digest, [m[i] for m in after], one.image.shape[:2])
+    for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
+        for i, one in enumerate(sample):
+            extractor.remember(one.path, one.digest, [m[i] for m in maps], one.image.shape[:2])
     change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
     if known:
         known.put(key, [np.array(change)])

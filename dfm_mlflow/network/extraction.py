@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from dfm_mlflow.images.read import Look
 from dfm_mlflow.storage.store import threads_for
 
 
@@ -29,12 +30,20 @@ class Extraction:
         Why a source could not be read.
     sizes : list of tuple of int
         Height and width of each kept picture in pixels.
+    digests : dict of int to str
+        SHA-256 of each file or object that was read, hexadecimal, by its index.
     """
 
     features: list[Tensor]
     kept: list[int]
     errors: dict[int, str]
     sizes: list[tuple[int, int]]
+    digests: dict[int, str] = field(default_factory=dict)
+
+    def looks(self, paths: Sequence[object]) -> dict[str, Look]:
+        """Digest and size of the pictures that were read, by their `paths`, one a source."""
+        size = dict(zip(self.kept, self.sizes, strict=True))
+        return {str(paths[i]): Look(d, size.get(i)) for i, d in self.digests.items()}
 
 
 @dataclass
@@ -51,12 +60,15 @@ class Prepared:
         One for each layer.
     key : str or None
         Under which the cache is to keep the maps.
+    digest : str or None
+        SHA-256 of the file that it was read from.
     """
 
     size: tuple[int, int]
     pixels: Tensor | None = None  # (3, H, W) uint8
     cached: list[np.ndarray] | None = None
     key: str | None = None
+    digest: str | None = None
 
 
 class Table:

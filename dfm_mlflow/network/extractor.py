@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,12 @@ Source = bytes | Path | S3Object | np.ndarray
 Runner = Callable[[Tensor], list[Tensor]]
 
 _CACHE_VERSION = 3
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    why: str
+    digest: str | None  # of a file that could be read, and is no picture
 
 
 class Extractor:
@@ -154,8 +161,7 @@ class Extractor:
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
             self.cache.put(self._key(digest), [*arrays, np.array(size)])
-        else:
-            self._known[source] = Prepared(size, cached=arrays)
+        self._known[source] = Prepared(size, cached=arrays, digest=digest)
 
     def extract(self, sources: Sequence[Source], *, progress: str | None = None) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
@@ -169,6 +175,7 @@ class Extractor:
         """
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
+        digests: dict[int, str] = {}
         table = Table(len(sources), self.device)
         bar = tqdm(
             total=len(sources), desc=progress, unit="img", disable=None if progress else True
@@ -184,8 +191,10 @@ class Extractor:
             )
             for i, outcome in self._prepare_all(sources, pool):
                 bar.update()
-                if isinstance(outcome, ImageError):
-                    errors[i] = str(outcome)
+                if outcome.digest is not None:
+                    digests[i] = outcome.digest
+                if isinstance(outcome, _Unreadable):
+                    errors[i] = outcome.why
                     continue
                 sizes[i] = outcome.size
                 if outcome.cached is not None:
@@ -194,16 +203,16 @@ class Extractor:
                     batches.add(i, outcome)
             batches.finish()
         kept = sorted(sizes)
-        return Extraction(table.rows(kept), kept, errors, [sizes[i] for i in kept])
+        return Extraction(table.rows(kept), kept, errors, [sizes[i] for i in kept], digests)
 
     def _prepare_all(
         self, sources: Sequence[Source], pool: Executor | None
-    ) -> Iterator[tuple[int, Prepared | ImageError]]:
+    ) -> Iterator[tuple[int, "Prepared | _Unreadable"]]:
         """Decode ahead of the network in threads, at most four batches of pictures."""
         if pool is None:
             yield from ((i, self._prepare(source)) for i, source in enumerate(sources))
             return
-        ahead: deque[tuple[int, Future[Prepared | ImageError]]] = deque()
+        ahead: deque[tuple[int, Future[Prepared | _Unreadable]]] = deque()
         for i, source in enumerate(sources):
             ahead.append((i, pool.submit(self._prepare, source)))
             if len(ahead) >= 4 * self.batch_size:
@@ -228,23 +237,26 @@ class Extractor:
                     else:  # written while the network goes on
                         pool.submit(self.cache.put, item.key, entry)
 
-    def _prepare(self, source: Source) -> Prepared | ImageError:
+    def _prepare(self, source: Source) -> "Prepared | _Unreadable":
+        digest = None
         try:
             if isinstance(source, np.ndarray):
                 return Prepared(_shape(source), self.resized(source))
             if self._known and source in self._known:
                 return self._known.pop(source)
             data = read_picture(source) if isinstance(source, Path | S3Object) else source
-            key = self._key(hashlib.sha256(data).hexdigest()) if self.cache else None
+            if self.cache or not isinstance(source, bytes):
+                digest = hashlib.sha256(data).hexdigest()
+            key = self._key(digest) if self.cache and digest else None
             cached = self.cache.get(key) if self.cache and key else None
             if cached is not None:
                 *maps, size = cached
-                return Prepared(tuple(size.tolist()), cached=maps)
+                return Prepared(tuple(size.tolist()), cached=maps, digest=digest)
             with self._decoding:
                 image = decode_image(data)
-                return Prepared(_shape(image), self.resized(image), key=key)
+                return Prepared(_shape(image), self.resized(image), key=key, digest=digest)
         except ImageError as error:
-            return error
+            return _Unreadable(str(error), digest)
 
     def resized(self, image: np.ndarray) -> Tensor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.

@@ -14,6 +14,7 @@ from dfm_mlflow.artifact.record import DETECTOR
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME, declared_in, read_mlmodel
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
 
 _OF_FLAVOR = (
     "backbone",
@@ -47,8 +48,9 @@ def describe(uri: str) -> dict[str, Any]:
         If there is no model of this flavor.
     """
     client = MlflowClient()
-    version, where = find_model(client, uri)
-    model, weights = _files(where)
+    resolved = resolve(uri)
+    version = resolved.version
+    model, weights = _files(resolved.where)
     run_id = (version and version.run_id) or model.run_id
     promotion = _by_alias(version, "promotion")
     return {
@@ -74,41 +76,6 @@ def describe(uri: str) -> dict[str, Any]:
             if texts.get("previous", "none") != "none"
         },
     }
-
-
-def find_model(client: MlflowClient, uri: str) -> tuple[ModelVersion | None, str]:
-    """Give the registered version that is meant, if any, and where the model's files are.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    uri : str
-        Any MLflow model URI.
-
-    Returns
-    -------
-    version : ModelVersion or None
-    where : str
-        Address of the model's files.
-
-    Raises
-    ------
-    ArtifactError
-        If nothing is registered or logged under that address.
-    """
-    if not uri.startswith("models:/"):
-        return None, uri
-    try:
-        found = _compat.name_and_version(client, uri)
-        if len(found) == 1:  # a logged model's id, to which no file's name can be added
-            return None, client.get_logged_model(found[0]).artifact_location
-        version = client.get_model_version(*found)
-        return version, f"models:/{version.name}/{version.version}"
-    except MlflowException as error:
-        raise ArtifactError(
-            f"{uri} names no model that is registered or logged ({error.error_code}): give "
-            "models:/NAME@ALIAS or models:/NAME/VERSION."
-        ) from None
 
 
 def _files(uri: str) -> tuple[Model, dict[str, str] | None]:

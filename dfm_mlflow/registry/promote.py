@@ -89,7 +89,6 @@ def promote(options: PromoteOptions) -> PromoteResult:
     PromotionError
         If a gate refuses, in a dry run too, or the alias was moved by somebody else meanwhile.
     """
-    options.check()
     client = MlflowClient()
     before = holder(client, options.model, options.to)
     version = version_of(client, options.model, options.version)
@@ -194,10 +193,13 @@ def _score_both(
     detector = challenger.detector
     data = detector.options.data if options.data == "auto" else options.data
     catalog = load_catalog(data, detector.class_names, to_fit=False)
-    log_dataset(catalog, "promotion")
     if not catalog.test:
+        log_dataset(catalog, "promotion")
         return catalog, _nothing()
-    tables = [score_items(c.detector, catalog.test).table for c in (challenger, champion) if c]
+    evaluations = [score_items(c.detector, catalog.test) for c in (challenger, champion) if c]
+    catalog.note(evaluations[0].looks())
+    log_dataset(catalog, "promotion")
+    tables = [evaluation.table for evaluation in evaluations]
     scored = pd.DataFrame(
         {
             "defective": tables[0]["defective"],

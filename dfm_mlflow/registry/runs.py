@@ -9,7 +9,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.models import Model
 
 from dfm_mlflow.errors import ConfigError, DataError
-from dfm_mlflow.registry.describe import find_model
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
 
 SCORES = "scores.parquet"
 
@@ -38,8 +38,8 @@ def find_run(client: MlflowClient, asked: str) -> Run:
     if asked.startswith("runs:/"):
         run_id = asked.removeprefix("runs:/").partition("/")[0]
     elif asked.startswith("models:/"):
-        version, where = find_model(client, asked)
-        run_id = (version and version.run_id) or Model.load(where).run_id or ""
+        found = resolve(asked)
+        run_id = (found.version and found.version.run_id) or Model.load(found.where).run_id or ""
         if not run_id:
             raise ConfigError(f"The model {asked} names no run that made it: give a run's id.")
     try:

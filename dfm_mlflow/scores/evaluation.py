@@ -13,6 +13,7 @@ from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
 from dfm_mlflow.images.decode import decode_mask
+from dfm_mlflow.images.read import Look
 
 # Where curves are logged, in per mille: closest where a line works. 82 steps.
 STEPS = np.r_[0:20, 20:100:5, 100:1001:20]
@@ -33,6 +34,11 @@ class Evaluation:
 
     table: pd.DataFrame
     seen: dict[int, Observation]
+
+    def looks(self) -> dict[str, Look]:
+        """Digest and size of the pictures that were read from files, by their paths."""
+        paths = self.table["path"]
+        return {paths[i]: Look(o.digest, o.size) for i, o in self.seen.items() if o.digest}
 
 
 def score_items(

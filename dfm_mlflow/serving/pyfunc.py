@@ -171,8 +171,6 @@ class PyfuncModel:
                 images = [to_bytes(value) for value in _column(model_input)]
                 if self._in_server:
                     check_size(images, *_limits(self._settings))
-                if given.get("on_error", "raise") not in ("raise", "report"):
-                    raise ConfigError("on_error is neither raise nor report: give one of them.")
                 scores = self._scorer().score(
                     images,
                     fpr=given.get("fpr"),

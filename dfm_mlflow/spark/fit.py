@@ -21,9 +21,9 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import FitError, SparkError
-from dfm_mlflow.images.read import digests
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.device import choose_device
+from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor, Source
 from dfm_mlflow.spark.blocks import Block
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
@@ -109,6 +109,8 @@ def _extractor(recipe: Recipe) -> Extractor:
 @dataclass(frozen=True, eq=False)
 class _Extracted(Block):
     errors: dict[int, str]
+    sizes: list[tuple[int, int]]
+    digests: dict[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +172,11 @@ def fit_on_spark(
     extractor: Extractor,
     items: Sequence[Item],
     weights: dict[str, str],
-    groups_of: Callable[[list[int], dict[int, str]], Sequence[str] | None],
+    groups_of: Callable[[Extraction], Sequence[str] | None],
     *,
     session: Any = None,
     partitions: int | None = None,
-) -> tuple[AnomalyDetector, list[int], dict[int, str]]:
+) -> tuple[AnomalyDetector, Extraction]:
     """Fit and calibrate a detector on good pictures that the executors read.
 
     The result is that of :meth:`AnomalyDetector.fit` on one machine, up to rounding and whatever
@@ -191,8 +193,8 @@ def fit_on_spark(
     weights : dict of str to str
         ``id`` and ``sha256`` of the backbone's weights.
     groups_of : callable
-        Called with the places of the pictures that could be read, and why others could not; gives
-        the groups of the former, or refuses.
+        Called with what is known of the pictures beside their features; gives the groups of those
+        that could be read, or refuses.
     session : SparkSession, optional
         See :func:`dfm_mlflow.spark.session.session_of`.
     partitions : int, optional
@@ -201,10 +203,8 @@ def fit_on_spark(
     Returns
     -------
     detector : AnomalyDetector
-    kept : list of int
-        Places of the pictures it was fitted on.
-    errors : dict of int to str
-        Why others could not be read.
+    extraction : Extraction
+        Of all pictures, without their features, which stayed in the executors.
 
     Raises
     ------
@@ -223,53 +223,31 @@ def fit_on_spark(
         places = {
             name: [i for i, item in enumerate(items) if item.category == name] for name in names
         }
-        passes, kept = {}, {}
-        errors: dict[int, str] = {}
+        passes, parts = {}, {}
         for name, mine in places.items():
             sources = [items[i].path for i in mine]
             passes[name] = SparkPasses(_features(context, recipe, sources, partitions))
-            kept[name], bad, shapes = _overview(passes[name])
-            errors |= {mine[i]: why for i, why in bad.items()}
-        everything = sorted(places[name][i] for name in names for i in kept[name])
-        group_of = dict(zip(everything, groups_of(everything, errors) or (), strict=False))
-        if len(everything) < 2:
-            raise FitError(f"{len(everything)} good images could be read; 2 are needed.")
+            parts[name], shapes = _overview(passes[name])
+        everything = _together([(places[name], parts[name]) for name in names])
+        group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
+        if len(everything.kept) < 2:
+            raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
         grids = grids_of(shapes, extractor.roi_cells)
         models = []
         for name, mine in places.items():
             folds = np.full(len(mine), -1)
-            own = [group_of[mine[i]] for i in kept[name]] if group_of else None
+            kept = parts[name].kept
+            own = [group_of[mine[i]] for i in kept] if group_of else None
             try:
-                if not kept[name]:
+                if not kept:
                     raise FitError("None of its pictures can be read: replace them.")
-                folds[kept[name]] = assign_folds(len(kept[name]), groups=own, seed=options.seed)
+                folds[kept] = assign_folds(len(kept), groups=own, seed=options.seed)
                 read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
                 models.append(fit_class_in_passes(name, read, folds, grids, options))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
             passes[name].drop()
-    return AnomalyDetector(options, extractor, grids, models, weights), everything, errors
-
-
-def digests_on_spark(sources: Sequence[Source], *, session: Any = None) -> list[str]:
-    """SHA-256 of the contents of many pictures, read by the executors.
-
-    Parameters
-    ----------
-    sources : sequence of Path or S3Object
-        Reachable from the executors.
-    session : SparkSession, optional
-        See :func:`dfm_mlflow.spark.session.session_of`.
-
-    Returns
-    -------
-    list of str
-        Hexadecimal.
-    """
-    with session_of(session) as spark:
-        rdd = _context(spark).parallelize(list(sources), _n_partitions(spark, len(sources)))
-        found: list[str] = rdd.mapPartitions(lambda p: digests(list(p))).collect()
-        return found
+    return AnomalyDetector(options, extractor, grids, models, weights), everything
 
 
 def _context(spark: Any) -> Any:
@@ -279,11 +257,6 @@ def _context(spark: Any) -> Any:
             "the address of the cluster itself, such as spark://HOST:7077, k8s:// or yarn."
         )
     return spark.sparkContext
-
-
-def _n_partitions(spark: Any, n: int) -> int:
-    parallelism: int = spark.sparkContext.defaultParallelism
-    return max(1, min(n, max(2 * parallelism, math.ceil(n / PICTURES))))
 
 
 def _features(
@@ -303,21 +276,36 @@ def _features(
             found = _extractor(shared.value).extract([source for _, source in chunk])
             index = np.array([chunk[i][0] for i in found.kept], dtype=np.int64)
             errors = {chunk[i][0]: why for i, why in found.errors.items()}
-            yield _Extracted(index, [f.cpu().numpy() for f in found.features], errors)
+            digests = {chunk[i][0]: digest for i, digest in found.digests.items()}
+            features = [f.cpu().numpy() for f in found.features]
+            yield _Extracted(index, features, errors, found.sizes, digests)
 
     return _kept(context.parallelize(list(enumerate(sources)), partitions).mapPartitions(extract))
 
 
-def _overview(passes: SparkPasses) -> tuple[list[int], dict[int, str], list[tuple[int, int, int]]]:
-    """Places of the pictures that could be read, why others could not, and the maps' shapes."""
-    blocks = list(
-        passes.each(lambda b: (b.index, b.errors, [tuple(f.shape[1:]) for f in b.features]))
-    )
-    kept = sorted(int(i) for index, _, _ in blocks for i in index)
-    errors = {i: why for _, bad, _ in blocks for i, why in bad.items()}
-    shapes = next((s for index, _, s in blocks if len(index)), [])
-    _logger.info("%d pictures extracted in %d partitions", len(kept), passes.rdd.getNumPartitions())
-    return kept, errors, shapes
+def _overview(passes: SparkPasses) -> tuple[Extraction, list[tuple[int, int, int]]]:
+    """What is known of the pictures beside their features, and the shapes of those."""
+
+    def about(b: _Extracted) -> tuple[Any, ...]:
+        return b.index, b.sizes, b.errors, b.digests, [tuple(f.shape[1:]) for f in b.features]
+
+    blocks = list(passes.each(about))
+    size = {int(i): s for index, sizes, *_ in blocks for i, s in zip(index, sizes, strict=True)}
+    errors = {i: why for _, _, bad, _, _ in blocks for i, why in bad.items()}
+    digests = {i: d for *_, known, _ in blocks for i, d in known.items()}
+    shapes: list[tuple[int, int, int]] = next((s for i, *_, s in blocks if len(i)), [])
+    _logger.info("%d pictures extracted in %d partitions", len(size), passes.rdd.getNumPartitions())
+    kept = sorted(size)
+    return Extraction([], kept, errors, [size[i] for i in kept], digests), shapes
+
+
+def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
+    """Put the extractions of all classes together, whose pictures have these places."""
+    size = {mine[i]: s for mine, e in parts for i, s in zip(e.kept, e.sizes, strict=True)}
+    errors = {mine[i]: why for mine, e in parts for i, why in e.errors.items()}
+    digests = {mine[i]: digest for mine, e in parts for i, digest in e.digests.items()}
+    kept = sorted(size)
+    return Extraction([], kept, errors, [size[i] for i in kept], digests)
 
 
 def _merged(

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.errors import DataError, DfmError
+from dfm_mlflow.jobs import evaluate as job
 from dfm_mlflow.jobs.evaluate import evaluate
 from dfm_mlflow.jobs.train import train
 
@@ -47,6 +48,25 @@ def test_labelled_pictures_give_the_metrics_of_the_training_run(trained):
     assert "where at most" in run.data.tags["calibration"]
     model = mlflow.get_logged_model(trained.model_uri.removeprefix("models:/"))
     assert sum(m.key == "image_auroc" for m in model.metrics) == 2  # training and evaluation
+
+
+def test_an_alias_that_moves_during_the_job_moves_nothing(trained, mvtec_like, monkeypatch):
+    client = mlflow.MlflowClient()
+    train(options(mvtec_like, "stripes", fpr="0.1", seed="1"))
+    client.set_registered_model_alias("dfm-stripes", "production", "1")
+    load = job.load_model
+
+    def moves(uri):
+        detector = load(uri)
+        client.set_registered_model_alias("dfm-stripes", "production", "2")
+        return detector
+
+    monkeypatch.setattr(job, "load_model", moves)
+    result = ask(model="models:/dfm-stripes@production")
+    run = mlflow.get_run(result.run_id)
+    assert run.data.params["resolved_model"] == "models:/dfm-stripes/1"
+    (used,) = run.inputs.model_inputs
+    assert used.model_id == trained.model_uri.removeprefix("models:/")
 
 
 def test_new_good_pictures_are_no_drift_and_a_changed_camera_is(trained, tmp_path):

@@ -1,5 +1,7 @@
 import json
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import mlflow
@@ -11,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
+from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, DfmError
@@ -54,6 +57,39 @@ def options(data, category, **more):
 
 def artifacts(run_id):
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id))
+
+
+@pytest.fixture(scope="module")
+def opened():
+    """Counts of opened files by path, while a test has set ``state["counts"]``."""
+    state = {"counts": None}
+
+    def hook(event, arguments):
+        if event == "open" and state["counts"] is not None:
+            state["counts"][str(arguments[0])] += 1
+
+    sys.addaudithook(hook)  # there is no way to take it off again
+    yield state
+    state["counts"] = None
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_a_picture_is_opened_once(store, mvtec_like, tmp_path, opened, cache):
+    """One read gives catalogue, cache and network what they need; what is shown is read again."""
+    shutil.copytree(mvtec_like / "stripes", tmp_path / "stripes")
+    opened["counts"] = counts = Counter()
+    result = train(options(tmp_path, "stripes", cache=cache, precision="auto"))
+    opened["counts"] = None
+    dataset = mlflow.get_run(result.run_id).inputs.dataset_inputs[0].dataset
+    assert dataset.digest == load_catalog(str(tmp_path), ["stripes"]).digest
+    assert sum(json.loads(dataset.profile)["sizes"].values()) == 38
+    times = [counts[str(p)] for p in sorted((tmp_path / "stripes/train/good").iterdir())]
+    # the example and the golden pictures, which are chosen after the fit, are opened for themselves
+    assert len(times) == 24
+    assert sum(n > 1 for n in times) <= 6
+    assert min(times) == 1
+    shown = result.run_id and [counts[str(p)] for p in (tmp_path / "stripes/test").rglob("*.png")]
+    assert min(shown) == 1
 
 
 def test_a_run_holds_what_it_promises(store, mvtec_like):
