@@ -3,6 +3,11 @@
 The p-value of a score is ``(1 + #{held-out good scores at least as large}) / (n + 1)``
 (Vovk et al., Algorithmic Learning in a Random World, 2005; Bates et al., arXiv 2104.08279): for a
 new good image, exchangeable with the held-out ones, ``P(p <= a) <= a``.
+
+Images of one capture, or copies, are not exchangeable with a new image; their groups are with a new
+group. Each group then counts as one image: ``(1 + sum over groups of the share of the group that
+scores at least as high) / (G + 1)`` (Lee, Barber & Willett, Distribution-free inference with
+hierarchical data, arXiv 2306.06342).
 """
 
 import math
@@ -11,82 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-_TAIL_SHARE = 0.2  # of the held-out scores describe the tail,
-_TAIL_LEAST = 10  # and at least this many of them
-_REACH = 10  # a tail extends p-values by this factor below 1 / (n + 1)
+from dfm_mlflow.core.tail import REACH, Tail, fewest, fit_tail, fit_tail_of_format_1
 
-
-@dataclass(frozen=True)
-class Tail:
-    """Generalised Pareto tail: ``P(score > start + y) = share (1 + shape y / scale)^(-1/shape)``.
-
-    Attributes
-    ----------
-    start : float
-        Score at which it begins.
-    share : float
-        P-value there.
-    scale, shape : float
-        Shape 0 is the exponential; it is never negative, so that no score is impossible.
-    """
-
-    start: float
-    share: float
-    scale: float
-    shape: float
-
-    def p_value(self, scores: np.ndarray) -> np.ndarray:
-        """P-values of scores above :attr:`start`.
-
-        Parameters
-        ----------
-        scores : ndarray of shape (m,)
-
-        Returns
-        -------
-        ndarray of shape (m,), float64
-        """
-        beyond = np.maximum(scores - self.start, 0) / self.scale
-        if self.shape == 0:
-            return self.share * np.exp(-beyond)
-        return self.share * (1 + self.shape * beyond) ** (-1 / self.shape)
-
-    def score(self, p: float) -> float:
-        """Score whose p-value is `p`, which is at most :attr:`share`."""
-        ratio = self.share / p
-        beyond = math.log(ratio) if self.shape == 0 else (ratio**self.shape - 1) / self.shape
-        return self.start + self.scale * beyond
-
-
-def fit_tail(ascending: np.ndarray) -> Tail | None:
-    """Fit a tail to the largest scores by probability-weighted moments.
-
-    Source: Hosking & Wallis, Technometrics 29, 1987; for few exceedances they are steadier than
-    maximum likelihood.
-
-    Parameters
-    ----------
-    ascending : ndarray of shape (n,)
-
-    Returns
-    -------
-    Tail or None
-        None for fewer than 20 scores or equal ones.
-    """
-    n = len(ascending)
-    m = max(_TAIL_LEAST, int(_TAIL_SHARE * n))
-    if n < 2 * m:
-        return None
-    start = float(ascending[n - m - 1])
-    beyond = ascending[n - m :] - start
-    mean = float(beyond.mean())
-    if not mean > 0:
-        return None
-    rank = (np.arange(1, m + 1) - 0.35) / m
-    weighted = float(((1 - rank) * beyond).mean())
-    shape = 2 - mean / (mean - 2 * weighted) if mean > 2 * weighted else -1.0
-    scale = 2 * mean * weighted / (mean - 2 * weighted) if shape > 0 else mean
-    return Tail(start, (m + 1) / (n + 1), scale, max(shape, 0.0))
+_ROUNDING = 1 + 1e-12  # makes good what rounding takes from a rate that is met exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,17 +30,35 @@ class Calibration:
     scores : ndarray of shape (n,), float64
         Ascending.
     n_folds : int
-        Of the cross-fitting that gave them.
+        Of the cross-fitting that gave them; 0 for images that were never fitted.
     method : {"empirical", "gpd"}
         What lies beyond the largest of them.
+    groups : ndarray of shape (n,), int, or None
+        Group of each score, numbered from 0; None where every image is a group by itself.
+    n_left_out : int
+        Groups (images, where there are no groups) with the highest scores that a declared share of
+        dirt has left out of `scores`.
+    rule : {1, 2}
+        1 for models of format 1, whose generalised Pareto tail replaces p-values that counting
+        gives.
     """
 
     scores: np.ndarray
     n_folds: int = 0
     method: str = "empirical"
+    groups: np.ndarray | None = None
+    n_left_out: int = 0
+    rule: int = 2
 
     @classmethod
-    def of(cls, scores: np.ndarray, n_folds: int = 0, method: str = "empirical") -> "Calibration":
+    def of(
+        cls,
+        scores: np.ndarray,
+        n_folds: int = 0,
+        method: str = "empirical",
+        groups: np.ndarray | None = None,
+        contamination: float = 0.0,
+    ) -> "Calibration":
         """Calibrate on held-out scores in any order.
 
         Parameters
@@ -117,25 +67,76 @@ class Calibration:
         n_folds : int
             Of the cross-fitting that gave them; 0 for pictures that were never fitted.
         method : {"empirical", "gpd"}
+        groups : array-like of shape (n,), optional
+            Label of each score's group, which numbers or strings may be; see
+            :func:`dfm_mlflow.core.groups.group_rows`.
+        contamination : float
+            Declared share of dirt, in [0, 1): that share of the groups (images, without groups),
+            rounded down, is left out: those whose highest score is highest.
 
         Returns
         -------
         Calibration
         """
-        return cls(np.sort(np.asarray(scores, dtype=np.float64)), n_folds, method)
+        scores = np.asarray(scores, dtype=np.float64)
+        labels = np.arange(len(scores))
+        if groups is not None:
+            labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+        order = np.lexsort((labels, scores))
+        scores, labels = scores[order], labels[order]
+        n_groups = len(np.unique(labels))
+        n_left_out = left_out(n_groups, contamination)
+        if n_left_out:
+            # the last place of a label in ascending order is that of its highest score
+            last = np.zeros(n_groups, dtype=int)
+            last[labels] = np.arange(len(labels))
+            kept = ~np.isin(labels, np.argsort(last)[n_groups - n_left_out :])
+            scores, labels = scores[kept], np.unique(labels[kept], return_inverse=True)[1]
+        single = len(np.unique(labels)) == len(labels)
+        return cls(scores, n_folds, method, None if single else labels, n_left_out)
+
+    @cached_property
+    def n_groups(self) -> int:
+        """What p-values count: groups, or images where there are no groups."""
+        return len(self.scores) if self.groups is None else len(np.unique(self.groups))
 
     @cached_property
     def tail(self) -> Tail | None:
         """Fitted tail, or None where the method is empirical or the scores are too few."""
-        return fit_tail(self.scores) if self.method == "gpd" else None
+        if self.method != "gpd":
+            return None
+        if self.rule == 1:
+            return fit_tail_of_format_1(self.scores)
+        return fit_tail(self.scores, self.groups)
+
+    @cached_property
+    def counted(self) -> np.ndarray:
+        """P-value of a score that 0, 1, ... n held-out scores equal or exceed, by counting.
+
+        Returns
+        -------
+        ndarray of shape (n + 1,), float64
+            Ascending.
+        """
+        n = len(self.scores)
+        above = np.arange(n + 1, dtype=np.float64)
+        if self.groups is not None:
+            sizes = np.bincount(self.groups)[self.groups][::-1]
+            # whole numbers of each size are added up first, so that ten tenths are one
+            above = sum(
+                (np.r_[0, np.cumsum(sizes == size)] / size for size in np.unique(sizes)),
+                start=np.zeros(n + 1),
+            )
+        p_values: np.ndarray = (1 + above) / (self.n_groups + 1)
+        return p_values
 
     @property
     def smallest_p_value(self) -> float:
-        """No score has a smaller one."""
-        return 1 / (len(self.scores) + 1) / (_REACH if self.tail else 1)
+        """No score has a smaller one: ``1 / (G + 1)``, with a tail a tenth of it."""
+        return 1 / (self.n_groups + 1) / (REACH if self.tail else 1)
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
-        """Share of held-out good images that score at least as high, never 0.
+        """Share of held-out good groups (images) that score at least as high, never 0.
 
         Parameters
         ----------
@@ -144,21 +145,32 @@ class Calibration:
         Returns
         -------
         ndarray of shape (m,), float64
-            In ``[1 / (n + 1), 1]``; with a tail down to a tenth of that.
+            In ``[1 / (G + 1), 1]``; with a tail down to a tenth of that.
         """
-        n = len(self.scores)
-        p = (1 + n - np.searchsorted(self.scores, scores, side="left")) / (n + 1)
+        p = self.counted[len(self.scores) - np.searchsorted(self.scores, scores, side="left")]
         if self.tail:
             beyond = np.asarray(scores) > self.tail.start
             p = np.where(beyond, self.tail.p_value(scores), p)
-        return np.maximum(p, self.smallest_p_value)
+        p_values: np.ndarray = np.maximum(p, self.smallest_p_value)
+        return p_values
 
     def effective_fpr(self, fpr: float) -> float:
-        """The rate that n images can promise where `fpr` is asked for: ``max(fpr, 1 / (n + 1))``.
+        """The rate that p-values are held against where `fpr` is asked for.
 
-        With a tail the second is a tenth of that.
+        ``max(fpr, 1 / (G + 1))``; with a tail the second is a tenth of that.
         """
         return max(fpr, self.smallest_p_value)
+
+    def promised_fpr(self, fpr: float) -> float:
+        """The share of good images that may be flagged where `fpr` is asked for.
+
+        :meth:`effective_fpr`, unless a declared share of dirt left groups out of the calibration:
+        if these were good ones, then ``P(p <= a) <= a + (1 - a) m / (G + m + 1)`` with m groups
+        left out and G kept, since each adds at most 1 to the count. That is at most `a` plus the
+        declared share.
+        """
+        a, m = self.effective_fpr(fpr), self.n_left_out
+        return a + (1 - a) * m / (self.n_groups + m + 1)
 
     def threshold(self, fpr: float) -> float:
         """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not.
@@ -176,19 +188,38 @@ class Calibration:
         n, fpr = len(self.scores), self.effective_fpr(fpr)
         if self.tail and fpr < self.tail.share:
             return self.tail.score(fpr)
-        # p <= f  <=>  #{held-out >= s} <= f (n + 1) - 1; the small term undoes rounding.
-        most = math.floor(fpr * (n + 1) * (1 + 1e-12)) - 1
+        most = int(np.searchsorted(self.counted, fpr * _ROUNDING, side="right")) - 1
         return float(self.scores[n - 1 - most]) if most < n else -math.inf
 
 
-def images_needed(fpr: float, tail: Tail | None = None) -> int:
-    """How many held-out images promise a false-positive rate of `fpr`: ``ceil(1 / fpr) - 1``.
+def left_out(n_groups: int, contamination: float) -> int:
+    """How many groups (images) a declared share of dirt leaves out: rounded down."""
+    return math.floor(contamination * n_groups * _ROUNDING)
 
-    With a `tail` a tenth of that, but no fewer than it takes to fit one.
+
+def images_needed(fpr: float, tail: Tail | None = None, contamination: float = 0.0) -> int:
+    """How many held-out images (or groups) promise a false-positive rate of `fpr`.
+
+    ``ceil(1 / fpr) - 1``; with a `tail` a tenth of that, but no fewer than it takes to fit one.
+
+    Parameters
+    ----------
+    fpr : float
+        In (0, 1).
+    tail : Tail, optional
+        Of the calibration.
+    contamination : float
+        Declared share of them that is left out, in [0, 1): as many more are needed.
+
+    Returns
+    -------
+    int
     """
-    if tail:
-        return max(2 * _TAIL_LEAST, math.ceil(1 / fpr / _REACH * (1 - 1e-12)) - 1)
-    return math.ceil(1 / fpr * (1 - 1e-12)) - 1
+    kept = fewest(fpr) if tail else math.ceil(1 / fpr / _ROUNDING) - 1
+    n = max(kept, math.floor(kept / (1 - contamination)))
+    while n - left_out(n, contamination) < kept:
+        n += 1
+    return n
 
 
 def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.ndarray:
@@ -204,7 +235,7 @@ def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.nda
     -------
     ndarray of shape (m,), bool
     """
-    return p_value <= effective_fpr * (1 + 1e-12)
+    return p_value <= effective_fpr * _ROUNDING
 
 
 def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray:

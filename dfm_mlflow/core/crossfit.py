@@ -14,16 +14,16 @@ from typing import TypeVar
 import numpy as np
 from joblib import cpu_count
 
+from dfm_mlflow.core.gram_rows import RowsByGram
+from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import (
     LARGE,
     SMALL,
     check_features,
-    choose_k,
     fit_moments,
     row_blocks,
     single_threaded,
-    symmetric_spectrum,
 )
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
 from dfm_mlflow.core.subspace import Subspace, squared_norm
@@ -33,6 +33,7 @@ from dfm_mlflow.errors import FitError
 # high and the false-positive rate stays below its promise. Measured at a promise of 0.1 and 300
 # rows: 5 folds gave 0.054, 20 gave 0.091. Above 1,500 rows 20 decompositions take minutes.
 N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
+LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
 T = TypeVar("T")
 
 ONE_GROUP = "All images are in one group: group_by must tell captures apart."
@@ -82,9 +83,14 @@ class HeldOut:
 
 
 def assign_folds(
-    n: int, n_folds: int | None = None, *, groups: Sequence[str] | None = None, seed: int = 42
+    n: int,
+    n_folds: int | None = None,
+    *,
+    groups: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
+    seed: int = 42,
 ) -> np.ndarray:
-    """Deal n rows to folds of nearly equal size.
+    """Deal n rows to folds of nearly equal size, the largest groups first.
 
     Parameters
     ----------
@@ -95,8 +101,12 @@ def assign_folds(
         rows or groups.
     groups : sequence of str, optional
         Rows with the same group (near-duplicates) go to the same fold.
+    keys : sequence of str, optional
+        Digest of what each row was computed from. Rows with equal keys go to the same fold, and
+        folds follow a hash of the keys, so that other names or another order of the same rows
+        change nothing. Without keys they follow the order of the rows.
     seed : int
-        Of the shuffle.
+        Of the hash, or of the shuffle of rows without keys.
 
     Returns
     -------
@@ -104,15 +114,46 @@ def assign_folds(
         Fold of each row.
     """
     n_folds = n_folds or (N_FOLDS if n <= MANY else N_FOLDS_MANY)
-    labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    n_groups = int(labels.max()) + 1
-    order = np.random.default_rng(seed).permutation(n_groups)
+    if keys is not None:
+        labels = group_rows(keys, groups, seed=seed)
+        order = np.arange(int(labels.max()) + 1)
+    else:
+        labels = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+        order = np.random.default_rng(seed).permutation(int(labels.max()) + 1)
     sizes = np.bincount(labels)
-    folds, load = np.empty(n_groups, dtype=int), np.zeros(min(n_folds, n_groups))
+    folds, load = np.empty(len(order), dtype=int), np.zeros(min(n_folds, len(order)))
     for group in sorted(order, key=lambda g: -sizes[g]):  # stable: equal sizes stay shuffled
         folds[group] = load.argmin()
         load[folds[group]] += sizes[group]
-    return folds[labels]
+    of_rows: np.ndarray = folds[labels]
+    return of_rows
+
+
+def unequal_folds(folds: np.ndarray) -> str | None:
+    """Warn of a fold so large that the model without it knows much less than the final one.
+
+    Parameters
+    ----------
+    folds : ndarray of shape (n,), int
+        From :func:`assign_folds`.
+
+    Returns
+    -------
+    str or None
+        A sentence where the largest fold holds more than a fifth of all rows and more than twice
+        the mean of the folds.
+    """
+    sizes = np.bincount(folds)
+    sizes = sizes[sizes > 0]
+    largest, total = int(sizes.max()), int(sizes.sum())
+    if largest <= LARGE_FOLD * total or largest <= 2 * total / len(sizes):
+        return None
+    return (
+        f"The folds are of very unequal size: one group fills a fold of {largest} of {total} "
+        f"pictures, the smallest holds {int(sizes.min())}. The {largest} are scored by a model of "
+        f"the other {total - largest}, higher than by the final one, and thresholds become too "
+        "cautious: let group_by tell captures apart more finely, or leave some of that group out."
+    )
 
 
 def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
@@ -220,71 +261,6 @@ def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
         return [work(fold) for fold in np.unique(folds)]
     with single_threaded(), ThreadPoolExecutor(cpu_count()) as pool:
         return list(pool.map(work, np.unique(folds)))
-
-
-class RowsByGram:
-    """Subspaces of rows that are known by their Gram matrix alone.
-
-    Parameters
-    ----------
-    gram : ndarray of shape (n, n), float64
-        Inner products of the rows, which need not be centred.
-    dimension : int
-        Length D of a row.
-    """
-
-    def __init__(self, gram: np.ndarray, dimension: int):
-        self._n, self._dimension = len(gram), dimension
-        self._row_means = gram.mean(axis=1)
-        self._mean = self._row_means.mean()
-        inner = gram - self._row_means[:, None] - self._row_means[None, :] + self._mean
-        self._spectrum, self._vectors = symmetric_spectrum(inner)
-
-    def n_components(self, level: float) -> int:
-        """Dimension of the subspace; 0 for a single row, or equal ones: a point.
-
-        Parameters
-        ----------
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        int
-        """
-        if not self._spectrum[0] > 0:
-            return 0
-        most = min(self._n - 1, self._dimension)
-        return choose_k(self._spectrum, level, most, strict=False)
-
-    def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of the rows in the projections of others, and their Mahalanobis distances.
-
-        Parameters
-        ----------
-        cross : ndarray of shape (m, n), float64
-            Inner products of the m others with the n rows.
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        weights : ndarray of shape (m, n), float64
-            The projection of the i-th is ``sum_j weights[i, j] x_j``.
-        mahalanobis : ndarray of shape (m,), float64
-            Squared, with no variance below the noise.
-        """
-        k = self.n_components(level)
-        if not k:
-            return np.full(cross.shape, 1 / self._n), np.zeros(len(cross))
-        kept, spectrum = self._vectors[:, :k], self._spectrum[:k]
-        cross = cross - cross.mean(axis=1, keepdims=True) - self._row_means + self._mean
-        projected = cross @ kept
-        # mean coordinates vanish: columns of `kept` are orthogonal to the constant vector
-        noise = self._spectrum[k:].sum() / max(1, self._dimension - k)
-        variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
-        weights = 1 / self._n + (projected / spectrum) @ kept.T
-        return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
 
 
 def _fold_by_fold(

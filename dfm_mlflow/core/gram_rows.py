@@ -1,0 +1,70 @@
+"""Subspaces of rows that are known by their Gram matrix alone."""
+
+import numpy as np
+
+from dfm_mlflow.core.solvers import choose_k, symmetric_spectrum
+
+
+class RowsByGram:
+    """Subspaces of rows that are known by their Gram matrix alone.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (n, n), float64
+        Inner products of the rows, which need not be centred.
+    dimension : int
+        Length D of a row.
+    """
+
+    def __init__(self, gram: np.ndarray, dimension: int):
+        self._n, self._dimension = len(gram), dimension
+        self._row_means = gram.mean(axis=1)
+        self._mean = self._row_means.mean()
+        inner = gram - self._row_means[:, None] - self._row_means[None, :] + self._mean
+        self._spectrum, self._vectors = symmetric_spectrum(inner)
+
+    def n_components(self, level: float) -> int:
+        """Dimension of the subspace; 0 for a single row, or equal ones: a point.
+
+        Parameters
+        ----------
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        int
+        """
+        if not self._spectrum[0] > 0:
+            return 0
+        most = min(self._n - 1, self._dimension)
+        return choose_k(self._spectrum, level, most, strict=False)
+
+    def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of the rows in the projections of others, and their Mahalanobis distances.
+
+        Parameters
+        ----------
+        cross : ndarray of shape (m, n), float64
+            Inner products of the m others with the n rows.
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        weights : ndarray of shape (m, n), float64
+            The projection of the i-th is ``sum_j weights[i, j] x_j``.
+        mahalanobis : ndarray of shape (m,), float64
+            Squared, with no variance below the noise.
+        """
+        k = self.n_components(level)
+        if not k:
+            return np.full(cross.shape, 1 / self._n), np.zeros(len(cross))
+        kept, spectrum = self._vectors[:, :k], self._spectrum[:k]
+        cross = cross - cross.mean(axis=1, keepdims=True) - self._row_means + self._mean
+        projected = cross @ kept
+        # mean coordinates vanish: columns of `kept` are orthogonal to the constant vector
+        noise = self._spectrum[k:].sum() / max(1, self._dimension - k)
+        variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
+        weights = 1 / self._n + (projected / spectrum) @ kept.T
+        return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
