@@ -151,6 +151,12 @@ def evaluate(**values: Any) -> None:
     metavar="local|spark",
     help="With --model: this machine, or Spark's executors.",
 )
+@click.option(
+    "--category",
+    default="auto",
+    show_default=True,
+    help="Category that all images are known to be of.",
+)
 @click.option("--fpr", type=float, help="With --url: false-positive rate; default: the model's.")
 @click.option("--anomaly-map", is_flag=True, help="With --url: add anomaly maps.")
 @click.option(
@@ -171,6 +177,7 @@ def score(
     images: tuple[str, ...],
     output: str | None,
     engine: str,
+    category: str,
     **values: Any,
 ) -> None:
     """Score pictures on a server, here, or in Spark's executors.
@@ -181,7 +188,7 @@ def score(
     if (url is None) == (model is None) or not images:
         raise ConfigError("score needs images, and either --url http://HOST:PORT or --model URI.")
     if model is not None:
-        _score_here(model, images, output, engine, values)
+        _score_here(model, images, output, {"engine": engine, "category": category}, values)
         return
     if engine != "local":
         raise ConfigError(f"--engine {engine} needs --model: a server has an engine of its own.")
@@ -191,13 +198,17 @@ def score(
     assert url is not None
     paths = find_pictures(images)
     write = write_table(output)  # a name that cannot be written is refused before the work
-    table = score_on_server(url, paths, **values)
+    table = score_on_server(url, paths, category=category, **values)
     table.insert(0, "path", paths)
     write(table)
 
 
 def _score_here(
-    model: str, images: tuple[str, ...], output: str | None, engine: str, values: dict[str, Any]
+    model: str,
+    images: tuple[str, ...],
+    output: str | None,
+    given: dict[str, Any],
+    values: dict[str, Any],
 ) -> None:
     if len(images) > 1 or output is None:
         raise ConfigError("With --model score needs one folder, prefix or pattern, and --output.")
@@ -206,9 +217,7 @@ def _score_here(
         if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
             spelling = "--" + name.replace("_", "-")
             raise ConfigError(f"{spelling} is asked of a server alone: leave it out or give --url.")
-    options = ScoreOptions.parse(
-        {"model": model, "images": images[0], "output": output, "engine": engine}
-    )
+    options = ScoreOptions.parse({"model": model, "images": images[0], "output": output, **given})
     from dfm_mlflow.jobs.score import score as run
 
     click.echo(run(options).summary())

@@ -37,6 +37,7 @@ def score(
     images: Sequence[Picture],
     *,
     fpr: float | None = None,
+    category: str = "auto",
     anomaly_map: bool = False,
     on_error: str = "raise",
     timeout: float = 60.0,
@@ -54,6 +55,8 @@ def score(
         Files, encoded pictures, or RGB arrays of shape (H, W, 3), uint8, which are sent as PNG.
     fpr : float, optional
         False-positive rate of the decision; the model's own by default.
+    category : str
+        Category that the pictures are known to be of; ``auto`` judges each by the one it fits best.
     anomaly_map : bool
         Whether to ask for maps.
     on_error : {"raise", "report"}
@@ -88,6 +91,7 @@ def score(
     # what is the server's default is not sent: only JSON carries parameters through MLflow, and
     # parquet is several times faster
     params: dict[str, Any] = {"fpr": fpr} if fpr is not None else {}
+    params |= {"category": category} if category != "auto" else {}
     params |= {"anomaly_map": True} if anomaly_map else {}
     params |= {"on_error": on_error} if on_error != "raise" else {}
     target = _target(url)

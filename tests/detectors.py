@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.detector import class_fit
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.extractor import Extractor
 
@@ -55,3 +57,21 @@ def fit(
     extraction = extractor.extract([p for images in classes.values() for p in images])
     weights = {"id": "random:1", "sha256": ""}
     return AnomalyDetector.fit(resolved, extractor, extraction, labels, weights, groups)
+
+
+def deal(n, groups=None, seed=42):
+    """Folds and groups of n pictures with different contents."""
+    return Deal.of([str(i) for i in range(n)], groups, seed)
+
+
+def fit_class(name, features, groups, grids, options):
+    """A class fitted to pictures with different contents."""
+    dealt = deal(len(features[0]), groups, options.seed)
+    return class_fit.fit_class(name, features, dealt, grids, options)
+
+
+def fit_layers(features, groups, grids, options):
+    """Subspaces fitted to pictures with different contents."""
+    return class_fit.fit_layers(
+        features, deal(len(features[0]), groups, options.seed), grids, options
+    )

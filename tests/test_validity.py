@@ -6,13 +6,14 @@ import torch
 from scipy.stats import betabinom
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.calibration import combine_classes, is_anomaly
+from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.data.catalog import GOOD, load_catalog
-from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.builder import build_extractor
+
+from .detectors import fit_class
 
 SHAPE = (8, 4, 4)
 GRIDS = [Grid(SHAPE, np.ones(SHAPE[1:], dtype=bool))]
@@ -34,7 +35,7 @@ def p_values(models, features, options=OPTIONS):
         m.calibration.p_value(s.score.double().numpy()) for m, s in zip(models, scored, strict=True)
     ]
     p = np.stack(columns, axis=1)
-    best = combine_classes(p, -np.stack([s.nll.numpy() for s in scored], axis=1))
+    best = np.stack([s.nll.numpy() for s in scored], axis=1).argmin(axis=1)
     return p[np.arange(len(p)), best], best
 
 

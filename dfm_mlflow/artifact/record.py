@@ -1,7 +1,7 @@
-"""``detector.json`` of format 1, strictly validated."""
+"""``detector.json`` of formats 1 and 2, strictly validated."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+# What options meant in models of format 1 that did not have them yet.
+_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {}
 DETECTOR = "detector.json"
+_SINCE_2 = {"rule"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
@@ -46,6 +50,10 @@ class ClassRecord(BaseModel):
         Pictures that it was fitted to.
     n_held_out : int
         Held-out scores of its calibration.
+    n_groups : int or None
+        Groups that p-values count; None where every picture is one.
+    n_left_out : int
+        Groups, or pictures, that a declared share of dirt left out of the calibration.
     n_folds : int
         Of the cross-fitting that gave them; 0 where they are of pictures that were never fitted.
     map_scale : float
@@ -58,6 +66,8 @@ class ClassRecord(BaseModel):
     name: str = Field(min_length=1)
     n_samples: _Pictures
     n_held_out: _Pictures
+    n_groups: int | None = Field(None, ge=2, le=1 << 30)
+    n_left_out: int = Field(0, ge=0, le=1 << 30)
     n_folds: int = Field(ge=0)
     map_scale: float = Field(ge=0, le=_LARGEST)
     layers: list[SubspaceRecord] = Field(min_length=1)
@@ -65,11 +75,20 @@ class ClassRecord(BaseModel):
     @model_validator(mode="after")
     def _each_fitted_picture_is_held_out_once(self) -> "ClassRecord":
         # 0 folds: the calibration is on pictures that were never fitted
-        if self.n_folds and not (2 <= self.n_folds <= self.n_held_out == self.n_samples):
+        n = self.n_held_out
+        most = n + self.n_left_out if self.n_groups is None else self.n_samples
+        if self.n_folds and not (self.n_folds >= 2 and n <= self.n_samples <= most):
             raise ValueError(
-                f"{self.n_held_out} scores held out of {self.n_samples} samples in "
-                f"{self.n_folds} folds: n_folds is 0, or 2 to n_samples = n_held_out"
+                f"{n} scores held out of {self.n_samples} samples in {self.n_folds} folds, "
+                f"{self.n_left_out} left out: n_folds is 0, or 2 and more with every sample "
+                "held out or left out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_hold_pictures(self) -> "ClassRecord":
+        if self.n_groups is not None and self.n_groups > self.n_held_out:
+            raise ValueError(f"{self.n_groups} groups of {self.n_held_out} scores")
         return self
 
 
@@ -93,8 +112,9 @@ class Record(BaseModel):
 
     Attributes
     ----------
-    format : int
-        :data:`FORMAT`.
+    format : {1, 2}
+    rule : {1, 2}
+        How classes are decided between and tails extend p-values: as in format 1, or as now.
     options : dict of str to str, int, float or bool
         Resolved options of the training run.
     layers : list of LayerRecord
@@ -110,7 +130,8 @@ class Record(BaseModel):
     """
 
     model_config = _STRICT
-    format: int
+    format: Literal[1, 2]
+    rule: Literal[1, 2] = 1
     options: dict[str, str | int | float | bool]
     layers: list[LayerRecord] = Field(min_length=1)
     roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
@@ -160,11 +181,14 @@ def parse_record(text: bytes) -> Record:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{DETECTOR} is not JSON ({error}).") from None
     found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
+    if found not in READABLE:
         raise ArtifactError(
-            f"{DETECTOR} has format {repr(found)[:40]}, and this version reads format {FORMAT}: "
+            f"{DETECTOR} has format {repr(found)[:40]}, and this version reads formats 1 and 2: "
             "install the version of dfm-mlflow that wrote it."
         )
+    unknown = set(raw) & _SINCE_2 if found == 1 else set()
+    if unknown:
+        raise ArtifactError(f"{DETECTOR} of format 1 holds {min(unknown)}, which format 2 brought.")
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
@@ -181,7 +205,8 @@ def options_of(record: Record) -> Options:
     ArtifactError
     """
     try:
-        options = Options.parse(record.options)
+        earlier = _OPTIONS_OF_FORMAT_1 if record.format == 1 else {}
+        options = Options.parse(earlier | record.options)
         resolved = options.resolve()
     except ValueError as error:
         raise ArtifactError(f"{DETECTOR}: {str(error)[:500]}") from None

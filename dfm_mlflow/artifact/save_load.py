@@ -161,7 +161,7 @@ def _build(
     extractor = Extractor.of(backbone, options, device, record.precision, batch_size, roi=roi)
     grids = grids_of(shapes.maps, extractor.roi_cells)
     classes = classes_of(record, statistics, grids, options.tail)
-    detector = AnomalyDetector(options, extractor, grids, classes, record.weights)
+    detector = AnomalyDetector(options, extractor, grids, classes, record.weights, record.rule)
     _check_scores(detector, shapes)
     return detector
 
@@ -244,6 +244,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
     names = detector.extractor.backbone.layers
     return Record(
         format=FORMAT,
+        rule=detector.rule,
         options=detector.options.model_dump(),
         layers=[
             LayerRecord(name=name, shape=list(grid.shape))
@@ -256,6 +257,8 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
                 name=c.name,
                 n_samples=c.layers[0].subspace.n_samples,
                 n_held_out=len(c.calibration.scores),
+                n_groups=None if c.calibration.groups is None else c.calibration.n_groups,
+                n_left_out=c.calibration.n_left_out,
                 n_folds=c.calibration.n_folds,
                 map_scale=c.map_scale,
                 layers=[

@@ -23,6 +23,8 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
     arrays = {}
     for i, model in enumerate(detector.classes):
         arrays[f"{i}.held_out"] = model.calibration.scores
+        if model.calibration.groups is not None:
+            arrays[f"{i}.groups"] = model.calibration.groups.astype(np.int32)
         for j, layer in enumerate(model.layers):
             for name in ("mean", "basis", "variances"):
                 kind = np.float16 if name == "basis" else np.float32
@@ -39,12 +41,12 @@ def most_statistics(record: Record) -> int:
     """Bytes that the file can have beside a `record` whose shapes are the network's."""
     sizes = [math.prod(record.roi_shape or ()) // 8 + 1]
     for c in record.classes:
-        sizes.append(c.n_held_out)
+        sizes += [c.n_held_out, c.n_held_out if c.n_groups else 0]
         for layer, subspace in zip(record.layers, c.layers, strict=True):
             channels, height, width = layer.shape
             features, k = channels * height * width, subspace.n_components
             sizes += [features, features * k, k, height * width]
-            sizes.append(c.n_held_out * min(MOST_LEADING, k))
+            sizes.append(_n_calibrated(c) * min(MOST_LEADING, k))
     return most_bytes(sizes)
 
 
@@ -91,7 +93,9 @@ def classes_of(
     ArtifactError
         For an array that is missing, belongs to nothing, or makes no sense.
     """
-    classes = [_class(c, i, statistics, grids, method) for i, c in enumerate(record.classes)]
+    classes = [
+        _class(c, i, statistics, grids, method, record.rule) for i, c in enumerate(record.classes)
+    ]
     _check_names(record, statistics)
     return classes
 
@@ -102,23 +106,37 @@ def _class(
     statistics: dict[str, np.ndarray],
     grids: list[Grid],
     method: str,
+    rule: int,
 ) -> ClassModel:
     held_out = _array(statistics, f"{i}.held_out", (record.n_held_out,), np.float64)
     if (np.diff(held_out) < 0).any():
         raise ArtifactError(f"{STATISTICS} holds scores out of order in {i}.held_out.")
+    groups = None
+    if record.n_groups is not None:
+        groups = _array(statistics, f"{i}.groups", (record.n_held_out,), np.int32)
+        if not np.array_equal(np.unique(groups), np.arange(record.n_groups)):
+            raise ArtifactError(f"{STATISTICS} holds other groups than 0 to n in {i}.groups.")
     layers = []
     for j, (layer, grid) in enumerate(zip(record.layers, grids, strict=True)):
         subspace = _subspace(layer, f"{i}.{j}", record.n_samples, statistics, grid)
         usual = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
         _check_positive(f"{i}.{j}.usual", usual)
-        shape = (record.n_held_out, n_leading(subspace))
+        shape = (_n_calibrated(record), n_leading(subspace))
         leading = _array(statistics, f"{i}.{j}.leading", shape)
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
         layers.append(LayerModel(subspace, usual, leading))
     return ClassModel(
-        record.name, tuple(layers), Calibration(held_out, record.n_folds, method), record.map_scale
+        record.name,
+        tuple(layers),
+        Calibration(held_out, record.n_folds, method, groups, record.n_left_out, rule),
+        record.map_scale,
     )
+
+
+def _n_calibrated(record: ClassRecord) -> int:
+    """Pictures of the calibration, with those that a declared share of dirt left out."""
+    return record.n_samples if record.n_folds else record.n_held_out
 
 
 def _subspace(
@@ -157,6 +175,7 @@ def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
         for kind in _KINDS
     }
     known |= {f"{i}.held_out" for i in range(len(record.classes))}
+    known |= {f"{i}.groups" for i, c in enumerate(record.classes) if c.n_groups is not None}
     known |= {"roi"} if record.roi_shape is not None else set()
     others = sorted(set(statistics) - known)
     if others:

@@ -153,6 +153,15 @@ class Options(StrictOptions):
         "empirical or gpd",
         "^(empirical|gpd)$",
     )
+    contamination: float = option(
+        0.0,
+        "Declared share of bad images among the good ones: those with the highest held-out scores "
+        "are left out of the calibration, never of the fit; up to that share more good images are "
+        "flagged.",
+        "a number from 0 to below 0.5",
+        ge=0,
+        lt=0.5,
+    )
     retest: str = option(
         "none",
         "Second, larger false-positive rate: pictures between the two are to be looked at again.",
@@ -272,7 +281,6 @@ class Options(StrictOptions):
         if score == "nll":
             decided["aggregate"] = "sum"  # a likelihood is one number, not a map
         update = {k: v for k, v in decided.items() if getattr(self, k) == "auto"}
-        update["registered_model"] = self.model_name or "none"
         resolved = self.model_copy(update=update)
         resolved._check_combination()
         return resolved

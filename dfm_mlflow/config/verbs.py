@@ -54,6 +54,12 @@ class ScoreOptions(StrictOptions):
         "a name that ends in .parquet or /",
         r"^.*(\.parquet|[^/:]/)$",
     )
+    category: str = option(
+        "auto",
+        "Category that all images are known to be of; auto judges each by the one it fits best.",
+        "auto, or one category of the model",
+        rf"^{CATEGORY}$",
+    )
     engine: str = option(
         "local", "This machine, or Spark's executors.", "local or spark", "^(local|spark)$"
     )

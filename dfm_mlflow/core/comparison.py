@@ -1,5 +1,6 @@
 """Two detectors on the same pictures: a paired bootstrap of the difference in AUROC."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,23 +71,27 @@ def compare_auroc(
     challenger: np.ndarray,
     champion: np.ndarray,
     *,
+    strata: Sequence[str] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
     """Compare two scorings of the same pictures.
 
-    Good and defective pictures are resampled apart, so that every resample has as many of each as
-    the test set, and both scorings see the same resample: what the detectors have in common
-    cancels. The bounds are percentiles (Efron & Tibshirani, An Introduction to the Bootstrap,
-    1993, chapter 13).
+    Good and defective pictures of each stratum are resampled apart, so that every resample has as
+    many of each as the test set, and both scorings see the same resample: what the detectors have
+    in common cancels. The bounds are percentiles (Efron & Tibshirani, An Introduction to the
+    Bootstrap, 1993, chapter 13).
 
     Parameters
     ----------
     defective : ndarray of shape (n,), bool
         Both kinds must occur.
     challenger, champion : ndarray of shape (n,)
-        Scores; higher is more anomalous. Only their order within each scoring counts.
+        Scores; higher is more anomalous. Only their order within a scoring and stratum counts.
+    strata : sequence of str, optional
+        Category of each picture. AUROC is the mean over the categories that have both kinds, and
+        pictures of the others are left out.
     n_resamples : int
         Number of resamples.
     confidence : float
@@ -101,7 +106,7 @@ def compare_auroc(
     Raises
     ------
     DataError
-        If a kind is missing, or a score is not finite.
+        If no stratum has both kinds, or a score is not finite.
 
     Examples
     --------
@@ -111,13 +116,6 @@ def compare_auroc(
     0.25
     """
     defective = np.asarray(defective, dtype=bool)
-    n_defective = int(defective.sum())
-    n_good = len(defective) - n_defective
-    if not n_good or not n_defective:
-        raise DataError(
-            f"{n_good} good and {n_defective} defective pictures give no AUROC: "
-            "give a test set with both."
-        )
     scorings = [np.asarray(s, dtype=np.float64) for s in (challenger, champion)]
     for scores in scorings:
         if scores.shape != defective.shape or not np.isfinite(scores).all():
@@ -126,28 +124,58 @@ def compare_auroc(
                 f"{int((~np.isfinite(scores)).sum())} of them not finite: give one finite score "
                 "a picture."
             )
-    kernels = [_Ranking(s[~defective], s[defective]) for s in scorings]
-    whole = np.ones((1, n_good), np.int64), np.ones((1, n_defective), np.int64)
-    areas = [float(k.areas(*whole)[0]) for k in kernels]
+    names = np.zeros(len(defective)) if strata is None else np.asarray(strata)
+    parts = [
+        _Stratum(defective[names == name], *(s[names == name] for s in scorings))
+        for name in np.unique(names)
+    ]
+    parts = [part for part in parts if part.n_good and part.n_defective]
+    if not parts:
+        n_defective = int(defective.sum())
+        raise DataError(
+            f"{len(defective) - n_defective} good and {n_defective} defective pictures"
+            f"{'' if strata is None else ', none of both in one category,'} give no AUROC: "
+            "give a test set with both."
+        )
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CELLS // (n_good + n_defective))
-    differences = []
-    for start in range(0, n_resamples, chunk):
-        size = min(chunk, n_resamples - start)
-        weights = _multiplicities(rng, n_good, size), _multiplicities(rng, n_defective, size)
-        differences.append(kernels[0].areas(*weights) - kernels[1].areas(*weights))
-    all_differences = np.concatenate(differences)
+    areas = np.mean([part.areas() for part in parts], axis=0)
+    differences = np.mean([part.differences(rng, n_resamples) for part in parts], axis=0)
     return Comparison(
-        challenger=areas[0],
-        champion=areas[1],
+        challenger=float(areas[0]),
+        champion=float(areas[1]),
         # of the values that occur, the ones further out: few pictures give few different values
-        lower=float(np.quantile(all_differences, 1 - confidence, method="lower")),
-        upper=float(np.quantile(all_differences, confidence, method="higher")),
-        n_good=n_good,
-        n_defective=n_defective,
+        lower=float(np.quantile(differences, 1 - confidence, method="lower")),
+        upper=float(np.quantile(differences, confidence, method="higher")),
+        n_good=sum(part.n_good for part in parts),
+        n_defective=sum(part.n_defective for part in parts),
         confidence=confidence,
         n_resamples=n_resamples,
     )
+
+
+class _Stratum:
+    """Two scorings of the pictures of one category."""
+
+    def __init__(self, defective: np.ndarray, challenger: np.ndarray, champion: np.ndarray):
+        self.n_defective = int(defective.sum())
+        self.n_good = len(defective) - self.n_defective
+        self._kernels = [_Ranking(s[~defective], s[defective]) for s in (challenger, champion)]
+
+    def areas(self) -> list[float]:
+        """AUROC of both."""
+        whole = np.ones((1, self.n_good), np.int64), np.ones((1, self.n_defective), np.int64)
+        return [float(kernel.areas(*whole)[0]) for kernel in self._kernels]
+
+    def differences(self, rng: np.random.Generator, n_resamples: int) -> np.ndarray:
+        """Difference of the AUROCs in each resample."""
+        chunk = max(1, _CELLS // (self.n_good + self.n_defective))
+        found = []
+        for start in range(0, n_resamples, chunk):
+            size = min(chunk, n_resamples - start)
+            weights = [_multiplicities(rng, n, size) for n in (self.n_good, self.n_defective)]
+            first, second = (kernel.areas(*weights) for kernel in self._kernels)
+            found.append(first - second)
+        return np.concatenate(found)
 
 
 class _Ranking:

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector.class_fit import fit_class, recalibrate_class
+from dfm_mlflow.core.crossfit import unequal_folds
+from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.detector.class_fit import Deal, fit_class, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
 from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
-from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.extractor import Extractor, Source
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class Observation:
 
 OnImage = Callable[[int, Observation], None]
 
+_logger = logging.getLogger(__name__)
+
 
 class AnomalyDetector:
     """A fitted detector; immutable, and safe to score from several threads.
@@ -67,6 +72,8 @@ class AnomalyDetector:
         One for each class.
     weights : dict of str to str
         ``id`` and ``sha256`` of the backbone's weights.
+    rule : {1, 2}
+        How several classes are decided between; see :func:`~dfm_mlflow.detector.decision.decide`.
     """
 
     def __init__(
@@ -76,9 +83,10 @@ class AnomalyDetector:
         grids: Sequence[Grid],
         classes: Sequence[ClassModel],
         weights: dict[str, str],
+        rule: int = 2,
     ):
         self.options, self.extractor, self.grids = options, extractor, tuple(grids)
-        self.classes, self.weights = tuple(classes), weights
+        self.classes, self.weights, self.rule = tuple(classes), weights, rule
         self._ready = [c.on(extractor.device) for c in self.classes]
 
     @classmethod
@@ -106,24 +114,32 @@ class AnomalyDetector:
         weights : dict of str to str
             ``id`` and ``sha256`` of the backbone's weights.
         groups : sequence of str, optional
-            Images of one group are held out together.
+            Images of one group are held out together, and count as one in p-values. Images with
+            the same bytes are of one group in any case.
 
         Raises
         ------
         FitError
             If a class has fewer than 2 images or one group, or features no model fits.
+
+        Notes
+        -----
+        The fit is a function of the set of images: neither their order nor their names matter.
         """
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
         grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
-        known = np.asarray(labels)
+        keys = keys_of(extraction)
         models = []
         for name in dict.fromkeys(labels):
-            mine = np.flatnonzero(known == name)
-            own_groups = None if groups is None else [groups[i] for i in mine.tolist()]
-            features = [f[torch.from_numpy(mine)] for f in extraction.features]
+            mine = sorted((i for i, c in enumerate(labels) if c == name), key=keys.__getitem__)
+            own_groups = None if groups is None else [groups[i] for i in mine]
+            features = [f[torch.tensor(mine)] for f in extraction.features]
             try:
-                models.append(fit_class(name, features, own_groups, grids, options))
+                deal = Deal.of([keys[i] for i in mine], own_groups, options.seed)
+                if warning := unequal_folds(deal.folds):
+                    _logger.warning("The class %s: %s", name, warning)
+                models.append(fit_class(name, features, deal, grids, options))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
         return cls(options, extractor, grids, models, weights)
@@ -134,7 +150,9 @@ class AnomalyDetector:
         other.extractor = extractor
         return other
 
-    def recalibrated(self, name: str, features: Sequence[torch.Tensor]) -> "AnomalyDetector":
+    def recalibrated(
+        self, name: str, features: Sequence[torch.Tensor], keys: Sequence[str] | None = None
+    ) -> "AnomalyDetector":
         """Return a detector with new thresholds for one class, from pictures never fitted.
 
         Parameters
@@ -143,6 +161,8 @@ class AnomalyDetector:
             Of the class.
         features : sequence of Tensor of shape (n, C, h, w)
             Of n good images of it, one for each layer.
+        keys : sequence of str, optional
+            Digest of each of the n images: those with the same count as one.
 
         Raises
         ------
@@ -161,8 +181,11 @@ class AnomalyDetector:
         with torch.inference_mode():
             scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
         classes = list(self.classes)
-        classes[j] = recalibrate_class(classes[j], scored, self.options)
-        return AnomalyDetector(self.options, self.extractor, self.grids, classes, self.weights)
+        groups = None if keys is None else group_rows(keys)
+        classes[j] = recalibrate_class(classes[j], scored, groups, self.options)
+        return AnomalyDetector(
+            self.options, self.extractor, self.grids, classes, self.weights, self.rule
+        )
 
     # -- what is known about it --------------------------------------------------------------------
 
@@ -193,7 +216,7 @@ class AnomalyDetector:
         return {c.name: c.calibration.threshold(fpr) for c in self.classes}
 
     def effective_fpr(self, fpr: float | None = None) -> float:
-        """False-positive rate that the calibration can promise, of the class with fewest images.
+        """False-positive rate that p-values are held against, of the class with fewest images.
 
         Parameters
         ----------
@@ -206,6 +229,21 @@ class AnomalyDetector:
         """
         fpr = self.options.fpr if fpr is None else fpr
         return max(c.calibration.effective_fpr(fpr) for c in self.classes)
+
+    def promised_fpr(self, fpr: float | None = None) -> float:
+        """Share of good images that may be flagged: more than the former with declared dirt.
+
+        Parameters
+        ----------
+        fpr : float, optional
+            False-positive rate in (0, 1); the model's own by default.
+
+        Returns
+        -------
+        float
+        """
+        fpr = self.options.fpr if fpr is None else fpr
+        return max(c.calibration.promised_fpr(fpr) for c in self.classes)
 
     def calibration_sentence(self, fpr: float | None = None) -> str:
         """Say in one sentence where the threshold comes from and what it promises.
@@ -229,6 +267,7 @@ class AnomalyDetector:
         images: Sequence[Source],
         *,
         fpr: float | None = None,
+        category: str = "auto",
         anomaly_map: bool = False,
         on_error: str = "raise",
         progress: str | None = None,
@@ -242,6 +281,8 @@ class AnomalyDetector:
             Encoded pictures, files, or RGB arrays of shape (H, W, 3), uint8.
         fpr : float, optional
             False-positive rate of the decision; the model's own by default.
+        category : str
+            Class that the images are known to be of; ``auto`` chooses the one that each fits best.
         anomaly_map : bool
             Whether to add a map as base64 of an 8-bit grey PNG at the picture's size. Level 128 is
             what all but 1 in 1,000 positions of held-out good images stay under, in every picture.
@@ -262,7 +303,7 @@ class AnomalyDetector:
         ImageError
             With ``on_error="raise"``, for the first picture that cannot be read.
         ConfigError
-            For an `fpr` outside (0, 1) or another `on_error`.
+            For an `fpr` outside (0, 1), another `on_error`, or a `category` that is no class.
         """
         import pandas as pd
 
@@ -270,6 +311,11 @@ class AnomalyDetector:
         if not 0 < fpr < 1:
             raise ConfigError(f"fpr={fpr} is outside (0, 1): give a false-positive rate.")
         check_on_error(on_error)
+        if category not in ("auto", *self.class_names):
+            raise ConfigError(
+                f"The model has no such category: it has {', '.join(self.class_names)}; give one "
+                "of them, or auto."
+            )
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
@@ -277,7 +323,7 @@ class AnomalyDetector:
             if extraction.errors and on_error == "raise":
                 i, why = min(extraction.errors.items())
                 raise ImageError(f"Row {start + i}: {why}")
-            rows += self._rows(extraction, len(chunk), fpr, anomaly_map, on_image, start)
+            rows += self._rows(extraction, len(chunk), fpr, category, anomaly_map, on_image, start)
         # dtypes are stated: text columns keep None, which pandas would else turn into NaN
         return pd.DataFrame(
             {
@@ -312,6 +358,7 @@ class AnomalyDetector:
         extraction: Extraction,
         n: int,
         fpr: float,
+        category: str,
         with_map: bool,
         on_image: OnImage | None,
         first: int,
@@ -321,7 +368,9 @@ class AnomalyDetector:
         if not extraction.kept:
             return rows
         scored = self._class_scores(extraction.features)
-        decided, best = decide(self.classes, scored, fpr, self.options.retest_rate)
+        decided, best = decide(
+            self.classes, scored, fpr, self.options.retest_rate, category=category, rule=self.rule
+        )
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
             rows[i], values = decided[row], scored[j].maps[row]
             if with_map:

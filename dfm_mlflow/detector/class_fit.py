@@ -10,6 +10,7 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.solvers import fit_subspace, row_blocks
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
@@ -25,12 +26,56 @@ from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.errors import FitError
 
 
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """Which pictures of a class are held out together, and which count as one.
+
+    Attributes
+    ----------
+    folds : ndarray of shape (n,), int
+        Fold of each picture.
+    groups : ndarray of shape (n,), int
+        Group of each picture; pictures with the same bytes are of one group in any case.
+    """
+
+    folds: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[str],
+        groups: Sequence[str] | None,
+        seed: int,
+        n_folds: int | None = None,
+    ) -> "Deal":
+        """Deal pictures to folds, as a function of the set of their `keys` and `groups`.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Digest of each of n pictures.
+        groups : sequence of str, optional
+            Declared group of each.
+        seed : int
+        n_folds : int, optional
+            As :func:`~dfm_mlflow.core.crossfit.assign_folds` takes it.
+
+        Raises
+        ------
+        FitError
+            If there is one group only.
+        """
+        if len(keys) > 1 and len(set(keys)) == 1:
+            raise FitError(
+                f"All {len(keys)} images are copies of one: add images with other contents."
+            )
+        folds = assign_folds(len(keys), n_folds, groups=groups, keys=keys, seed=seed)
+        return cls(folds, group_rows(keys, groups, seed=seed))
+
+
 def fit_class(
-    name: str,
-    features: Sequence[Tensor],
-    groups: Sequence[str] | None,
-    grids: Sequence[Grid],
-    options: Options,
+    name: str, features: Sequence[Tensor], deal: Deal, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
     """Fit a class to its features and calibrate it on the same pictures, each held out once.
 
@@ -39,8 +84,8 @@ def fit_class(
     name : str
     features : sequence of Tensor of shape (n, C, h, w)
         One for each layer.
-    groups : sequence of str, optional
-        Pictures of one group are held out together.
+    deal : Deal
+        Of the n pictures.
     grids : sequence of Grid
     options : Options
         Resolved.
@@ -48,9 +93,9 @@ def fit_class(
     Raises
     ------
     FitError
-        If there is one group only, or features that no model fits.
+        If there is one fold only, or features that no model fits.
     """
-    return finish_class(name, fit_layers(features, groups, grids, options), grids, options)
+    return finish_class(name, fit_layers(features, deal, grids, options), grids, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,29 +110,26 @@ class FittedLayers:
         Held-out FRE maps of the n pictures in each layer.
     nll : Tensor of shape (n,)
         Held-out, summed over layers.
-    folds : ndarray of shape (n,), int
+    deal : Deal
     """
 
     layers: list[LayerModel]
     maps: list[Tensor]
     nll: Tensor
-    folds: np.ndarray
+    deal: Deal
 
 
 def fit_layers(
-    features: Sequence[Tensor],
-    groups: Sequence[str] | None,
-    grids: Sequence[Grid],
-    options: Options,
+    features: Sequence[Tensor], deal: Deal, grids: Sequence[Grid], options: Options
 ) -> FittedLayers:
-    """Fit the subspaces of a class; of the options only ``pca_level`` and ``seed`` matter.
+    """Fit the subspaces of a class; of the options only ``pca_level`` matters.
 
     Parameters
     ----------
     features : sequence of Tensor of shape (n, C, h, w)
         One for each layer.
-    groups : sequence of str, optional
-        Pictures of one group are held out together.
+    deal : Deal
+        Of the n pictures.
     grids : sequence of Grid
     options : Options
         Resolved.
@@ -99,21 +141,20 @@ def fit_layers(
     Raises
     ------
     FitError
-        If there is one group only, or features that no model fits.
+        If there is one fold only, or features that no model fits.
     """
     level = float(options.pca_level)
-    folds = assign_folds(len(features[0]), groups=groups, seed=options.seed)
     layers, maps, nll = [], [], []
     for feature, grid in zip(features, grids, strict=True):
         x = grid.rows(feature).cpu().numpy()
-        held_out = crossfit(x, folds, level)
+        held_out = crossfit(x, deal.folds, level)
         subspace = fit_subspace(x, level)
         subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
         undivided = np.ones(grid.shape[1:], dtype=np.float32)
         layers.append(LayerModel(subspace, undivided, _leading(subspace, x)))
-    return FittedLayers(layers, maps, torch.stack(nll).sum(0), folds)
+    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal)
 
 
 def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
@@ -164,10 +205,30 @@ def finish_class(
         for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
     )
     # What a held-out map is divided by must not know it either.
-    usual = [usual_without_fold(m, fitted.folds, options.normalize) for m in fitted.maps]
+    folds = fitted.deal.folds
+    usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
-    calibration = Calibration.of(score.numpy(), len(np.unique(fitted.folds)), options.tail)
+    calibration = calibrate(score.numpy(), fitted.deal, options)
     return ClassModel(name, layers, calibration, _map_scale(combined))
+
+
+def calibrate(scores: np.ndarray, deal: Deal, options: Options) -> Calibration:
+    """Calibrate on the held-out scores of the pictures of one class.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+    deal : Deal
+        Of the n pictures.
+    options : Options
+        Of them ``tail`` and ``contamination`` matter.
+
+    Returns
+    -------
+    Calibration
+    """
+    n_folds = len(np.unique(deal.folds))
+    return Calibration.of(scores, n_folds, options.tail, deal.groups, options.contamination)
 
 
 def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
@@ -187,7 +248,7 @@ def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
 
 
 def recalibrate_class(
-    model: ClassModel, scored: Sequence[ClassScores], options: Options
+    model: ClassModel, scored: Sequence[ClassScores], groups: np.ndarray | None, options: Options
 ) -> ClassModel:
     """Calibrate a class on good pictures that it was never fitted to.
 
@@ -198,9 +259,11 @@ def recalibrate_class(
     ----------
     model : ClassModel
     scored : sequence of ClassScores
-        Of the pictures under `model`, in parts.
+        Of the n pictures under `model`, in parts.
+    groups : ndarray of shape (n,), int, optional
+        Group of each picture.
     options : Options
-        Resolved.
+        Resolved; a share of dirt was declared of other pictures, and leaves none of these out.
 
     Raises
     ------
@@ -215,7 +278,7 @@ def recalibrate_class(
         )
     if not np.isfinite(scores).all():
         raise FitError("The scores hold NaN or infinite values: look at the pictures.")
-    calibration = Calibration.of(scores, 0, options.tail)
+    calibration = Calibration.of(scores, 0, options.tail, groups)
     scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
     layers = tuple(
         replace(layer, leading=sorted_columns([s.leading[j] for s in scored]))

@@ -6,14 +6,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfm_mlflow.core.calibration import combine_classes, images_needed, is_anomaly
+from dfm_mlflow.core.calibration import (
+    Calibration,
+    combine_classes,
+    images_needed,
+    is_anomaly,
+)
 from dfm_mlflow.detector.class_model import MOST_LEADING, ClassModel, ClassScores
+
+# How a model decides which class an image is of, by its rule.
+CATEGORY_RULES = {1: "largest p-value", 2: "smallest negative log-likelihood"}
 
 
 def decide(
-    classes: Sequence[ClassModel], scored: Sequence[ClassScores], fpr: float, retest: float | None
+    classes: Sequence[ClassModel],
+    scored: Sequence[ClassScores],
+    fpr: float,
+    retest: float | None,
+    *,
+    category: str = "auto",
+    rule: int = 2,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Turn the scores of n pictures under each class into rows, without map.
+
+    The class of a picture is the one under which the negative log-likelihood over the whole
+    feature space is smallest, and its p-value is that of this class.
 
     Parameters
     ----------
@@ -24,6 +41,11 @@ def decide(
         False-positive rate of the decision, in (0, 1).
     retest : float or None
         Second, larger rate, up to which pictures are to be looked at again.
+    category : str
+        Name of the class that all pictures are known to be of, or ``auto``.
+    rule : {1, 2}
+        1 for models of format 1, which take the class with the largest p-value: one odd picture
+        among few lets every foreign one have a large p-value there.
 
     Returns
     -------
@@ -35,7 +57,10 @@ def decide(
     columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
     score, fre, nll = torch.stack(columns, dim=2).double().cpu().numpy()
     p_values = np.stack([c.calibration.p_value(score[:, j]) for j, c in enumerate(classes)], axis=1)
-    best = combine_classes(p_values, -nll)
+    if category != "auto":
+        best = np.full(len(score), [c.name for c in classes].index(category))
+    else:
+        best = combine_classes(p_values, -nll) if rule == 1 else nll.argmin(axis=1)
     promise = np.array([c.calibration.effective_fpr(fpr) for c in classes])
     rows = []
     for i, j in enumerate(best):
@@ -103,24 +128,43 @@ def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: floa
     str
     """
     effective = max(c.calibration.effective_fpr(fpr) for c in classes)
-    smallest = min(classes, key=lambda c: len(c.calibration.scores)).calibration
+    promised = max(c.calibration.promised_fpr(fpr) for c in classes)
+    smallest = min(classes, key=lambda c: c.calibration.n_groups).calibration
     thresholds = [(c.name, c.calibration.threshold(fpr)) for c in classes]
     several = len(classes) > 1
     if several:
         subject = "The thresholds " + ", ".join(f"{name} {t:.4g}" for name, t in thresholds)
     else:
         subject = f"The threshold {thresholds[0][1]:.4g}"
-    kind = "p-values with a generalised Pareto tail" if smallest.tail else "empirical p-values"
     sentence = (
         f"{subject} promise{'' if several else 's'} a false-positive rate of at most "
-        f"{effective:.3g}, by {kind} from {len(smallest.scores)}"
-        f"{'' if smallest.n_folds else ' new'} good images"
-        f"{' of the smallest class' if several else ''}"
-        f"{f' held out in {smallest.n_folds} folds' if smallest.n_folds else ''}"
+        f"{promised:.3g}{_basis(smallest, several)}"
     )
     if effective > fpr:
+        kind = "images" if smallest.groups is None else "groups"
         enough = images_needed(fpr, smallest.tail)
-        sentence += f"; {enough} would do for the {fpr:.3g} that was asked for"
+        sentence += f"; {enough} good {kind} would promise the {fpr:.3g} that was asked for"
     if retest is not None:
         sentence += f"; pictures with p-values up to {retest:.3g} are to be looked at again"
     return sentence + "."
+
+
+def _basis(calibration: Calibration, several: bool) -> str:
+    """Say what a promise rests on: how p-values come about, from how many pictures."""
+    kind = "empirical p-values"
+    if calibration.tail:
+        kind = "p-values that a generalised Pareto tail estimates beyond the largest"
+    groups = "" if calibration.groups is None else f" in {calibration.n_groups} groups"
+    text = (
+        f", by {kind}, from {len(calibration.scores)}{'' if calibration.n_folds else ' new'} good "
+        f"images{groups}{' of the smallest class' if several else ''}"
+    )
+    if calibration.n_folds:
+        text += f" held out in {calibration.n_folds} folds"
+    if calibration.n_left_out:
+        unit = "images" if calibration.groups is None else "groups"
+        text += (
+            f"; the {calibration.n_left_out} {unit} with the highest scores are left out as "
+            "declared dirt, which the rate allows for"
+        )
+    return text

@@ -144,8 +144,12 @@ class _Graph(nn.Module):
         )
         self.module = self.network.module  # its weights keep their names
         self.classes = [c.on(torch.device("cpu")) for c in detector.classes]
+        self.rule = detector.rule
         self.held_out = [
             torch.as_tensor(c.calibration.scores, dtype=torch.float32) for c in detector.classes
+        ]
+        self.counted = [
+            torch.as_tensor(c.calibration.counted, dtype=torch.float32) for c in detector.classes
         ]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -156,12 +160,13 @@ class _Graph(nn.Module):
             for name in ("score", "fre", "nll", "maps")
         )
         columns = [
-            _p_value(c.calibration, held_out, score[:, j])
-            for j, (c, held_out) in enumerate(zip(self.classes, self.held_out, strict=True))
+            _p_value(c.calibration, self.held_out[j], self.counted[j], score[:, j])
+            for j, c in enumerate(self.classes)
         ]
         p = torch.stack(columns, dim=1)
-        # core.calibration.combine_classes: the largest p-value, between equal ones the likelihood
-        likelihood = torch.where(p == p.amax(dim=1, keepdim=True), -nll, -torch.inf)
+        likelihood = -nll
+        if self.rule == 1:  # as core.calibration.combine_classes
+            likelihood = torch.where(p == p.amax(dim=1, keepdim=True), -nll, -torch.inf)
         best = likelihood.argmax(dim=1)
         row = torch.arange(image.shape[0])
         return (
@@ -174,10 +179,9 @@ class _Graph(nn.Module):
         )
 
 
-def _p_value(calibration: Calibration, held_out: Tensor, score: Tensor) -> Tensor:
+def _p_value(calibration: Calibration, held_out: Tensor, counted: Tensor, score: Tensor) -> Tensor:
     """:meth:`Calibration.p_value` in torch: ONNX has no searchsorted, so it counts."""
-    at_least = (held_out >= score[:, None]).sum(dim=1)
-    p = (1 + at_least).float() / (len(held_out) + 1)
+    p = counted[(held_out >= score[:, None]).sum(dim=1)]
     tail = calibration.tail
     if tail:
         beyond = (score - tail.start).clamp(min=0) / tail.scale

@@ -144,6 +144,7 @@ def compare(options: CompareOptions) -> CompareResult:
             shared["defective"].to_numpy(bool),
             shared[other].to_numpy(float),
             shared[first].to_numpy(float),
+            strata=shared["category"].tolist(),
             confidence=bound,
             n_resamples=max(10_000, math.ceil(20 / (1 - bound))),
         )
@@ -189,14 +190,16 @@ def _shared(runs: Sequence[Compared], least: int) -> tuple[pd.DataFrame, str]:
     """Join the scores of the pictures that all runs have, and say how many they are."""
     joined = None
     for run in runs:
-        mine = run.scores[["key", "defective", "anomaly_score"]].rename(
-            columns={"anomaly_score": f"score_{run.letter}", "defective": f"truth_{run.letter}"}
-        )
+        columns = {"anomaly_score": f"score_{run.letter}", "defective": f"truth_{run.letter}"}
+        mine = run.scores[["key", *columns]].rename(columns=columns)
         joined = mine if joined is None else joined.merge(mine, on="key", validate="1:1")
     assert joined is not None
     truths = joined[[f"truth_{r.letter}" for r in runs]].astype(bool)
     agreed = truths.eq(truths.iloc[:, 0], axis=0).all(axis=1)
-    shared = joined[agreed].assign(defective=truths.iloc[:, 0])
+    category = runs[0].scores.set_index("key")["category"]
+    shared = joined[agreed].assign(
+        defective=truths.iloc[:, 0], category=joined["key"].map(category)
+    )
     n_bad = int(shared["defective"].sum())
     n_good = len(shared) - n_bad
     counts = ", ".join(f"{len(r.scores)} of {r.letter}" for r in runs)

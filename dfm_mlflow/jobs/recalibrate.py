@@ -17,6 +17,7 @@ from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.jobs.train import example_of, kept_items
 from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.registry.golden import log_golden
 from dfm_mlflow.tracking.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
 from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of, timed
@@ -132,7 +133,7 @@ def _calibrate(
     extraction, seconds = timed(lambda: old.extractor.extract(paths, progress="extracting"))
     catalog.note(extraction.looks(paths))
     items = kept_items(catalog.train, extraction, "calibration")
-    detector = old.recalibrated(category, extraction.features)
+    detector = old.recalibrated(category, extraction.features, keys_of(extraction))
     before, now = (d.classes[d.class_names.index(category)].calibration for d in (old, detector))
     metrics = _figures(before, now, detector.options.fpr)
     metrics |= {"extract_seconds": seconds, "n_unreadable": float(len(extraction.errors))}

@@ -108,64 +108,71 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     # read once and never again: nothing is gained by keeping them
     sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in sources]
     if options.engine == "spark":
-        result = _on_spark(bundle, sources, options.output, session)
+        result = _on_spark(bundle, sources, options, session)
     elif _is_folder(options.output):
-        result = _in_parts(bundle.load(), sources, options.output, bundle.sha256)
+        result = _in_parts(bundle.load(), sources, options, bundle.sha256)
     else:
-        result = _in_one_file(bundle.load(), sources, options.output)
+        result = _in_one_file(bundle.load(), sources, options)
     result = replace(result, output=options.output, seconds=time.perf_counter() - start)
     _log(options, result)
     return result
 
 
 def _in_one_file(
-    detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str
+    detector: AnomalyDetector, sources: Sequence[Path | S3Object], options: ScoreOptions
 ) -> ScoreResult:
+    output, category = options.output, options.category
     if output.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
-            bad = _write(detector, sources, draft)
+            bad = _write(detector, sources, draft, category)
             store.upload(output, draft.read_bytes())
         return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
     with whole_file(target) as draft:
-        bad = _write(detector, sources, draft)
+        bad = _write(detector, sources, draft, category)
     return ScoreResult(output, len(sources), bad, 0, 0.0)
 
 
-def _write(detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: Path) -> int:
+def _write(
+    detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: Path, category: str
+) -> int:
     bad = 0
     with pq.ParquetWriter(path, schema_of(detector)) as writer:
         for step in _steps(sources):
-            table = scores_of(detector, step)
+            table = scores_of(detector, step, category)
             bad += n_errors(table)
             writer.write_table(table)
     return bad
 
 
 def _in_parts(
-    detector: AnomalyDetector, sources: Sequence[Path | S3Object], output: str, model: str
+    detector: AnomalyDetector,
+    sources: Sequence[Path | S3Object],
+    options: ScoreOptions,
+    model: str,
 ) -> ScoreResult:
-    folder = OutputFolder(output)
-    plan = plan_parts(folder, sources, model)
+    folder, category = OutputFolder(options.output), options.category
+    plan = plan_parts(folder, sources, model, category=category)
     parts = tqdm(plan.missing, "parts", disable=None)
-    return _finish(folder, [score_part(detector, part, folder) for part in parts], plan)
+    return _finish(folder, [score_part(detector, part, folder, category) for part in parts], plan)
 
 
 def _on_spark(
-    bundle: Bundle, sources: Sequence[Path | S3Object], output: str, session: Any
+    bundle: Bundle, sources: Sequence[Path | S3Object], options: ScoreOptions, session: Any
 ) -> ScoreResult:
     from dfm_mlflow.spark.score import cores, score_parts
     from dfm_mlflow.spark.session import session_of
 
+    output, category = options.output, options.category
     if not output.startswith(SCHEME):
         output = str(Path(output).expanduser().absolute())
     folder = OutputFolder(output)
     with session_of(session) as spark:
-        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark))
-        counts = score_parts(spark, plan.missing, bundle, folder) if plan.missing else []
+        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark), category)
+        counts = score_parts(spark, plan.missing, bundle, folder, category) if plan.missing else []
     return _finish(folder, counts, plan)
 
 

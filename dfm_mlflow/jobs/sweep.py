@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlflow
@@ -23,7 +23,7 @@ from dfm_mlflow.data.catalog import Catalog, load_catalog
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import CHUNK, AnomalyDetector
-from dfm_mlflow.detector.class_fit import finish_class, fit_layers
+from dfm_mlflow.detector.class_fit import Deal, finish_class, fit_layers
 from dfm_mlflow.detector.class_model import LayerModel, RawScores, finish_scores, raw_scores
 from dfm_mlflow.detector.decision import decide
 from dfm_mlflow.detector.grid import Grid, grids_of
@@ -31,7 +31,7 @@ from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.jobs.train import facts_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
-from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
 from dfm_mlflow.scores.evaluation import image_metrics, metric_name
@@ -183,7 +183,10 @@ class _Shared:
         )
         self._about = {"device": about.device, "precision": about.precision}
         train = self._extractor.extract([i.path for i in catalog.train], progress=catalog.name)
-        self._items = kept_items(catalog.train, train)
+        items, keys = kept_items(catalog.train, train), keys_of(train)
+        order = sorted(range(len(keys)), key=keys.__getitem__)  # as a training fits them
+        self._items, self._keys = [items[i] for i in order], [keys[i] for i in order]
+        train = replace(train, features=[f[torch.tensor(order)] for f in train.features])
         self._n_bad = len(train.errors)
         test = self._extractor.extract([i.path for i in catalog.test], progress=catalog.name)
         self._train, self._test = train, test
@@ -203,7 +206,7 @@ class _Shared:
         features = self._features(self._train, first)
         grids = grids_of((f.shape[1:] for f in features), self._extractor.roi_cells)
         groups = groups_of(first.group_by, self._items)
-        fitted = fit_layers(features, groups, grids, first)
+        fitted = fit_layers(features, Deal.of(self._keys, groups, first.seed), grids, first)
         raw = None
         for number, options in pairs:
             options = options.model_copy(update=self._about)

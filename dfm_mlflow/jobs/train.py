@@ -165,6 +165,7 @@ def fit_and_register(
     -------
     TrainResult
     """
+    options = options.model_copy(update={"registered_model": options.model_name or "none"})
     parameters = _parameters(options, weights)
     log_parameters(run_id, parameters)
     fitted = _fit(options, catalog, extractor, weights)

@@ -28,6 +28,7 @@ from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.jobs.train import TrainResult, fit_and_register
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
+from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.pooling import base_rule
 from dfm_mlflow.network.tiles import scaled_mask
@@ -203,7 +204,8 @@ def _draw(
             "at least 2: replace the others."
         )
     groups = groups_of(options.group_by, order)
-    folds = assign_folds(len(order), _FOLDS, groups=groups, seed=options.seed)
+    keys = keys_of(good)
+    folds = assign_folds(len(order), _FOLDS, groups=groups, keys=keys, seed=options.seed)
     dealt = plans(min(most, N_DEFECTS), options.seed)
     sources = np.resize(np.arange(len(order)), len(dealt))
     inside = _inside(extractor, good.sizes)

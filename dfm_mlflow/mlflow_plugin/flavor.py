@@ -17,6 +17,7 @@ from dfm_mlflow.columns import columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.decision import CATEGORY_RULES
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME as FLAVOR_NAME
@@ -84,6 +85,7 @@ def signature_of(options: Options) -> ModelSignature:
         ParamSpec("fpr", DataType.double, options.fpr),
         ParamSpec("anomaly_map", DataType.boolean, False),
         ParamSpec("on_error", DataType.string, "raise"),
+        ParamSpec("category", DataType.string, "auto"),
     ]
     return ModelSignature(
         Schema([ColSpec(DataType.binary, "image")]), Schema(outputs), ParamSchema(params)
@@ -161,6 +163,7 @@ def save_model(
     model.add_flavor(
         FLAVOR_NAME,
         format_version=FORMAT,
+        category_rule=CATEGORY_RULES[dfm_model.rule],
         dfm_mlflow_version=dfm_mlflow.__version__,
         data=DATA,
         backbone=options.backbone,

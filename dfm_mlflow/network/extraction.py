@@ -1,5 +1,6 @@
 """What an extraction holds, and the threads that it runs in."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -44,6 +45,27 @@ class Extraction:
         """Digest and size of the pictures that were read, by their `paths`, one a source."""
         size = dict(zip(self.kept, self.sizes, strict=True))
         return {str(paths[i]): Look(d, size.get(i)) for i, d in self.digests.items()}
+
+
+def keys_of(extraction: Extraction) -> list[str]:
+    """Name each kept picture by its content: the digest of its file, or of its features.
+
+    Parameters
+    ----------
+    extraction : Extraction
+
+    Returns
+    -------
+    list of str
+        Hexadecimal, one a kept picture.
+    """
+    keys = []
+    for row, i in enumerate(extraction.kept):
+        if (known := extraction.digests.get(i)) is None:  # bytes and arrays have no file
+            parts = [f[row].cpu().numpy().tobytes() for f in extraction.features]
+            known = hashlib.sha256(b"".join(parts)).hexdigest()
+        keys.append(known)
+    return keys
 
 
 @dataclass

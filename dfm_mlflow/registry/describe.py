@@ -11,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
 from dfm_mlflow.artifact.record import DETECTOR
+from dfm_mlflow.detector.decision import CATEGORY_RULES
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME, declared_in, read_mlmodel
@@ -23,6 +24,7 @@ _OF_FLAVOR = (
     "classes",
     "score",
     "format_version",
+    "category_rule",
     "dfm_mlflow_version",
     "sha256",
 )
@@ -63,9 +65,7 @@ def describe(uri: str) -> dict[str, Any]:
         "created": model.utc_time_created,
         **_of_run(client, run_id),
         "weights": weights,
-        "dfm": {
-            k: model.flavors[FLAVOR_NAME][k] for k in _OF_FLAVOR if k in model.flavors[FLAVOR_NAME]
-        },
+        "dfm": _of_flavor(model.flavors[FLAVOR_NAME]),
         "calibration": (model.metadata or {}).get("calibration"),
         "recalibrated_from": (model.metadata or {}).get("recalibrated_from"),
         "promotion": promotion,
@@ -76,6 +76,11 @@ def describe(uri: str) -> dict[str, Any]:
             if texts.get("previous", "none") != "none"
         },
     }
+
+
+def _of_flavor(said: dict[str, Any]) -> dict[str, Any]:
+    known = {"category_rule": CATEGORY_RULES[1]} | said  # format 1 does not name its rule
+    return {key: known[key] for key in _OF_FLAVOR if key in known}
 
 
 def _files(uri: str) -> tuple[Model, dict[str, str] | None]:

@@ -172,23 +172,22 @@ def golden_gate(candidate: Candidate) -> Gate:
     return Gate("golden", largest <= tolerance, sentence, figures, may_be_forced=False)
 
 
-def metrics_gate(
-    candidate: Candidate, options: PromoteOptions, defective: np.ndarray, scores: np.ndarray
-) -> Gate:
+def metrics_gate(candidate: Candidate, options: PromoteOptions, scored: pd.DataFrame) -> Gate:
     """Hold the AUROC against the minimum; without test pictures the promise on good ones.
 
     Parameters
     ----------
     candidate : Candidate
     options : PromoteOptions
-    defective, scores : ndarray of shape (n,)
-        Pictures that the user named for this; none where the run's own metrics are to be used.
+    scored : DataFrame
+        ``defective``, ``category`` and ``challenger`` of the pictures that the user named for this;
+        none where the run's own metrics are to be used.
 
     Returns
     -------
     Gate
     """
-    area, source = auroc(defective, scores), "the given pictures"
+    area, source = _area(scored), "the given pictures"
     if area is None:
         area, source = candidate.metrics.get("image_auroc"), "its own test pictures"
     if area is not None:
@@ -217,6 +216,16 @@ def metrics_gate(
     return Gate("metrics", passed, sentence, {"effective_fpr": promised})
 
 
+def _area(scored: pd.DataFrame) -> float | None:
+    """Mean over categories of the AUROC; None where none has good and defective pictures."""
+    areas = [
+        auroc(rows["defective"].to_numpy(bool), rows["challenger"].to_numpy(float))
+        for _, rows in scored.groupby("category")
+    ]
+    known = [area for area in areas if area is not None]
+    return float(np.mean(known)) if known else None
+
+
 def comparison_gate(
     challenger: Candidate, champion: Candidate, options: PromoteOptions, scored: pd.DataFrame
 ) -> Gate:
@@ -227,7 +236,7 @@ def comparison_gate(
     challenger, champion : Candidate
     options : PromoteOptions
     scored : DataFrame
-        ``defective``, ``challenger``, ``champion``: one row a picture.
+        ``defective``, ``category``, ``challenger``, ``champion``: one row a picture.
 
     Returns
     -------
@@ -236,7 +245,7 @@ def comparison_gate(
     defective = scored["defective"].to_numpy(bool)
     n_defective = int(defective.sum())
     n_good = len(defective) - n_defective
-    if not n_good or not n_defective:
+    if not scored.groupby("category")["defective"].nunique().eq(2).any():
         # a version whose quality was measured is not replaced by one whose quality is unknown
         known = "image_auroc" in champion.metrics
         remedy = "give data=<folder with good and defective test pictures>"
@@ -247,7 +256,10 @@ def comparison_gate(
             f"{champion.name} was {f'tested on both: {remedy}' if known else 'not tested either'}.",
         )
     found = compare_auroc(
-        defective, scored["challenger"].to_numpy(float), scored["champion"].to_numpy(float)
+        defective,
+        scored["challenger"].to_numpy(float),
+        scored["champion"].to_numpy(float),
+        strata=scored["category"].tolist(),
     )
     figures = {
         "challenger_image_auroc": found.challenger,

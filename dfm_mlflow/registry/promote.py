@@ -168,11 +168,7 @@ def run_gates(
                 raise  # what the user named cannot be read
             trouble = str(error)
     asked = scored if options.data != "auto" else _nothing()
-    gates.append(
-        metrics_gate(
-            challenger, options, asked["defective"].to_numpy(bool), asked["challenger"].to_numpy()
-        )
-    )
+    gates.append(metrics_gate(challenger, options, asked))
     if before is None:
         sentence = f"No version holds {options.to} yet, so there is none to compare with."
         return [*gates, Gate("comparison", True, sentence)]
@@ -203,6 +199,7 @@ def _score_both(
     scored = pd.DataFrame(
         {
             "defective": tables[0]["defective"],
+            "category": tables[0]["category"],
             "challenger": tables[0]["anomaly_score"],
             "champion": tables[-1]["anomaly_score"],
         }
@@ -211,7 +208,7 @@ def _score_both(
 
 
 def _nothing() -> pd.DataFrame:
-    return pd.DataFrame({"defective": [], "challenger": [], "champion": []})
+    return pd.DataFrame({"defective": [], "category": [], "challenger": [], "champion": []})
 
 
 def _to_time(challenger: Candidate, catalog: Catalog | None, scored: pd.DataFrame) -> list[bytes]:

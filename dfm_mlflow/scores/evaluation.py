@@ -116,8 +116,12 @@ def pixel_metrics_of(
 def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     """Compute every image-level metric of a scored test set.
 
-    AUROC per defect compares its images with the good ones of the same category; with several
-    categories the names are ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``.
+    Metrics of ranking are means over the categories that have good and defective images, since
+    scores of different categories are on different scales. AUROC per defect compares its images
+    with the good ones of the same category; with several categories the names are
+    ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``, and
+    ``category_accuracy/good`` and ``category_accuracy/defective`` are the shares of images that are
+    judged as their own category.
 
     Parameters
     ----------
@@ -128,13 +132,14 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     if table.empty:
         return {}
     defective = table["defective"].to_numpy(bool)
-    metrics = ranking_metrics(defective, table["anomaly_score"].to_numpy())
+    metrics = _mean_over_categories(table)
     metrics |= decision_metrics(defective, table["is_anomaly"].to_numpy(bool))
-    named = {
-        f"image_auroc_{column}": auroc(defective, table[column].to_numpy())
-        for column in ("fre", "nll")
-    }
+    named: dict[str, float | None] = {}
     several = table["category"].nunique() > 1
+    if several and "predicted_class" in table:
+        right = (table["predicted_class"] == table["category"]).to_numpy(bool)
+        for kind, mine in (("good", ~defective), ("defective", defective)):
+            named[f"category_accuracy/{kind}"] = float(right[mine].mean()) if mine.any() else None
     for category, rows in table.groupby("category"):
         prefix = f"image_auroc/{metric_name(str(category))}" if several else "image_auroc"
         if several:
@@ -143,6 +148,19 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
             of_defect = rows[rows["label"].isin([GOOD, label])]
             named[f"{prefix}/{metric_name(label)}"] = _auroc(of_defect)
     return metrics | {name: value for name, value in named.items() if value is not None}
+
+
+def _mean_over_categories(table: pd.DataFrame) -> dict[str, float]:
+    """Metrics of ranking in each category, and their means over those that have them."""
+    parts = []
+    for _, rows in table.groupby("category"):
+        truth = rows["defective"].to_numpy(bool)
+        part = ranking_metrics(truth, rows["anomaly_score"].to_numpy())
+        for column in ("fre", "nll") if part else ():
+            part[f"image_auroc_{column}"] = float(auroc(truth, rows[column].to_numpy()) or 0.0)
+        parts += [part] if part else []
+    names = parts[0] if parts else ()
+    return {name: float(np.mean([part[name] for part in parts])) for name in names}
 
 
 def defect_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -190,27 +208,37 @@ def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray of shape (82,)
-        ``curve/roc_true_positive_rate`` (largest at no more than that false-positive rate),
-        ``curve/precision_at_recall`` (largest at no less than that recall) and
-        ``curve/measured_false_positive_rate`` (of good pictures, at that promised rate); those
-        without the pictures that they need are left out.
+        Means over categories of ``curve/roc_true_positive_rate`` (largest at no more than that
+        false-positive rate) and of ``curve/precision_at_recall`` (largest at no less than that
+        recall); ``curve/measured_false_positive_rate`` (of good pictures, at that promised rate);
+        those without the pictures that they need are left out.
     """
     table = table[table["error"].isna()]
-    at, curves = STEPS / 1000, {}
-    truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
-    if truth.any() and not truth.all():
-        false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
-        reached = np.searchsorted(false_rate, at + 1e-12, side="right") - 1
-        curves["curve/roc_true_positive_rate"] = true_rate[reached]
-        precision, recall, _ = precision_recall_curve(truth, scores)
-        best = np.maximum.accumulate(precision[:-1])  # recall falls; without its end at 0
-        least = np.searchsorted(-recall[:-1], -(at - 1e-12), side="right") - 1
-        curves["curve/precision_at_recall"] = best[least]
+    at, truth = STEPS / 1000, table["defective"].to_numpy(bool)
+    parts = [_ranking_curves(rows, at) for _, rows in table.groupby("category")]
+    parts = [part for part in parts if part]
+    curves = {n: np.mean([p[n] for p in parts], axis=0) for n in parts[0]} if parts else {}
     if not truth.all():
         p_values = np.sort(table.loc[~truth, "p_value"].to_numpy(float))
         measured = np.searchsorted(p_values, at + 1e-12, side="right") / len(p_values)
         curves["curve/measured_false_positive_rate"] = measured
     return curves
+
+
+def _ranking_curves(table: pd.DataFrame, at: np.ndarray) -> dict[str, np.ndarray]:
+    """Curves of one category; none where it lacks good or defective pictures."""
+    truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
+    if truth.all() or not truth.any():
+        return {}
+    false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+    reached = np.searchsorted(false_rate, at + 1e-12, side="right") - 1
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    best = np.maximum.accumulate(precision[:-1])  # recall falls; without its end at 0
+    least = np.searchsorted(-recall[:-1], -(at - 1e-12), side="right") - 1
+    return {
+        "curve/roc_true_positive_rate": true_rate[reached],
+        "curve/precision_at_recall": best[least],
+    }
 
 
 def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:
@@ -232,7 +260,7 @@ def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[st
     flagged = int(good["is_anomaly"].astype(bool).sum())
     return [
         f"On {len(good)} good test pictures {flagged} are flagged, a measured rate of "
-        f"{flagged / len(good):.2%} where at most {detector.effective_fpr():.2%} is promised."
+        f"{flagged / len(good):.2%} where at most {detector.promised_fpr():.2%} is promised."
     ]
 
 

@@ -120,7 +120,11 @@ class OutputFolder:
 
 
 def plan_parts(
-    folder: OutputFolder, sources: Sequence[Path | S3Object], model: str, least: int = 1
+    folder: OutputFolder,
+    sources: Sequence[Path | S3Object],
+    model: str,
+    least: int = 1,
+    category: str = "auto",
 ) -> Plan:
     """Deal pictures to parts as the folder's plan says, or make the plan.
 
@@ -134,6 +138,8 @@ def plan_parts(
         SHA-256 of the model.
     least : int
         Parts of a new plan, at least, so that every core has some.
+    category : str
+        Class that all pictures are known to be of, or ``auto``.
 
     Returns
     -------
@@ -142,11 +148,11 @@ def plan_parts(
     Raises
     ------
     ConfigError
-        If the folder holds the scores of another model, or files that are no scores.
+        If the folder holds scores of another model or category, or files that are no scores.
     """
     there = folder.names()
     if PLAN in there:
-        n_parts = _read_plan(folder, model)
+        n_parts = _read_plan(folder, model, category)
     else:
         if there:
             raise ConfigError(
@@ -154,7 +160,7 @@ def plan_parts(
                 "folder, or one that an earlier run began."
             )
         n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
-        plan = {"format": _FORMAT, "model": model, "parts": n_parts}
+        plan = {"format": _FORMAT, "model": model, "parts": n_parts, "category": category}
         folder.write(PLAN, json.dumps(plan).encode())
     parts = _deal(sources, n_parts)
     stale = {n for n in there if _OURS.fullmatch(n)} - {part.name for part in parts}
@@ -166,7 +172,9 @@ def plan_parts(
     return Plan(missing, [part for part in parts if part.name in there], n_again)
 
 
-def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> tuple[int, int]:
+def score_part(
+    detector: AnomalyDetector, part: Part, folder: OutputFolder, category: str = "auto"
+) -> tuple[int, int]:
     """Score one part and write its file.
 
     Parameters
@@ -174,22 +182,26 @@ def score_part(detector: AnomalyDetector, part: Part, folder: OutputFolder) -> t
     detector : AnomalyDetector
     part : Part
     folder : OutputFolder
+    category : str
+        Class that all pictures are known to be of, or ``auto``.
 
     Returns
     -------
     n, n_errors : int
         Pictures, and those that could not be read.
     """
-    table = scores_of(detector, part.sources)
+    table = scores_of(detector, part.sources, category)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder.write(part.name, buffer.getvalue())
     return len(table), n_errors(table)
 
 
-def scores_of(detector: AnomalyDetector, sources: Sequence[Path | S3Object]) -> pa.Table:
-    """Score `sources` with a `detector`, with their paths in the first column."""
-    table = detector.score(sources, on_error="report")
+def scores_of(
+    detector: AnomalyDetector, sources: Sequence[Path | S3Object], category: str = "auto"
+) -> pa.Table:
+    """Score `sources` of a `category` with a `detector`, with their paths in the first column."""
+    table = detector.score(sources, on_error="report", category=category)
     table.insert(0, "path", [str(source) for source in sources])
     return pa.Table.from_pandas(table, schema_of(detector), preserve_index=False)
 
@@ -205,10 +217,11 @@ def n_errors(table: pa.Table) -> int:
     return len(table) - int(table["error"].null_count)
 
 
-def _read_plan(folder: OutputFolder, model: str) -> int:
+def _read_plan(folder: OutputFolder, model: str, category: str) -> int:
     try:
         plan = json.loads(folder.read(PLAN))
         known, n_parts = plan["model"], int(plan["parts"])
+        judged_as = plan.get("category", "auto")
         if plan["format"] != _FORMAT or n_parts < 1:
             raise ValueError("another format")
     except (ValueError, KeyError, TypeError) as error:
@@ -220,6 +233,11 @@ def _read_plan(folder: OutputFolder, model: str) -> int:
         raise ConfigError(
             f"output={folder.address} holds the scores of another model (SHA-256 {known[:12]}..., "
             f"not {model[:12]}...): give a new folder."
+        )
+    if judged_as != category:
+        raise ConfigError(
+            f"output={folder.address} holds scores with category={judged_as}, not {category}: give "
+            "a new folder, or that category."
         )
     return n_parts
 

@@ -156,7 +156,7 @@ class PyfuncModel:
         model_input : DataFrame
             Column ``image``: bytes of a picture, or their base64.
         params : dict, optional
-            ``fpr``, ``anomaly_map``, ``on_error``.
+            ``fpr``, ``anomaly_map``, ``on_error``, ``category``.
 
         Raises
         ------
@@ -176,6 +176,7 @@ class PyfuncModel:
                     fpr=given.get("fpr"),
                     anomaly_map=bool(given.get("anomaly_map", False)),
                     on_error=str(given.get("on_error", "raise")),
+                    category=str(given.get("category", "auto")),
                 )
         except Exception as error:
             refusal = _refusal(error)

@@ -26,10 +26,16 @@ import torch
 from torch import Tensor
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.class_fit import check_rest, first_coordinates, sorted_columns, to_store
+from dfm_mlflow.detector.class_fit import (
+    Deal,
+    calibrate,
+    check_rest,
+    first_coordinates,
+    sorted_columns,
+    to_store,
+)
 from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, n_leading, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import usual_of
@@ -40,7 +46,12 @@ from dfm_mlflow.spark.quantiles import lower_counts, quantile_of_counts, upper_c
 
 
 def fit_class_in_passes(
-    name: str, passes: Passes, folds: np.ndarray, grids: Sequence[Grid], options: Options
+    name: str,
+    passes: Passes,
+    folds: np.ndarray,
+    deal: Deal,
+    grids: Sequence[Grid],
+    options: Options,
 ) -> ClassModel:
     """Fit and calibrate a class, as ``fit_class`` does, up to rounding.
 
@@ -51,6 +62,8 @@ def fit_class_in_passes(
         Over blocks of features.
     folds : ndarray of shape (n_listed,), int
         Fold of each picture in the list of the class; -1 for one that could not be read.
+    deal : Deal
+        Folds and groups of those that could be read, in the order of the list.
     grids : sequence of Grid
     options : Options
         Resolved.
@@ -94,7 +107,7 @@ def fit_class_in_passes(
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
     )
-    calibration = Calibration.of(scores, len(np.unique(folds[folds >= 0])), options.tail)
+    calibration = calibrate(scores, deal, options)
 
     def inside(block: HeldOutBlock) -> np.ndarray:
         combined = scored(block)[1]

@@ -16,9 +16,10 @@ from safetensors.torch import load, save
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import assign_folds
+from dfm_mlflow.core.crossfit import unequal_folds
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import FitError, SparkError
 from dfm_mlflow.network.backbones import build_backbone
@@ -241,9 +242,12 @@ def fit_on_spark(
             try:
                 if not kept:
                     raise FitError("None of its pictures can be read: replace them.")
-                folds[kept] = assign_folds(len(kept), groups=own, seed=options.seed)
+                deal = Deal.of([parts[name].digests[i] for i in kept], own, options.seed)
+                if warning := unequal_folds(deal.folds):
+                    _logger.warning("The class %s: %s", name, warning)
+                folds[kept] = deal.folds
                 read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
-                models.append(fit_class_in_passes(name, read, folds, grids, options))
+                models.append(fit_class_in_passes(name, read, folds, deal, grids, options))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
             passes[name].drop()

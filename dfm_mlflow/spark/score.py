@@ -38,7 +38,11 @@ def cores(spark: Any) -> int:
 
 
 def score_parts(
-    spark: Any, parts: Sequence[Part], bundle: Bundle, folder: OutputFolder
+    spark: Any,
+    parts: Sequence[Part],
+    bundle: Bundle,
+    folder: OutputFolder,
+    category: str = "auto",
 ) -> list[tuple[int, int]]:
     """Score parts and write their files; gives the pictures and the unreadable ones of each.
 
@@ -50,6 +54,8 @@ def score_parts(
         The model; goes to the executors as bytes, once.
     folder : OutputFolder
         Reachable from the executors.
+    category : str
+        Class that all pictures are known to be of, or ``auto``.
 
     Returns
     -------
@@ -63,7 +69,7 @@ def score_parts(
         detector = _detector(bundle)
         for table in tables:
             for row in table.itertuples(index=False):
-                counts = score_part(detector, _part(row), folder)
+                counts = score_part(detector, _part(row), folder, category)
                 yield pd.DataFrame([counts], columns=["images", "errors"])
 
     listed = spark.createDataFrame(rows, _ROW)

@@ -20,7 +20,7 @@ from dfm_mlflow.network.shapes import shapes_of
 
 from .test_save_load import edit
 
-FORMAT1 = Path(__file__).with_name("fixtures") / "format1/one-class/dfm"
+FORMAT1 = Path(__file__).parents[1] / "fixtures/format1/one-class/dfm"
 
 
 @pytest.fixture

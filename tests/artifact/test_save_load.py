@@ -88,7 +88,7 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r: r.update(format=2), "has format 2, and this version reads format 1"),
+        (lambda r: r.update(format=3), "has format 3, and this version reads formats 1 and 2"),
         (lambda r: r.update(extra=1), "extra"),
         (lambda r: r["layers"][0].pop("shape"), "shape"),
         (lambda r: r["layers"][0].update(shape=[1, 2]), "shape"),
@@ -101,7 +101,7 @@ def edit(folder, change):
         (lambda r: r["sha256"].pop(BACKBONE), "gives no SHA-256"),
         (lambda r: r.update(precision="int3"), "precision"),
         (lambda r: r["classes"][0].update(n_folds=1), "8 scores held out of 8 samples in 1 folds"),
-        (lambda r: r["classes"][0].update(n_samples=7), "n_folds is 0, or 2 to n_samples"),
+        (lambda r: r["classes"][0].update(n_samples=7), "n_folds is 0, or 2 and more"),
         (lambda r: r["classes"][0].update(n_held_out=1), "n_held_out"),
         (lambda r: r["classes"][0].update(n_folds=0, n_held_out=9), r"0\.held_out has shape"),
         (lambda r: r.update(options={}), "the option backbone is auto"),

@@ -137,3 +137,28 @@ def test_many_pictures_take_no_memory_of_pairs():
     found = compare_auroc(defective, one, other, n_resamples=200)
     assert time.perf_counter() - start < 20
     assert found.upper - found.lower < 0.02
+
+
+def test_strata_are_compared_each_by_itself():
+    """The mean over strata of AUROC; scales may differ, and a stratum of one kind says nothing."""
+    rng = np.random.default_rng(3)
+    parts = [scored(rng, 40, 30), scored(rng, 25, 50)]
+    areas = [[roc_auc_score(p[0], p[k]) for p in parts] for k in (1, 2)]
+    scales = (1.0, 1e6)
+    joined = [
+        np.concatenate([p[k] * (scale if k else 1) for p, scale in zip(parts, scales, strict=True)])
+        for k in range(3)
+    ]
+    strata = ["a"] * 70 + ["b"] * 75
+    found = compare_auroc(joined[0].astype(bool), *joined[1:], strata=strata)
+    assert found.challenger == pytest.approx(np.mean(areas[0]))
+    assert found.champion == pytest.approx(np.mean(areas[1]))
+    assert (found.n_good, found.n_defective) == (65, 80)
+    more = [np.r_[j, np.zeros(5)] for j in joined]
+    again = compare_auroc(more[0].astype(bool), *more[1:], strata=[*strata, *"ccccc"])
+    assert again == found
+    same = compare_auroc(joined[0].astype(bool), joined[1], joined[1], strata=strata)
+    assert (same.lower, same.upper) == (0, 0)
+    apart = np.r_[np.zeros(3, bool), np.ones(3, bool)]
+    with pytest.raises(DataError, match="none of both in one category"):
+        compare_auroc(apart, rng.normal(size=6), rng.normal(size=6), strata=[*"aaabbb"])

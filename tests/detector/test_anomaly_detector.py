@@ -1,8 +1,10 @@
 import base64
 import io
 import threading
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,7 +91,9 @@ def test_scores_of_a_layer_do_not_depend_on_its_scale(detector):
         extraction.kept,
         {},
         extraction.sizes,
+        {i: str(i) for i in range(30)},
     )
+    extraction = replace(extraction, digests=scaled.digests)  # so that folds are the same
     fitted = [
         AnomalyDetector.fit(detector.options, detector.extractor, e, ["stripes"] * 30, {})
         for e in (extraction, scaled)
@@ -99,11 +103,48 @@ def test_scores_of_a_layer_do_not_depend_on_its_scale(detector):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
+def test_the_fit_is_a_function_of_the_set(detector):
+    """Neither names nor order of the pictures change a threshold or a score."""
+    extraction = detector.extractor.extract(pictures(30))
+    order = np.random.default_rng(0).permutation(30)
+    turned = replace(extraction, features=[f[torch.from_numpy(order)] for f in extraction.features])
+    ours, theirs = (
+        AnomalyDetector.fit(detector.options, detector.extractor, e, ["stripes"] * 30, {})
+        for e in (extraction, turned)
+    )
+    assert ours.thresholds() == theirs.thresholds()
+    for a, b in zip(ours.classes[0].layers, theirs.classes[0].layers, strict=True):
+        np.testing.assert_array_equal(a.subspace.basis, b.subspace.basis)
+    pd.testing.assert_frame_equal(ours.score(GOOD + BAD), theirs.score(GOOD + BAD))
+
+
+def test_copies_of_a_picture_count_once(detector):
+    """With each picture five times the promise is that of the pictures, and p-values hold."""
+    drawn = pictures(30)
+    five = fit({"stripes": [p for p in drawn for _ in range(5)]})
+    calibration = five.classes[0].calibration
+    assert calibration.n_groups == 30
+    assert len(calibration.scores) == 150
+    assert five.effective_fpr(0.01) == 1 / 31
+    assert "from 150 good images in 30 groups" in five.calibration_sentence()
+    # every copy was held out with the others, so its score is that of a new picture
+    new = five.score(pictures(200, seed=77))
+    assert new["is_anomaly"].mean() <= 0.12
+
+
+def test_a_named_category_is_not_guessed(detector):
+    two = fit({"stripes": pictures(30), "dark": pictures(30, seed=5)})
+    rows = two.score(GOOD[:3], category="dark")
+    assert (rows["predicted_class"] == "dark").all()
+    with pytest.raises(ConfigError, match="has no such category: it has stripes, dark"):
+        two.score(GOOD[:1], category="bright")
+
+
 def test_decision_follows_fpr_and_its_floor(detector):
     scores = detector.score(GOOD + BAD, fpr=0.3)
     np.testing.assert_array_equal(scores["is_anomaly"], scores["p_value"] <= 0.3)
     assert detector.effective_fpr(0.001) == 1 / 31
-    assert "999 would do for the 0.001" in detector.calibration_sentence(0.001)
+    assert "999 good images would promise the 0.001" in detector.calibration_sentence(0.001)
     assert detector.thresholds(0.3)["stripes"] < detector.thresholds(0.1)["stripes"]
     for fpr in (0, 1, -0.5):
         with pytest.raises(ConfigError, match="outside"):
@@ -259,7 +300,9 @@ def test_places_of_classes_of_unequal_size_have_one_length():
 
 
 def test_unfit_classes_are_named():
-    with pytest.raises(FitError, match="class flat cannot be fitted. All rows"):
+    with pytest.raises(
+        FitError, match="class flat cannot be fitted. All 5 images are copies of one"
+    ):
         fit({"stripes": pictures(3), "flat": [GOOD[0]] * 5})
     with pytest.raises(FitError, match="one group"):
         fit({"stripes": pictures(3)}, groups=["a", "a", "a"])

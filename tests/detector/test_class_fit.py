@@ -4,16 +4,12 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.detector.class_fit import (
-    finish_class,
-    fit_class,
-    fit_layers,
-    recalibrate_class,
-    sorted_columns,
-)
+from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class, sorted_columns
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
+
+from ..detectors import fit_class, fit_layers
 
 SHAPE = (3, 4, 5)
 GRID = Grid(SHAPE, np.ones(SHAPE[1:], bool))
@@ -38,15 +34,15 @@ def test_each_calibration_score_is_that_of_a_model_without_the_picture_s_fold():
     x, given = features(40), options(normalize="none")
     fitted = fit_layers([x], None, [GRID], given)
     expected = np.empty(40)
-    for fold in np.unique(fitted.folds):
-        out = fitted.folds == fold
+    for fold in np.unique(fitted.deal.folds):
+        out = fitted.deal.folds == fold
         model = fit_subspace(GRID.rows(x[~torch.from_numpy(out)]).numpy(), 0.9)
         squares = model.residual(GRID.rows(x[torch.from_numpy(out)]).numpy()) ** 2
         maps = squares.reshape(-1, *SHAPE).sum(1)
         expected[out] = maps.reshape(len(maps), -1).max(1)
     given = given.model_copy(update={"aggregate": "max"})
     found = finish_class("a", fitted, [GRID], given).calibration
-    assert found.n_folds == len(np.unique(fitted.folds))
+    assert found.n_folds == len(np.unique(fitted.deal.folds))
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected), rtol=1e-4)
 
 
@@ -84,21 +80,23 @@ def test_nothing_left_to_reconstruct_is_refused_but_for_a_likelihood():
 def test_a_recalibration_keeps_scores_and_changes_what_they_are_worth():
     model, given, new = fit(), options(), features(30, seed=1) * 1.5
     scored = [score_class(model.on(CPU), [part], [GRID], given) for part in new.split(7)]
-    found = recalibrate_class(model, scored, given)
+    found = recalibrate_class(model, scored, None, given)
     again = score_class(found.on(CPU), [new], [GRID], given)
     torch.testing.assert_close(again.score, torch.cat([s.score for s in scored]))
     np.testing.assert_allclose(found.calibration.scores, np.sort(again.score.numpy()), rtol=1e-5)
     assert found.calibration.n_folds == 0
     assert found.map_scale > model.map_scale
-    whole = recalibrate_class(model, [score_class(model.on(CPU), [new], [GRID], given)], given)
+    whole = recalibrate_class(
+        model, [score_class(model.on(CPU), [new], [GRID], given)], None, given
+    )
     np.testing.assert_allclose(
         whole.layers[0].leading, found.layers[0].leading, rtol=1e-4, atol=1e-4
     )
     with pytest.raises(FitError, match="0 good pictures are given"):
-        recalibrate_class(model, [], given)
+        recalibrate_class(model, [], None, given)
     bad = score_class(model.on(CPU), [new * float("nan")], [GRID], given)
     with pytest.raises(FitError, match="NaN or infinite"):
-        recalibrate_class(model, [bad], given)
+        recalibrate_class(model, [bad], None, given)
 
 
 def test_columns_are_sorted_apart_however_they_come_in_parts():

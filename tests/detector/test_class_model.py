@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.class_model import n_leading, raw_scores, score_class
 from dfm_mlflow.detector.grid import Grid
+
+from ..detectors import fit_class
 
 SHAPE = (3, 4, 5)
 CELLS = np.random.default_rng(0).random(SHAPE[1:]) < 0.6

@@ -21,6 +21,18 @@ def one_class(name, n=39, scale=1.0, n_folds=20):
     )
 
 
+def grouped(name):
+    made = one_class(name)
+    made.calibration = Calibration.of(RNG.normal(size=40), 10, groups=np.arange(40) // 4)
+    return made
+
+
+def dirty(name):
+    made = one_class(name)
+    made.calibration = Calibration.of(RNG.normal(size=40), 20, contamination=0.025)
+    return made
+
+
 def scores(values, nll=None):
     values = torch.as_tensor(values)
     return SimpleNamespace(score=values, fre=values + 1, nll=values if nll is None else nll)
@@ -44,12 +56,29 @@ def test_a_row_has_every_column_and_the_decision_of_its_p_value():
     assert [row["is_anomaly"] for row in without] == [row["is_anomaly"] for row in rows]
 
 
-def test_a_picture_belongs_to_the_class_in_which_it_is_least_unusual():
+def test_a_picture_is_judged_by_the_class_that_it_is_likeliest_in():
+    """A class with an odd picture gives foreign ones large p-values, and takes none of them."""
+    tight, odd = one_class("tight", scale=0.01), one_class("odd", n=30)
+    odd.calibration = Calibration.of(np.r_[odd.calibration.scores, 1e6], 20)
+    foreign = scores(torch.tensor([5.0, 0.0]), torch.tensor([1.0, 1.0]))
+    given = [foreign, scores(torch.tensor([9e5, 9e5]), torch.tensor([7.0, 7.0]))]
+    rows, best = decide([tight, odd], given, 0.1, None)
+    assert best.tolist() == [0, 0]
+    assert [row["is_anomaly"] for row in rows] == [True, False]
+    assert [row["p_value"] for row in rows] == tight.calibration.p_value([5.0, 0.0]).tolist()
+    # a line that knows its product says so, and then nothing is guessed
+    rows, best = decide([tight, odd], given, 0.1, None, category="odd")
+    assert best.tolist() == [1, 1]
+    assert {row["predicted_class"] for row in rows} == {"odd"}
+    np.testing.assert_array_equal([row["p_value"] for row in rows], 2 / 32)
+
+
+def test_format_1_takes_the_class_in_which_a_picture_is_least_unusual():
     fine, coarse = one_class("fine", scale=0.01), one_class("coarse", scale=100.0)
     values = [torch.tensor([0.0, 5.0, 5e3]), torch.tensor([900.0, 0.0, 5e3])]
     nll = [0.0, 0, 2], [0.0, 0, 1]
     given = [scores(v, torch.tensor(n)) for v, n in zip(values, nll, strict=True)]
-    rows, best = decide([fine, coarse], given, 0.1, None)
+    rows, best = decide([fine, coarse], given, 0.1, None, rule=1)
     assert best.tolist() == [0, 1, 1]  # of two that say the same the likelier one
     assert [row["predicted_class"] for row in rows] == ["fine", "coarse", "coarse"]
     assert [row["anomaly_score"] for row in rows] == [0.0, 0.0, 5e3]
@@ -71,8 +100,15 @@ def test_places_are_p_values_of_each_coordinate():
     ("classes", "fpr", "words"),
     [
         ([one_class("cap")], 0.1, "promises a false-positive rate of at most 0.1, .* from 39 good"),
-        ([one_class("cap")], 0.01, "at most 0.025, .*; 99 would do for the 0.01 that was asked"),
+        (
+            [one_class("cap")],
+            0.01,
+            "at most 0.025, .*; 99 good images would promise the 0.01 that",
+        ),
         ([one_class("cap", n_folds=0)], 0.1, r"from 39 new good images\.$"),
+        ([grouped("cap")], 0.1, r"at most 0.1, .* from 40 good images in 10 groups held out"),
+        ([grouped("cap")], 0.01, r"at most 0.0909, .*; 99 good groups would promise the 0.01"),
+        ([dirty("cap")], 0.1, r"at most 0.122.* the 1 images with the highest scores are left out"),
         ([one_class("a"), one_class("b", n=19)], 0.1, "thresholds a .*, b .* 19 .* smallest class"),
     ],
 )

@@ -61,3 +61,22 @@ def test_the_table_of_defects_agrees_with_the_metrics(table):
         assert kinds.loc[label, "auroc"] == metrics[f"image_auroc/{label}"]
     assert kinds.loc["good", "flagged"] / 60 == metrics["false_positive_rate"]
     assert kinds.loc[["bent", "cut"], "flagged"].sum() / 40 == metrics["recall"]
+
+
+def test_categories_are_ranked_each_by_itself(table):
+    """Another scale in a second category changes no metric of ranking."""
+    rng = np.random.default_rng(1)
+    second = table.assign(category="b", anomaly_score=rng.permutation(table["anomaly_score"]))
+    alone = [image_metrics(t) for t in (table, second)]
+    scaled = second.assign(anomaly_score=second["anomaly_score"] * 1e4 + 7)
+    both = pd.concat([table, scaled], ignore_index=True).assign(predicted_class="a")
+    metrics = image_metrics(both)
+    for name in ("image_auroc", "image_average_precision", "image_f1_max", "image_auroc_fre"):
+        assert metrics[name] == pytest.approx(np.mean([m[name] for m in alone]))
+    assert metrics["image_auroc/a"] == pytest.approx(alone[0]["image_auroc"])
+    assert metrics["category_accuracy/good"] == metrics["category_accuracy/defective"] == 0.5
+    pooled = curve_points(both)["curve/roc_true_positive_rate"]
+    parts = [curve_points(t)["curve/roc_true_positive_rate"] for t in (table, second)]
+    np.testing.assert_allclose(pooled, np.mean(parts, axis=0))
+    only_good = both[(both["category"] == "a") | (both["label"] == "good")]
+    assert image_metrics(only_good)["image_auroc"] == pytest.approx(alone[0]["image_auroc"])

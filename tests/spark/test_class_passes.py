@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import assign_folds
-from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark import layer_passes as passes
 from dfm_mlflow.spark.blocks import Block, LocalPasses
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
+
+from ..detectors import deal, fit_class
 
 N = 90
 RNG = np.random.default_rng(0)
@@ -64,8 +64,9 @@ def both(size, *, groups=None, roi=None, unread=(), **given):
     here = fit_class("a", found, groups, where, chosen)
     blocks, index, n = dealt(found, size, unread)
     folds = np.full(n, -1)
-    folds[index] = assign_folds(N, groups=groups, seed=chosen.seed)
-    there = fit_class_in_passes("a", blocks, folds, where, chosen)
+    mine = deal(N, groups, chosen.seed)
+    folds[index] = mine.folds
+    there = fit_class_in_passes("a", blocks, folds, mine, where, chosen)
     return here, there, where, chosen
 
 
@@ -164,7 +165,8 @@ def test_what_comes_back_does_not_grow_with_the_pictures(monkeypatch):
     for n in (200, 400):
         totals, each = [], []
         blocks, _, _ = dealt(features(n), 50)
-        fit_class_in_passes("a", Measured(blocks.blocks), assign_folds(n), grids(), options())
+        mine = deal(n)
+        fit_class_in_passes("a", Measured(blocks.blocks), mine.folds, mine, grids(), options())
         seen.append((totals, max(each)))
     assert seen[0][0] == seen[1][0]
     assert max(s[1] for s in seen) <= 8 + 2 * 4 * 10  # a score, ten coordinates a layer
@@ -188,5 +190,6 @@ def test_values_that_are_not_finite_are_refused():
     for j in range(2):
         found = features()
         found[j][5, 0, 0, 0] = float("nan")
+        mine = deal(N)
         with pytest.raises(FitError, match="NaN or infinite"):
-            fit_class_in_passes("a", dealt(found, 16)[0], assign_folds(N), grids(), options())
+            fit_class_in_passes("a", dealt(found, 16)[0], mine.folds, mine, grids(), options())

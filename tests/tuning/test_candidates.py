@@ -4,7 +4,7 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
-from dfm_mlflow.detector.class_fit import fit_class
+from dfm_mlflow.detector.class_fit import Deal, fit_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.network.pooling import pool
 from dfm_mlflow.tuning import candidates as tuning
@@ -85,7 +85,7 @@ def test_everything_given_leaves_one_candidate_and_a_likelihood_has_no_map():
         {"score": "nll"},
     ],
 )
-def test_good_pictures_score_as_in_the_calibration_of_a_model(options, monkeypatch):
+def test_good_pictures_score_as_in_the_calibration_of_a_model(options):
     given = {"layers": "layer2,layer3", "pooling": "stride:16", "image_size": "64"} | options
     resolved = Options.parse(given).resolve()
     shown = pictures()
@@ -94,8 +94,8 @@ def test_good_pictures_score_as_in_the_calibration_of_a_model(options, monkeypat
         pool(shown.good[n], shown.kernel(n, resolved.pooling_rule)) for n in resolved.layer_names
     ]
     grids = [Grid(tuple(f.shape[1:]), whole(tuple(f.shape[2:]))) for f in features]
-    monkeypatch.setattr("dfm_mlflow.detector.class_fit.assign_folds", lambda *a, **k: shown.folds)
-    calibrated = fit_class("a", features, None, grids, resolved).calibration.scores
+    dealt = Deal(shown.folds, np.arange(len(shown.folds)))
+    calibrated = fit_class("a", features, dealt, grids, resolved).calibration.scores
     if resolved.score == "fre":
         np.testing.assert_allclose(np.sort(found.good), np.sort(calibrated), rtol=2e-4)
     else:  # up to a constant, and with another k in each fold
