@@ -21,7 +21,7 @@ from scipy.stats import betabinom
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.data.catalog import ELPV, GOOD, load_catalog
-from dfm_mlflow.detector.class_fit import fit_class
+from dfm_mlflow.detector.class_fit import Deal, fit_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.network.builder import build_extractor
@@ -73,7 +73,8 @@ def measure(features, grids, options, n: int, splits: int, seed: int = 0) -> Mea
         order = rng.permutation(total)
         seen, unseen = order[:n], order[n:]
         options = options.model_copy(update={"seed": s})
-        model = fit_class("good", [f[seen] for f in features], None, grids, options)
+        deal = Deal.of([str(i) for i in seen], None, s)
+        model = fit_class("good", [f[seen] for f in features], deal, grids, options)
         scored = score_class(
             model.on(features[0].device), [f[unseen] for f in features], grids, options
         )

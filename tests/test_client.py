@@ -181,7 +181,7 @@ def test_an_url_is_checked(url):
 def test_arguments_are_checked(tmp_path):
     with pytest.raises(ConfigError, match="give a list"):
         client.score("http://host", b"one")
-    with pytest.raises(ConfigError, match="on_error='ignore'"):
+    with pytest.raises(ConfigError, match="on_error is neither raise nor report"):
         client.score("http://host", [b"one"], on_error="ignore")
     with pytest.raises(DataError, match="is not there"):
         client.find_pictures([str(tmp_path / "none")])

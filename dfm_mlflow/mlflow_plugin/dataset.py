@@ -86,7 +86,7 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
         """
         items, looks = self.catalog.items, self.catalog.looks
         found = [looks[str(item.path)].size for item in items]
-        sizes = Counter(size for size in found if size)
+        sizes = Counter((size[1], size[0]) for size in found if size)
         if len(sizes) > _MOST_SIZES:
             ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
             shown: dict[str, Any] = {

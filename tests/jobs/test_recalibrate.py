@@ -112,7 +112,7 @@ def test_command_prints_both_thresholds(trained, tmp_path):
     )
     assert f"The threshold of stripes was {then}, which flags" in done.output
     assert f"and is {now} now." in done.output
-    assert "from 8 new good images; 9 would do for the 0.1" in done.output  # too few is said
+    assert "from 8 new good images; 9 good images would promise the 0.1" in done.output  # too few is said
 
 
 def test_pictures_that_were_fitted_are_noticed(trained, mvtec_like, tmp_path):
@@ -133,7 +133,7 @@ def test_a_failure_leaves_the_registry_as_it_was(trained, tmp_path, monkeypatch)
         ask(one)
     with pytest.raises(ConfigError, match="no class gears: its classes are stripes"):
         ask(good, category="gears")
-    with pytest.raises(ArtifactError, match="names no registered version"):
+    with pytest.raises(ArtifactError, match="names no model that is registered"):
         ask(good, model="models:/dfm-none@production")
     with pytest.raises(ConfigError, match="images"):
         RecalibrateOptions.parse({"model": PARENT})

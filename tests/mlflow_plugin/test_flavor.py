@@ -32,7 +32,7 @@ def test_mlmodel_says_what_it_is(saved):
         ["layer1", "layer2"],
         "fre",
     )
-    assert (section["format_version"], section["image_size"]) == (1, [64, 64])
+    assert (section["format_version"], section["image_size"]) == (2, [64, 64])
     assert section["classes"] == ["stripes"]
     assert len(section["sha256"]) == 64
     assert model["flavors"]["python_function"]["loader_module"] == "dfm_mlflow"
@@ -53,7 +53,7 @@ def test_its_wheel_travels_and_is_named(saved):
         assert f"wheels/{wheel.name}" in (saved / name).read_text()
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert "dfm_mlflow/detector.py" in names
+    assert "dfm_mlflow/detector/anomaly_detector.py" in names
     assert "dfm_mlflow/report/report.html.j2" in names
 
 

@@ -231,7 +231,8 @@ def test_an_input_without_pictures_is_a_400(detector, given):
 
 
 def test_what_on_error_cannot_be_is_refused_before_any_work(detector, monkeypatch):
-    monkeypatch.setattr(type(detector), "score", lambda *_, **__: pytest.fail("it was scored"))
+    extract = type(detector.extractor)
+    monkeypatch.setattr(extract, "extract", lambda *_, **__: pytest.fail("it was scored"))
     with pytest.raises(MlflowException, match="on_error is neither raise nor report") as caught:
         PyfuncModel(detector).predict(frame(IMAGES), {"on_error": "ignore"})
     assert caught.value.get_http_status_code() == 400

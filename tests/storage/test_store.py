@@ -2,10 +2,9 @@ import pytest
 from botocore.paginate import Paginator
 
 from dfm_mlflow.data.catalog import load_catalog
-from dfm_mlflow.errors import DataError, ImageError
-from dfm_mlflow.images.decode import MAX_BYTES
+from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage import store
-from dfm_mlflow.storage.store import S3Folder, S3Object
+from dfm_mlflow.storage.store import S3Folder
 
 
 def test_an_object_looks_like_a_path(s3_store):
@@ -98,12 +97,3 @@ def test_a_missing_object_is_one_sentence(s3_store):
         store.read(uri)
     with pytest.raises(DataError, match="names a bucket"):
         store.find(f"s3://{s3_store.bucket}")
-
-
-def test_an_object_larger_than_any_picture_is_not_fetched(s3_store):
-    huge = S3Object(f"s3://{s3_store.bucket}/x.png", "e", MAX_BYTES + 1)
-    with pytest.raises(ImageError, match="more than the limit"):
-        huge.read_bytes()
-    (digest,) = store.digests([huge])
-    assert digest != store.digests([S3Object(huge.uri, "f", huge.size)])[0]
-    assert s3_store.requests == []
