@@ -216,7 +216,7 @@ def images_needed(fpr: float, tail: Tail | None = None, contamination: float = 0
     int
     """
     kept = fewest(fpr) if tail else math.ceil(1 / fpr / _ROUNDING) - 1
-    n = max(kept, math.floor(kept / (1 - contamination)))
+    n = max(kept, math.floor((kept - 1) / (1 - contamination)))
     while n - left_out(n, contamination) < kept:
         n += 1
     return n

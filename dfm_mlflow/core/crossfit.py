@@ -7,23 +7,19 @@ scatter matrix of the other folds is the whole one less that of the fold.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-from joblib import cpu_count
 
-from dfm_mlflow.core.gram_rows import RowsByGram
+from dfm_mlflow.core.gram_rows import RowsByGram, for_each_fold
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.moments import Moments
+from dfm_mlflow.core.refit import refit_ratio
 from dfm_mlflow.core.solvers import (
     LARGE,
-    SMALL,
     check_features,
     fit_moments,
     row_blocks,
-    single_threaded,
 )
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
 from dfm_mlflow.core.subspace import Subspace, squared_norm
@@ -34,7 +30,6 @@ from dfm_mlflow.errors import FitError
 # rows: 5 folds gave 0.054, 20 gave 0.091. Above 1,500 rows 20 decompositions take minutes.
 N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
 LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
-T = TypeVar("T")
 
 ONE_GROUP = "All images are in one group: group_by must tell captures apart."
 
@@ -51,11 +46,17 @@ class HeldOut:
         ``sum z_i^2 / lambda_i`` of each row under that subspace, with no variance below the noise.
     residual : callable
         Computes the residuals, of shape (n, D) and in the dtype of the rows.
+    refit_ratio : callable
+        Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that
+        under a subspace of all rows that has not seen it; see
+        :func:`dfm_mlflow.core.refit.refit_ratio`. None where rows are more than features: they
+        settle the subspace, and the ratio is near 1.
     """
 
     fre: np.ndarray
     mahalanobis: np.ndarray
     residual: Callable[[], np.ndarray]
+    refit_ratio: Callable[[], np.ndarray] | None = None
 
     def noise_variance(self, model: Subspace) -> float:
         """Variance outside the subspace of a `model` as held-out rows show it: mean FRE / (D - k).
@@ -232,35 +233,28 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         weights[np.ix_(out, rest)], mahalanobis[out] = found
 
     for_each_fold(hold_out, folds)
-    # |x_i - sum_j W_ij x_j|^2 from the Gram matrix alone
-    reached = weights @ gram
-    fre = np.diag(gram) - 2 * np.einsum("ij,ij->i", weights, gram)
-    fre = np.maximum(fre + np.einsum("ij,ij->i", reached, weights), 0)
+    fre = _fre_by_gram(gram, np.arange(n), weights)
+
+    def fre_without(out: np.ndarray) -> np.ndarray:
+        rest, others = np.setdiff1d(np.arange(n), out), np.zeros((len(out), n))
+        rows = RowsByGram(gram[np.ix_(rest, rest)], dimension)
+        others[:, rest] = rows.project(gram[np.ix_(out, rest)], n_components)[0]
+        return _fre_by_gram(gram, out, others)
+
     weights = weights.astype(x.dtype)
-    return HeldOut(fre, mahalanobis, lambda: centred - weights @ centred)
+    return HeldOut(
+        fre,
+        mahalanobis,
+        lambda: centred - weights @ centred,
+        lambda: refit_ratio(fre, folds, fre_without),
+    )
 
 
-def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
-    """Call with every fold; folds of few rows have a thread each, which shares nothing.
-
-    The threads of one small eigendecomposition wait for each other, on a busy machine for seconds.
-
-    Parameters
-    ----------
-    work : callable
-        Takes the number of a fold.
-    folds : ndarray of shape (n,), int
-        Fold of each row.
-
-    Returns
-    -------
-    list
-        What it gave for each fold, by ascending number.
-    """
-    if len(folds) > SMALL:
-        return [work(fold) for fold in np.unique(folds)]
-    with single_threaded(), ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(work, np.unique(folds)))
+def _fre_by_gram(gram: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Give ``|x_i - sum_j W_ij x_j|^2`` of some rows i from the Gram matrix alone."""
+    reached = np.einsum("ij,ij->i", weights, weights @ gram - 2 * gram[rows])
+    fre: np.ndarray = np.maximum(np.diag(gram)[rows] + reached, 0)
+    return fre
 
 
 def _fold_by_fold(

@@ -1,8 +1,15 @@
 """Subspaces of rows that are known by their Gram matrix alone."""
 
-import numpy as np
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from dfm_mlflow.core.solvers import choose_k, symmetric_spectrum
+import numpy as np
+from joblib import cpu_count
+
+from dfm_mlflow.core.solvers import SMALL, choose_k, single_threaded, symmetric_spectrum
+
+T = TypeVar("T")
 
 
 class RowsByGram:
@@ -68,3 +75,26 @@ class RowsByGram:
         variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
         weights = 1 / self._n + (projected / spectrum) @ kept.T
         return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
+
+
+def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
+    """Call with every fold; folds of few rows have a thread each, which shares nothing.
+
+    The threads of one small eigendecomposition wait for each other, on a busy machine for seconds.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the number of a fold.
+    folds : ndarray of shape (n,), int
+        Fold of each row.
+
+    Returns
+    -------
+    list
+        What it gave for each fold, by ascending number.
+    """
+    if len(folds) > SMALL:
+        return [work(fold) for fold in np.unique(folds)]
+    with single_threaded(), ThreadPoolExecutor(cpu_count()) as pool:
+        return list(pool.map(work, np.unique(folds)))

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_SHARE = 0.2  # of the held-out scores describe the tail,
-_LEAST = 10  # and at least this many of them
+# Of n held-out scores the largest n / 5 describe the tail, of many 2 sqrt(n): the fewer, the closer
+# they lie to it. But at least 10.
+_SHARE, _ROOTS, _LEAST = 0.2, 2.0, 10
 REACH = 10  # a tail extends p-values by this factor below what counting gives
 
 
@@ -55,10 +56,10 @@ class Tail:
 def fit_tail(ascending: np.ndarray, groups: np.ndarray | None = None) -> Tail | None:
     """Fit a tail that begins at the largest score, where counting ends.
 
-    The largest fifth of the scores gives scale and shape by probability-weighted moments (Hosking
-    & Wallis, Technometrics 29, 1987; for few exceedances they are steadier than maximum
-    likelihood). The shape is raised by ``1 / sqrt(m)``, about its standard error from m of them:
-    from the few largest scores a heavy tail cannot be told from a light one.
+    Scale and shape come from the m largest scores by probability-weighted moments (Hosking &
+    Wallis, Technometrics 29, 1987; for few exceedances they are steadier than maximum likelihood).
+    The shape is raised by ``1 / sqrt(m)``, about its standard error, and the scale at the largest
+    score follows the raised one: from so few scores a heavy tail cannot be told from a light one.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def fit_tail(ascending: np.ndarray, groups: np.ndarray | None = None) -> Tail | 
     total = len(ascending) if groups is None else len(np.unique(groups))
     if total < 2 * _LEAST:
         return None
-    wanted = max(_LEAST, int(_SHARE * total))
+    wanted = max(_LEAST, int(min(_SHARE * total, _ROOTS * math.sqrt(total))))
     from_top = np.cumsum(weights[::-1])
     n_beyond = min(len(ascending) - 1, int(np.searchsorted(from_top, wanted * (1 - 1e-12))) + 1)
     start = float(ascending[-n_beyond - 1])
@@ -86,9 +87,9 @@ def fit_tail(ascending: np.ndarray, groups: np.ndarray | None = None) -> Tail | 
         return None
     scale, shape = fitted
     m = n_beyond if groups is None else len(np.unique(groups[-n_beyond:]))
+    shape = max(shape, 0.0) + 1 / math.sqrt(m)
     largest = float(ascending[-1])
-    shape, scale = max(shape, 0.0), scale + max(shape, 0.0) * (largest - start)
-    return Tail(largest, 1 / (total + 1), scale, shape + 1 / math.sqrt(m))
+    return Tail(largest, 1 / (total + 1), scale + shape * (largest - start), shape)
 
 
 def fit_tail_of_format_1(ascending: np.ndarray) -> Tail | None:
@@ -104,7 +105,7 @@ def fit_tail_of_format_1(ascending: np.ndarray) -> Tail | None:
         None for fewer than 20 scores or equal ones.
     """
     n = len(ascending)
-    m = max(_LEAST, int(_SHARE * n))
+    m = max(_LEAST, int(0.2 * n))
     if n < 2 * m:
         return None
     start = float(ascending[n - m - 1])
@@ -122,7 +123,8 @@ def _moments(beyond: np.ndarray, weights: np.ndarray) -> tuple[float, float] | N
     mean = float(np.average(beyond, weights=weights))
     if not mean > 0:
         return None
-    rank = (np.cumsum(weights) - 0.35 * weights) / weights.sum()
+    # (j - 0.35) / m for the j-th of m of weight 1, and the same on average for copies that share it
+    rank = (np.cumsum(weights) - weights / 2 + 0.15) / weights.sum()
     weighted = float(np.average((1 - rank) * beyond, weights=weights))
     shape = 2 - mean / (mean - 2 * weighted) if mean > 2 * weighted else -1.0
     scale = 2 * mean * weighted / (mean - 2 * weighted) if shape > 0 else mean

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut, for_each_fold
-from dfm_mlflow.core.gram_rows import RowsByGram
+from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
+from dfm_mlflow.core.gram_rows import RowsByGram, for_each_fold
 from dfm_mlflow.core.solvers import check_features, row_blocks
 from dfm_mlflow.core.subspace import squared_norm
 from dfm_mlflow.errors import FitError

@@ -1,9 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.crossfit import assign_folds, crossfit, unequal_folds
 from dfm_mlflow.core.solvers import fit_subspace
 
 
@@ -46,6 +48,55 @@ def test_folds_are_of_nearly_equal_size(n, n_folds):
     sizes = np.bincount(assign_folds(n, n_folds))
     assert len(sizes) == min(n, n_folds)
     assert sizes.max() - sizes.min() <= 1
+
+
+def keys_of(contents):
+    return [hashlib.sha256(str(c).encode()).hexdigest() for c in contents]
+
+
+KEYS = st.lists(st.integers(0, 99), min_size=2, max_size=80).map(keys_of)
+
+
+@given(KEYS, st.integers(2, 20), st.randoms(use_true_random=False))
+def test_another_order_of_the_rows_is_another_order_of_the_folds(keys, n_folds, random):
+    order = list(range(len(keys)))
+    random.shuffle(order)
+    again = assign_folds(len(keys), n_folds, keys=[keys[i] for i in order])
+    assert np.array_equal(again, assign_folds(len(keys), n_folds, keys=keys)[order])
+
+
+@given(KEYS, st.integers(2, 20), st.randoms(use_true_random=False))
+def test_names_of_groups_say_nothing(keys, n_folds, random):
+    groups = [random.choice("abcdef") for _ in keys]
+    renamed = [{g: chr(ord("z") - i) for i, g in enumerate("abcdef")}[g] for g in groups]
+    folds = assign_folds(len(keys), n_folds, keys=keys, groups=groups)
+    assert np.array_equal(folds, assign_folds(len(keys), n_folds, keys=keys, groups=renamed))
+    for group in set(groups):
+        assert len({f for f, g in zip(folds, groups, strict=True) if g == group}) == 1
+
+
+@given(st.integers(2, 200), st.integers(2, 30), st.integers(0, 5))
+def test_folds_by_hash_are_of_nearly_equal_size(n, n_folds, seed):
+    sizes = np.bincount(assign_folds(n, n_folds, keys=keys_of(range(n)), seed=seed))
+    assert len(sizes) == min(n, n_folds)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_equal_keys_share_a_fold_and_seeds_differ():
+    keys = keys_of(range(30))
+    folds = assign_folds(90, 10, keys=keys * 3)
+    assert np.array_equal(folds[:30], folds[30:60])
+    assert not np.array_equal(folds, assign_folds(90, 10, keys=keys * 3, seed=1))
+
+
+@pytest.mark.parametrize("sizes", [[5] * 20, [10] * 3, [1] * 31, [30] * 10, [15, 14] * 10])
+def test_folds_of_alike_size_are_fine(sizes):
+    assert unequal_folds(np.repeat(np.arange(len(sizes)), sizes)) is None
+
+
+def test_a_fold_that_holds_much_of_all_is_said():
+    sentence = unequal_folds(np.repeat(np.arange(11), [60] + [10] * 10))
+    assert "a fold of 60 of 160 pictures, the smallest holds 10" in sentence
 
 
 def test_held_out_noise_is_what_new_rows_show():
