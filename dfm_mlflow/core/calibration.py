@@ -38,6 +38,9 @@ class Calibration:
     n_left_out : int
         Groups (images, where there are no groups) with the highest scores that a declared share of
         dirt has left out of `scores`.
+    refit_ratio : float
+        Mean of what cross-fitted scores were multiplied by to become those of the final model, see
+        :func:`dfm_mlflow.core.refit.refit_ratio`; 1 where they were left as they are.
     rule : {1, 2}
         1 for models of format 1, whose generalised Pareto tail replaces p-values that counting
         gives.
@@ -48,6 +51,7 @@ class Calibration:
     method: str = "empirical"
     groups: np.ndarray | None = None
     n_left_out: int = 0
+    refit_ratio: float = 1.0
     rule: int = 2
 
     @classmethod
@@ -58,6 +62,7 @@ class Calibration:
         method: str = "empirical",
         groups: np.ndarray | None = None,
         contamination: float = 0.0,
+        refit_ratio: np.ndarray | None = None,
     ) -> "Calibration":
         """Calibrate on held-out scores in any order.
 
@@ -73,12 +78,15 @@ class Calibration:
         contamination : float
             Declared share of dirt, in [0, 1): that share of the groups (images, without groups),
             rounded down, is left out: those whose highest score is highest.
+        refit_ratio : array-like of shape (n,), optional
+            What each score is multiplied by first.
 
         Returns
         -------
         Calibration
         """
-        scores = np.asarray(scores, dtype=np.float64)
+        ratio = np.ones(len(scores)) if refit_ratio is None else np.asarray(refit_ratio)
+        scores = np.asarray(scores, dtype=np.float64) * ratio
         labels = np.arange(len(scores))
         if groups is not None:
             labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
@@ -93,7 +101,8 @@ class Calibration:
             kept = ~np.isin(labels, np.argsort(last)[n_groups - n_left_out :])
             scores, labels = scores[kept], np.unique(labels[kept], return_inverse=True)[1]
         single = len(np.unique(labels)) == len(labels)
-        return cls(scores, n_folds, method, None if single else labels, n_left_out)
+        mean = float(ratio.mean()) if len(ratio) else 1.0
+        return cls(scores, n_folds, method, None if single else labels, n_left_out, mean)
 
     @cached_property
     def n_groups(self) -> int:
@@ -171,6 +180,15 @@ class Calibration:
         """
         a, m = self.effective_fpr(fpr), self.n_left_out
         return a + (1 - a) * m / (self.n_groups + m + 1)
+
+    def is_estimate(self, fpr: float) -> bool:
+        """Whether :meth:`promised_fpr` is an estimate, above which the true rate may lie a little.
+
+        It is one where scores were multiplied by a :attr:`refit_ratio`, and where a tail answers.
+        Counting alone promises "at most".
+        """
+        by_tail = self.tail is not None and self.effective_fpr(fpr) < self.tail.share
+        return self.refit_ratio != 1 or by_tail
 
     def threshold(self, fpr: float) -> float:
         """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not.

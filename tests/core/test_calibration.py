@@ -114,7 +114,7 @@ SIZES = {
 
 
 def group_rates(sizes, fpr, counts_groups, n_draws=1000):
-    """Share of the pictures of a new group that are flagged; groups explain most of the variance."""
+    """Share of the pictures of a new group that are flagged; groups explain most of it."""
     rng = np.random.default_rng(0)
     groups, flagged = np.repeat(np.arange(len(sizes)), sizes), []
     for _ in range(n_draws):
@@ -173,6 +173,18 @@ def test_nothing_is_left_out_unasked():
     c = Calibration.of(np.arange(100))
     assert c.n_left_out == 0
     assert c.promised_fpr(0.05) == c.effective_fpr(0.05) == 0.05
+
+
+def test_estimates_are_told_from_promises():
+    scores = np.random.default_rng(0).gamma(3, size=60)
+    assert not Calibration.of(scores).is_estimate(0.01)
+    tail = Calibration.of(scores, method="gpd")
+    assert tail.is_estimate(0.01)
+    assert not tail.is_estimate(0.05)
+    refit = Calibration.of(scores, refit_ratio=np.full(60, 0.9))
+    assert refit.is_estimate(0.05)
+    assert refit.refit_ratio == pytest.approx(0.9)
+    assert refit.threshold(0.05) == pytest.approx(0.9 * Calibration.of(scores).threshold(0.05))
 
 
 def test_largest_p_value_wins_and_likelihood_breaks_ties():
