@@ -38,12 +38,12 @@ class Calibration:
     n_left_out : int
         Groups (images, where there are no groups) with the highest scores that a declared share of
         dirt has left out of `scores`.
-    refit_ratio : float
-        Mean of what cross-fitted scores were multiplied by to become those of the final model, see
-        :func:`dfm_mlflow.core.refit.refit_ratio`; 1 where they were left as they are.
     rule : {1, 2}
         1 for models of format 1, whose generalised Pareto tail replaces p-values that counting
         gives.
+    refit_ratio : float
+        Mean of what cross-fitted scores were multiplied by to become those of the final model, see
+        :func:`dfm_mlflow.core.refit.refit_ratio`; 1 where they were left as they are.
     """
 
     scores: np.ndarray
@@ -51,8 +51,8 @@ class Calibration:
     method: str = "empirical"
     groups: np.ndarray | None = None
     n_left_out: int = 0
-    refit_ratio: float = 1.0
     rule: int = 2
+    refit_ratio: float = 1.0
 
     @classmethod
     def of(
@@ -102,7 +102,8 @@ class Calibration:
             scores, labels = scores[kept], np.unique(labels[kept], return_inverse=True)[1]
         single = len(np.unique(labels)) == len(labels)
         mean = float(ratio.mean()) if len(ratio) else 1.0
-        return cls(scores, n_folds, method, None if single else labels, n_left_out, mean)
+        labels = None if single else labels
+        return cls(scores, n_folds, method, labels, n_left_out, refit_ratio=mean)
 
     @cached_property
     def n_groups(self) -> int:
