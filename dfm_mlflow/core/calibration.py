@@ -100,10 +100,9 @@ class Calibration:
             last[labels] = np.arange(len(labels))
             kept = ~np.isin(labels, np.argsort(last)[n_groups - n_left_out :])
             scores, labels = scores[kept], np.unique(labels[kept], return_inverse=True)[1]
-        single = len(np.unique(labels)) == len(labels)
+        of_several = labels if len(np.unique(labels)) < len(labels) else None
         mean = float(ratio.mean()) if len(ratio) else 1.0
-        labels = None if single else labels
-        return cls(scores, n_folds, method, labels, n_left_out, refit_ratio=mean)
+        return cls(scores, n_folds, method, of_several, n_left_out, refit_ratio=mean)
 
     @cached_property
     def n_groups(self) -> int:
