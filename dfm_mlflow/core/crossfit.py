@@ -29,6 +29,7 @@ from dfm_mlflow.errors import FitError
 # high and the false-positive rate stays below its promise. Measured at a promise of 0.1 and 300
 # rows: 5 folds gave 0.054, 20 gave 0.091. Above 1,500 rows 20 decompositions take minutes.
 N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
+MOST_REFIT = LARGE  # rows: of more the decompositions take minutes, and make hardly a difference
 LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
 
 ONE_GROUP = "All images are in one group: group_by must tell captures apart."
@@ -49,8 +50,8 @@ class HeldOut:
     refit_ratio : callable
         Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that
         under a subspace of all rows that has not seen it; see
-        :func:`dfm_mlflow.core.refit.refit_ratio`. None where rows are more than features: they
-        settle the subspace, and the ratio is near 1.
+        :func:`dfm_mlflow.core.refit.refit_ratio`. None for more rows than features or than
+        :data:`MOST_REFIT`: they settle the subspace, and the ratio is near 1.
     """
 
     fre: np.ndarray
@@ -246,7 +247,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         fre,
         mahalanobis,
         lambda: centred - weights @ centred,
-        lambda: refit_ratio(fre, folds, fre_without),
+        (lambda: refit_ratio(fre, folds, fre_without)) if n <= MOST_REFIT else None,
     )
 
 

@@ -71,6 +71,9 @@ def test_new_rows_are_as_far_from_the_final_subspace_as_it_says():
     assert np.mean(rates[False]) + error < np.mean(rates[True]) <= 0.1 + 3 * error
 
 
-def test_rows_that_are_more_than_features_are_left_as_they_are():
-    x = np.random.default_rng(0).normal(size=(50, 8))
+def test_rows_that_are_many_are_left_as_they_are(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(50, 80))
+    assert crossfit(x[:, :8], assign_folds(50), 0.9).refit_ratio is None
+    assert crossfit(x, assign_folds(50), 0.9).refit_ratio is not None
+    monkeypatch.setattr("dfm_mlflow.core.crossfit.MOST_REFIT", 49)
     assert crossfit(x, assign_folds(50), 0.9).refit_ratio is None
