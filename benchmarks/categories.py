@@ -71,47 +71,58 @@ def fit(name: str, features, grids, options, seed: int) -> ClassModel:
 
 
 @torch.inference_mode()
-def rows_of(models, features, grids, options, fpr):
-    scored = [score_class(m, features, grids, options) for m in models]
-    return decide(models, scored, fpr, None)[0]
-
-
-def rates(models, own, part: Split, grids, options, fpr):
+def flags(models, own: int, part: Split, grids, options, fpr):
     """Recall and false alarms of all models together and of its own, and accuracy of both kinds."""
-    found = []
-    for among in (models, [own]):
-        good, bad = (rows_of(among, f, grids, options, fpr) for f in (part.good, part.bad))
-        found += [np.mean([r["is_anomaly"] for r in rows]) for rows in (bad, good)]
-        if among is models:
-            right = [np.mean([r["predicted_class"] == own.name for r in k]) for k in (good, bad)]
-    return [*found, *right]
+    together, alone, right = [], [], []
+    for features in (part.bad, part.good):
+        scored = [score_class(m, features, grids, options) for m in models]
+        rows, best = decide(models, scored, fpr, None)
+        by_own, _ = decide([models[own]], [scored[own]], fpr, None)
+        together.append(np.mean([r["is_anomaly"] for r in rows]))
+        alone.append(np.mean([r["is_anomaly"] for r in by_own]))
+        right.append(np.mean(best == own))
+    promise = models[own].calibration.effective_fpr(fpr)
+    return [promise, together[0], alone[0], together[1], alone[1], right[1], right[0]]
 
 
-def table(title, categories, sizes, arguments, grids, options, odd=None):
-    print(f"\n{title}, target rate {arguments.fpr}, {arguments.splits} splits")
+def show(title, found):
     print(
-        f"{'category':16s} {'n':>4s} {'promise':>8s} {'recall':>7s} {'own':>7s} {'flagged':>8s} "
-        f"{'own':>7s} {'accuracy good':>14s} {'defective':>10s}"
+        f"\n{title}\n{'category':16s} {'n':>4s} {'promise':>8s} {'recall':>7s} {'own':>7s} "
+        f"{'flagged':>8s} {'own':>7s} {'accuracy good':>14s} {'defective':>10s}"
     )
+    for (name, n), values in found.items():
+        p, recall, own_recall, flagged, own_flagged, good, bad = np.mean(values, axis=0)
+        print(
+            f"{name:16s} {n:4d} {p:8.4f} {recall:7.3f} {own_recall:7.3f} {flagged:8.4f} "
+            f"{own_flagged:7.4f} {good:14.4f} {bad:10.4f}",
+            flush=True,
+        )
+
+
+def several(categories, sizes, odd, arguments, grids, options):
+    """Both tables; the second differs from the first in one category alone."""
     rng = np.random.default_rng(0)
-    seen = {c.name: [] for c in categories}
+    equal, with_odd = {}, {}
     for seed in range(arguments.splits):
-        parts = [split(c, sizes[c.name], arguments.test, rng, c.name == odd) for c in categories]
+        parts = [split(c, sizes[c.name], arguments.test, rng) for c in categories]
         models = [
             fit(c.name, p.fitted, grids, options, seed)
             for c, p in zip(categories, parts, strict=True)
         ]
-        for own, part in zip(models, parts, strict=True):
-            promise = own.calibration.effective_fpr(arguments.fpr)
-            seen[own.name].append(
-                [promise, *rates(models, own, part, grids, options, arguments.fpr)]
-            )
-    for name, values in seen.items():
-        p, recall, own_recall, flagged, own_flagged, good, bad = np.mean(values, axis=0)
-        print(
-            f"{name:16s} {sizes[name]:4d} {p:8.4f} {recall:7.3f} {own_recall:7.3f} {flagged:8.4f} "
-            f"{own_flagged:7.4f} {good:14.4f} {bad:10.4f}"
-        )
+        k = [c.name for c in categories].index(odd)
+        few = split(categories[k], 30, arguments.test, rng, odd=True)
+        others = [*models[:k], fit(odd, few.fitted, grids, options, seed), *models[k + 1 :]]
+        for found, among, given in (
+            (equal, models, parts),
+            (with_odd, others, [*parts[:k], few, *parts[k + 1 :]]),
+        ):
+            for own, part in enumerate(given):
+                key = categories[own].name, len(part.fitted[0])
+                figures = flags(among, own, part, grids, options, arguments.fpr)
+                found.setdefault(key, []).append(figures)
+    said = f"target rate {arguments.fpr}, means over {arguments.splits} splits"
+    show(f"One model over all categories beside one of each, {said}", equal)
+    show(f"The same with 30 images of {odd}, one of them defective", with_odd)
 
 
 def unequal(arguments):
@@ -129,12 +140,12 @@ def unequal(arguments):
     flagged = []
     for seed in range(arguments.splits):
         small, large = (
-            fit(n, draw(k, m), grids, options, seed)
-            for n, k, m in (("small", 0, 20), ("large", 1, 1000))
+            fit("small", draw(0, 20), grids, options, seed),
+            fit("large", draw(1, 1000), grids, options, seed),
         )
-        new = draw(1, 2000)
-        pair = [rows_of(among, new, grids, options, 0.01) for among in ([small, large], [large])]
-        flagged.append([np.mean([r["is_anomaly"] for r in rows]) for rows in pair])
+        new = Split([], draw(1, 2000), draw(1, 2))
+        values = flags([small, large], 1, new, grids, options, 0.01)
+        flagged.append(values[3:5])
     both, own = np.mean(flagged, axis=0)
     print(
         f"\nDrawn features, 20 images beside 1,000, target rate 0.01: of the large category "
@@ -149,8 +160,9 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--backbone", default="auto")
+    parser.add_argument("--odd", help="Category of 30 images of which one is defective.")
     parser.add_argument("--n", type=int, default=300)
-    parser.add_argument("--test", type=int, default=150)
+    parser.add_argument("--test", type=int, default=100)
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--fpr", type=float, default=0.05)
     arguments = parser.parse_args()
@@ -162,10 +174,7 @@ def main() -> None:
     grids = grids_of((f.shape[1:] for f in categories[0].good), extractor.roi_cells)
     # of few good images enough are left to be scored
     sizes = {c.name: min(arguments.n, len(c.good[0]) - 60) for c in categories}
-    table("As many images of each", categories, sizes, arguments, grids, options)
-    for odd in names[:2]:
-        title = f"30 images of {odd}, one of them defective"
-        table(title, categories, sizes | {odd: 30}, arguments, grids, options, odd)
+    several(categories, sizes, arguments.odd or names[0], arguments, grids, options)
     unequal(arguments)
 
 
