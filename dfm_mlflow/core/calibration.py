@@ -16,6 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
+from dfm_mlflow.core.drift import Drift as Drift  # moved there
+from dfm_mlflow.core.drift import measure_drift as measure_drift
 from dfm_mlflow.core.tail import REACH, Tail, fewest, fit_tail, fit_tail_of_format_1
 
 _ROUNDING = 1 + 1e-12  # makes good what rounding takes from a rate that is met exactly
@@ -274,70 +276,3 @@ def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray
     best = p_values == p_values.max(axis=1, keepdims=True)
     winner: np.ndarray = np.where(best, likelihoods, -np.inf).argmax(axis=1)
     return winner
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far new images are from the good ones of the calibration.
-
-    Attributes
-    ----------
-    flagged : float
-        Share of the images that are flagged; good ones keep the promised rate.
-    statistic : float
-        Kolmogorov-Smirnov distance of the p-values from the uniform distribution, in [0, 1].
-    appearance : float
-        The largest such distance of the places of a leading coordinate.
-    significance : float
-        Probability of distances as unlikely as the most unlikely of these, for good images.
-    """
-
-    flagged: float
-    statistic: float
-    appearance: float
-    significance: float
-
-
-def measure_drift(
-    p_values: np.ndarray, flagged: np.ndarray, places: np.ndarray, n_calibration: int
-) -> Drift:
-    """Compare new, unlabelled images with the good ones of the calibration.
-
-    P-values show what the subspace does not explain. A lamp that fades moves pictures within it, as
-    good ones vary in brightness too; that shows in the leading coordinates, where a whole day of
-    pictures sits on one side.
-
-    Parameters
-    ----------
-    p_values : ndarray of shape (m,)
-    flagged : ndarray of shape (m,), bool
-    places : ndarray of shape (m, l)
-        Place of each image among those of the calibration in each leading coordinate, or NaN.
-    n_calibration : int
-        Good images of the calibration: the fewer, the larger a distance may be by chance.
-
-    Returns
-    -------
-    Drift
-    """
-    columns = [p_values, *places.T]
-    columns = [column[~np.isnan(column)] for column in columns]
-    columns = [column for column in columns if len(column)]
-    from scipy.stats import kstest, kstwo  # 50 MB, which no scoring needs
-
-    distances = [float(kstest(column, "uniform").statistic) for column in columns]
-    significance = min(
-        float(kstwo.sf(distance, _effective_size(len(column), n_calibration)))
-        for distance, column in zip(distances, columns, strict=True)
-    )
-    return Drift(
-        float(np.mean(flagged)),
-        distances[0],
-        max(distances[1:], default=0.0),
-        min(1.0, significance * len(columns)),  # Bonferroni
-    )
-
-
-def _effective_size(m: int, n: int) -> int:
-    """Size of the sample whose distance from uniform is that of m ranks among n images."""
-    return max(1, round(m * n / (m + n)))

@@ -7,10 +7,12 @@ scatter matrix of the other folds is the whole one less that of the fold.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from dfm_mlflow.core import drift
 from dfm_mlflow.core.gram_rows import RowsByGram, for_each_fold
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.moments import Moments
@@ -47,6 +49,9 @@ class HeldOut:
         ``sum z_i^2 / lambda_i`` of each row under that subspace, with no variance below the noise.
     residual : callable
         Computes the residuals, of shape (n, D) and in the dtype of the rows.
+    leading : callable
+        Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
+        :func:`~dfm_mlflow.core.drift.leading_directions` that were found without its fold.
     refit_ratio : callable
         Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that
         under a subspace of all rows that has not seen it; see
@@ -57,6 +62,7 @@ class HeldOut:
     fre: np.ndarray
     mahalanobis: np.ndarray
     residual: Callable[[], np.ndarray]
+    leading: Callable[[Subspace], np.ndarray] = drift.not_kept
     refit_ratio: Callable[[], np.ndarray] | None = None
 
     def noise_variance(self, model: Subspace) -> float:
@@ -227,13 +233,15 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     gram = (centred @ centred.T).astype(np.float64, copy=False)
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
 
-    def hold_out(fold: int) -> None:
+    def hold_out(fold: int) -> drift.GramPart:
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        rows = RowsByGram(gram[np.ix_(rest, rest)], dimension)
-        found = rows.project(gram[np.ix_(out, rest)], n_components)
-        weights[np.ix_(out, rest)], mahalanobis[out] = found
+        rows, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
+        weights[np.ix_(out, rest)], mahalanobis[out] = rows.project(cross, n_components)
+        first = rows.directions(n_components)[:, : drift.MOST_SPANNING]
+        return drift.GramPart(out, rest, first, cross @ first)
 
-    for_each_fold(hold_out, folds)
+    parts = for_each_fold(hold_out, folds)
+
     fre = _fre_by_gram(gram, np.arange(n), weights)
 
     def fre_without(out: np.ndarray) -> np.ndarray:
@@ -247,6 +255,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         fre,
         mahalanobis,
         lambda: centred - weights @ centred,
+        partial(drift.leading_by_gram, centred, parts),
         (lambda: refit_ratio(fre, folds, fre_without)) if n <= MOST_REFIT else None,
     )
 
@@ -262,13 +271,16 @@ def _fold_by_fold(
     x: np.ndarray, folds: np.ndarray, fit_without: Callable[[np.ndarray], Subspace]
 ) -> HeldOut:
     residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
+    parts = []
     for fold in np.unique(folds):
         out = np.flatnonzero(folds == fold)
         model = fit_without(out)
         coordinates, residual[out] = model.split(x[out])
         mahalanobis[out] = model.mahalanobis(coordinates)
+        parts.append((out, replace(model, basis=model.basis[:, : drift.MOST_SPANNING].copy())))
+
     fre = np.concatenate([squared_norm(block.astype(np.float64)) for block in row_blocks(residual)])
-    return HeldOut(fre, mahalanobis, lambda: residual)
+    return HeldOut(fre, mahalanobis, lambda: residual, partial(drift.leading_by_fold, x, parts))
 
 
 def _streamed(x: np.ndarray, n_components: float) -> Callable[[np.ndarray], Subspace]:

@@ -47,6 +47,24 @@ class RowsByGram:
         most = min(self._n - 1, self._dimension)
         return choose_k(self._spectrum, level, most, strict=False)
 
+    def directions(self, level: float) -> np.ndarray:
+        """Weights of the rows in the principal directions of their subspace.
+
+        Parameters
+        ----------
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        ndarray of shape (n, k), float64
+            The j-th direction is ``sum_i weights[i, j] x_i``, of length 1. The weights sum to 0, so
+            that a common shift of the rows is not in it.
+        """
+        k = self.n_components(level)
+        weights: np.ndarray = self._vectors[:, :k] / np.sqrt(self._spectrum[:k])
+        return weights
+
     def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in the projections of others, and their Mahalanobis distances.
 

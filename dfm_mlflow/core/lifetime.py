@@ -1,4 +1,4 @@
-"""A test over a server's whole life: do new pictures still look like those of the calibration?
+"""A test over a server's whole life: whether new pictures still look like the calibration's.
 
 Given one calibration of n good pictures, p-values of good pictures are *not* uniform: the share
 ``theta`` of them with ``p <= u`` is a random number that the calibration has fixed once and for
@@ -59,16 +59,17 @@ class ShareTest:
     Attributes
     ----------
     alarmed_at : ndarray of the given shape, int
-        Number of pictures when it first reached ``1 / promise``; 0 as long as it has not.
+        How many pictures it had been shown when the evidence first reached ``1 / promise``; 0 as
+        long as it has not.
     seen : ndarray of the given shape, int
-        Pictures seen.
+        Pictures among those shown that count.
     counts : ndarray of shape (..., len(hits)), int
         Those of them with ``p <= u``.
     limit : ndarray of shape (len(hits),)
         A larger share is sure to be found, even if it was there from the first picture on.
     """
 
-    _STATE = ("seen", "counts", "alarmed_at", "_tail", "_log_density", "_bets")
+    _STATE = ("shown", "seen", "counts", "alarmed_at", "_tail", "_log_density", "_bets")
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class ShareTest:
         odds = (self._share / (1 - self._share))[:, None] * LIFTS
         self._raised = odds / (1 + odds)
         each, wide = (*shape, len(hits)), (*shape, len(hits), len(LIFTS))
+        self.shown = np.zeros((), int)
         self.seen, self.alarmed_at = np.zeros(shape, int), np.zeros(shape, int)
         self.counts = np.zeros(each, int)
         self._tail, self._bets = np.broadcast_to(self._prior, each).copy(), np.zeros(wide)
@@ -137,8 +139,9 @@ class ShareTest:
             old = getattr(self, name)
             here = np.reshape(among, np.shape(among) + (1,) * (value.ndim - np.ndim(among)))
             setattr(self, name, np.where(here, value, old))
+        self.shown += 1
         over = (self.alarmed_at == 0) & (self.evidence >= 1 / self.promise)
-        self.alarmed_at = np.where(over, self.seen, self.alarmed_at)
+        self.alarmed_at = np.where(over, self.shown, self.alarmed_at)
 
     def _ratio(self, hit: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         """Likelihood ratio of each alternative that is above what is taken for usual, else 1."""
@@ -178,8 +181,8 @@ class LifetimeTest:
     """Two signals over the life of a server, which are never mixed.
 
     ``flagged`` watches the share of pictures that are flagged, ``drift`` the p-values of those that
-    are not, as ranks among the calibration's good pictures that are not flagged either: ``(p - fpr)
-    / (1 - fpr)``. So defects, which are flagged, do not raise ``drift``, and a change of lamp or lens
+    are not, ranked among the calibration's good pictures that are not flagged either: ``(p - fpr) /
+    (1 - fpr)``. So defects, which are flagged, do not raise ``drift``, and a change of lamp or lens
     that flags nothing does. Each signal has half of the promise.
 
     A picture costs the same whether it is the first or the millionth, and the state has a few dozen
