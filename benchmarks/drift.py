@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.calibration import measure_drift
+from dfm_mlflow.core.drift import measure_drift
 from dfm_mlflow.data.catalog import ELPV, GOOD, load_catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.images.decode import decode_image

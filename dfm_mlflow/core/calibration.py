@@ -16,8 +16,6 @@ from functools import cached_property
 
 import numpy as np
 
-from dfm_mlflow.core.drift import Drift as Drift  # moved there
-from dfm_mlflow.core.drift import measure_drift as measure_drift
 from dfm_mlflow.core.tail import REACH, Tail, fewest, fit_tail, fit_tail_of_format_1
 
 _ROUNDING = 1 + 1e-12  # makes good what rounding takes from a rate that is met exactly

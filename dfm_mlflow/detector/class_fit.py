@@ -11,14 +11,13 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.groups import group_rows
-from dfm_mlflow.core.solvers import fit_subspace, row_blocks
+from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
     CALM,
     ClassModel,
     ClassScores,
     LayerModel,
-    n_leading,
     score_maps,
 )
 from dfm_mlflow.detector.grid import Grid
@@ -149,11 +148,12 @@ def fit_layers(
         x = grid.rows(feature).cpu().numpy()
         held_out = crossfit(x, deal.folds, level)
         subspace = fit_subspace(x, level)
+        leading = np.sort(held_out.leading(subspace).astype(np.float32), axis=0)
         subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
         undivided = np.ones(grid.shape[1:], dtype=np.float32)
-        layers.append(LayerModel(subspace, undivided, _leading(subspace, x)))
+        layers.append(LayerModel(subspace, undivided, leading))
     return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal)
 
 
@@ -285,28 +285,6 @@ def recalibrate_class(
         for j, layer in enumerate(model.layers)
     )
     return replace(model, layers=layers, calibration=calibration, map_scale=scale)
-
-
-def _leading(subspace: Subspace, x: np.ndarray) -> np.ndarray:
-    return sorted_columns([first_coordinates(subspace, block) for block in row_blocks(x)])
-
-
-def first_coordinates(subspace: Subspace, x: np.ndarray) -> Tensor:
-    """Coordinates of rows that drift is looked for in.
-
-    Parameters
-    ----------
-    subspace : Subspace
-        Of NumPy arrays.
-    x : ndarray of shape (n, D), float32
-
-    Returns
-    -------
-    Tensor of shape (n, l), float32
-        With l of :func:`~dfm_mlflow.detector.class_model.n_leading`.
-    """
-    first = np.asarray(subspace.basis[:, : n_leading(subspace)], dtype=np.float32)
-    return torch.from_numpy((x - subspace.mean.astype(np.float32)) @ first)
 
 
 def sorted_columns(parts: Sequence[Tensor]) -> np.ndarray:

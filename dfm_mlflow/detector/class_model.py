@@ -10,11 +10,11 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.aggregation import aggregate
 from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.drift import n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import combine_layers
 
-MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
 CALM = 0.999  # share of held-out good positions that stay below grey level 128
 
 
@@ -29,7 +29,8 @@ class LayerModel:
     usual : array of shape (h, w), float32
         What the FRE map is divided by.
     leading : ndarray of shape (n, l), float32
-        First coordinates of the n good pictures of the calibration; each column ascending.
+        First coordinates of the n good pictures of the calibration, held out; each column
+        ascending.
     """
 
     subspace: Subspace
@@ -86,15 +87,6 @@ class ClassScores:
     nll: Tensor
     maps: Tensor
     leading: list[Tensor]
-
-
-def n_leading(subspace: Subspace) -> int:
-    """How many coordinates of a `subspace` drift is looked for in: 10, fewer for few pictures.
-
-    Pictures that were fitted spread further than new ones along directions that hardly more
-    pictures than directions have chosen.
-    """
-    return min(MOST_LEADING, max(1, subspace.n_samples // 20), subspace.n_components)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from dfm_mlflow.core.calibration import (
     images_needed,
     is_anomaly,
 )
-from dfm_mlflow.detector.class_model import MOST_LEADING, ClassModel, ClassScores
+from dfm_mlflow.core.drift import places_among
+from dfm_mlflow.detector.class_model import ClassModel, ClassScores
 
 # How a model decides which class an image is of, by its rule.
 CATEGORY_RULES = {1: "largest p-value", 2: "smallest negative log-likelihood"}
@@ -99,17 +100,11 @@ def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
         Of shape (layers * MOST_LEADING,), in (0, 1]: uniform where nothing changed;
         NaN where a class has fewer coordinates.
     """
-    places = []
-    for layer, values in zip(model.layers, leading, strict=True):
-        known = layer.leading
-        above = len(known) - np.array(
-            [np.searchsorted(known[:, k], v) for k, v in enumerate(values.cpu().numpy())]
-        )
-        # classes of few pictures have fewer coordinates; all give rows of one length
-        padded = np.full(MOST_LEADING, np.nan)
-        padded[: len(above)] = (1 + above) / (len(known) + 1)
-        places.append(padded)
-    return np.concatenate(places)
+    found = [
+        places_among(layer.leading, values.cpu().numpy()[None])[0]
+        for layer, values in zip(model.layers, leading, strict=True)
+    ]
+    return np.concatenate(found)
 
 
 def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: float | None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dfm_mlflow.core.calibration import Drift, measure_drift
+from dfm_mlflow.core.drift import Drift, measure_drift
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
@@ -75,10 +75,19 @@ def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
     )
     return (
         f"{drift.flagged:.1%} of the pictures are flagged where at most "
-        f"{detector.effective_fpr():.1%} is promised for good ones; their p-values are "
-        f"{drift.statistic:.2f} and their leading coordinates up to {drift.appearance:.2f} from "
-        f"uniform (Kolmogorov-Smirnov, significance {drift.significance:.2g}): {verdict}."
+        f"{detector.promised_fpr():.1%} is promised for good ones; small p-values are up to "
+        f"{drift.statistic:.2f} too frequent (Kolmogorov-Smirnov, one-sided), and "
+        f"{_appearance(drift, detector)}; significance {drift.significance:.2g}: {verdict}."
     )
+
+
+def _appearance(drift: Drift, detector: AnomalyDetector) -> str:
+    if detector.rule == 1:
+        return (
+            "leading coordinates are not compared, since this model of format 1 holds those of "
+            "pictures that it was fitted to (train it anew to compare them)"
+        )
+    return f"leading coordinates lie up to {drift.appearance:.2f} apart (Mann-Whitney)"
 
 
 def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
@@ -98,7 +107,15 @@ def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) ->
         table = table[table["label"] == GOOD]
     if table.empty:
         return None
+    judged_as = table["predicted_class"].to_numpy(str)
+    sizes = {c.name: c.calibration.n_groups for c in detector.classes}
     places = np.stack([evaluation.seen[i].places for i in table.index])
-    flagged = table["is_anomaly"].to_numpy(np.bool_)
-    n = min(len(c.calibration.scores) for c in detector.classes)
-    return measure_drift(table["p_value"].to_numpy(float), flagged, places, n)
+    if detector.rule == 1:  # its coordinates are of pictures that it was fitted to
+        places = np.full_like(places, np.nan)
+    return measure_drift(
+        table["p_value"].to_numpy(float),
+        table["is_anomaly"].to_numpy(np.bool_),
+        places,
+        np.array([sizes[name] for name in judged_as]),
+        judged_as,
+    )

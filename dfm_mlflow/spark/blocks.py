@@ -38,12 +38,15 @@ class HeldOutBlock:
     index : ndarray of shape (m,), int
     maps : list of ndarray of shape (m, h, w), float32
     fre, mahalanobis : list of ndarray of shape (m,), float64
+    leading : list of ndarray of shape (m, l), float32
+        First coordinates, along directions that were found without the fold.
     """
 
     index: np.ndarray
     maps: list[np.ndarray]
     fre: list[np.ndarray]
     mahalanobis: list[np.ndarray]
+    leading: list[np.ndarray]
 
 
 class Passes(Protocol):

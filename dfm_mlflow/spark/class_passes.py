@@ -18,7 +18,7 @@ or on moments.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
@@ -32,15 +32,14 @@ from dfm_mlflow.detector.class_fit import (
     Deal,
     calibrate,
     check_rest,
-    first_coordinates,
     sorted_columns,
     to_store,
 )
-from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, n_leading, score_maps
+from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.errors import FitError
-from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
+from dfm_mlflow.spark.blocks import HeldOutBlock, Passes
 from dfm_mlflow.spark.layer_passes import by_key, fit_layer
 from dfm_mlflow.spark.quantiles import lower_counts, quantile_of_counts, upper_counts
 
@@ -91,9 +90,7 @@ def fit_class_in_passes(
     usual = [others for _, others in divisors]
     layers = [
         LayerModel(subspace, whole.numpy(), leading)
-        for subspace, (whole, _), leading in zip(
-            subspaces, divisors, _leading(passes, subspaces, grids), strict=True
-        )
+        for subspace, (whole, _), leading in zip(subspaces, divisors, _leading(held), strict=True)
     ]
 
     def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
@@ -123,18 +120,10 @@ def fit_class_in_passes(
     return ClassModel(name, tuple(layers), calibration, scale)
 
 
-def _leading(
-    passes: Passes, subspaces: Sequence[Subspace], grids: Sequence[Grid]
-) -> list[np.ndarray]:
-    first = [replace(s, basis=s.basis[:, : n_leading(s)]) for s in subspaces]
-
-    def coordinates(block: Block) -> list[Tensor]:
-        return [
-            first_coordinates(s, grid.rows(torch.from_numpy(f)).numpy())
-            for s, grid, f in zip(first, grids, block.features, strict=True)
-        ]
-
-    return [sorted_columns(parts) for parts in zip(*passes.each(coordinates), strict=True)]
+def _leading(held: Passes) -> list[np.ndarray]:
+    """First coordinates in each layer: a few numbers a picture come to this process."""
+    parts = held.each(lambda block: [torch.from_numpy(values) for values in block.leading])
+    return [sorted_columns(layer) for layer in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,4 +185,10 @@ def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
 
 def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
     """The same pictures in a further layer."""
-    return HeldOutBlock(a.index, a.maps + b.maps, a.fre + b.fre, a.mahalanobis + b.mahalanobis)
+    return HeldOutBlock(
+        a.index,
+        a.maps + b.maps,
+        a.fre + b.fre,
+        a.mahalanobis + b.mahalanobis,
+        a.leading + b.leading,
+    )

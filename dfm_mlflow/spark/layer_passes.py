@@ -9,6 +9,7 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import crossfit, fit_without
+from dfm_mlflow.core.drift import leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
 from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace
 from dfm_mlflow.core.streaming import (
@@ -126,7 +127,7 @@ class _Layer:
             apart = self.passes.total(moments, by_key)
             models = {f: fit_without(whole, part, self.level) for f, part in apart.items()}
             del apart
-            held = self.hold_out(models, held)
+            held = self.hold_out(subspace, models, held)
         assert held is not None
         return subspace, held
 
@@ -144,10 +145,12 @@ class _Layer:
         place = np.zeros(len(rows.folds), dtype=np.int64)
         place[index[order]] = np.arange(len(index))
         fre, mahalanobis = held_out.fre, held_out.mahalanobis
+        leading = held_out.leading(subspace).astype(np.float32)
 
         def look_up(block: Block) -> HeldOutBlock:
             at = place[block.index]
-            return HeldOutBlock(block.index, [maps[at]], [fre[at]], [mahalanobis[at]])
+            found = ([values[at]] for values in (maps, fre, mahalanobis, leading))
+            return HeldOutBlock(block.index, *found)
 
         return subspace, self.passes.derive(look_up)
 
@@ -168,7 +171,7 @@ class _Layer:
         at_once = max(1, BUDGET // (8 * subspace.basis.size))
         held = None
         for group in _groups(list(of_folds), at_once):
-            held = self.hold_out({f: of_folds[f] for f in group}, held)
+            held = self.hold_out(subspace, {f: of_folds[f] for f in group}, held)
         assert held is not None
         return subspace, held
 
@@ -194,24 +197,30 @@ class _Layer:
                     del active[f]
         return {f: i.subspace() for f, i in iterations.items()}
 
-    def hold_out(self, models: dict[int, Subspace], before: Passes | None) -> Passes:
+    def hold_out(
+        self, final: Subspace, models: dict[int, Subspace], before: Passes | None
+    ) -> Passes:
         """Look at the rows of each fold under the subspace of the others."""
-        rows = self.rows
+        rows, mean = self.rows, final.mean
+        directions = {f: leading_directions(model, final) for f, model in models.items()}
 
         def look(block: Block) -> HeldOutBlock:
             x, folds = rows.of(block), rows.folds[block.index]
             kept = np.flatnonzero(np.isin(folds, list(models)))
             residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
+            leading = np.zeros((len(x), n_leading(final)), np.float32)
             for f in np.unique(folds[kept]):
                 out = folds == f
                 coordinates, residual[out] = models[int(f)].split(x[out])
                 mahalanobis[out] = models[int(f)].mahalanobis(coordinates)
+                leading[out] = (x[out] - mean) @ directions[int(f)]
             residual = residual[kept]
             maps = np.zeros((0, *rows.grid.shape[1:]), np.float32)
             if len(kept):
                 maps = rows.grid.fre_map(torch.from_numpy(residual)).numpy()
             fre = squared_norm(residual.astype(np.float64))
-            return HeldOutBlock(block.index[kept], [maps], [fre], [mahalanobis[kept]])
+            found = ([maps], [fre], [mahalanobis[kept]], [leading[kept]])
+            return HeldOutBlock(block.index[kept], *found)
 
         held = self.passes.derive(look)
         return held if before is None else before.join(held, _below)
@@ -219,7 +228,11 @@ class _Layer:
 
 def _below(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
     """Pictures of further folds of the same block."""
-    both = zip((a.maps, a.fre, a.mahalanobis), (b.maps, b.fre, b.mahalanobis), strict=True)
+    both = zip(
+        (a.maps, a.fre, a.mahalanobis, a.leading),
+        (b.maps, b.fre, b.mahalanobis, b.leading),
+        strict=True,
+    )
     index = np.concatenate([a.index, b.index])
     order = np.argsort(index)
     return HeldOutBlock(index[order], *([np.concatenate([x[0], y[0]])[order]] for x, y in both))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dfm_mlflow.columns import COLUMNS
-from dfm_mlflow.core.calibration import measure_drift
+from dfm_mlflow.core.drift import measure_drift
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.network.extractor import Extraction

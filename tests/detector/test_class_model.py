@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector.class_model import n_leading, raw_scores, score_class
+from dfm_mlflow.core.drift import n_leading
+from dfm_mlflow.detector.class_model import raw_scores, score_class
 from dfm_mlflow.detector.grid import Grid
 
 from ..detectors import fit_class

@@ -7,7 +7,7 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.detector.class_model import MOST_LEADING
+from dfm_mlflow.core.drift import MOST_LEADING
 from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
 
 RNG = np.random.default_rng(0)
