@@ -29,7 +29,8 @@ from dfm_mlflow.errors import FitError
 
 # The final model sees all n rows and that of a fold n (1 - 1/K): held-out scores are a little too
 # high and the false-positive rate stays below its promise. Measured at a promise of 0.1 and 300
-# rows: 5 folds gave 0.054, 20 gave 0.091. Above 1,500 rows 20 decompositions take minutes.
+# rows: 5 folds gave 0.054, 20 gave 0.091 (core/refit.py estimates the rest). Above 1,500 rows 20
+# decompositions take minutes.
 N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
 MOST_REFIT = LARGE  # rows: of more the decompositions take minutes, and make hardly a difference
 LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large

@@ -12,8 +12,8 @@ def group_rows(
     """Number the groups of rows: rows with equal keys, or of one named group, belong together.
 
     A row may belong to two groups, as the copy of a row that another group holds: those are one
-    then. Groups are numbered by a hash of the seed and the keys of their rows, so that other names
-    or another order of the same rows change no number.
+    then. Groups are numbered by a hash of the seed and the keys of their rows, so that other names,
+    another order or copies of the same rows change no number.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def group_rows(
     members: list[list[str]] = [[] for _ in range(int(labels.max(initial=-1)) + 1)]
     for key, label in zip(keys, labels, strict=True):
         members[label].append(key)
-    hashes = [_hash(seed, sorted(part)) for part in members]
+    hashes = [_hash(seed, sorted(set(part))) for part in members]  # copies say nothing new
     place = np.argsort(sorted(range(len(members)), key=hashes.__getitem__))
     numbers: np.ndarray = place[labels]
     return numbers

@@ -89,6 +89,15 @@ def test_equal_keys_share_a_fold_and_seeds_differ():
     assert not np.array_equal(folds, assign_folds(90, 10, keys=keys * 3, seed=1))
 
 
+@pytest.mark.parametrize(("n", "d"), [(40, 300), (60, 30)])
+def test_each_row_five_times_is_held_out_as_once(n, d):
+    x, keys = features(n, d), keys_of(range(n))
+    once = crossfit(x, assign_folds(n, 10, keys=keys), 0.9)
+    folds = assign_folds(5 * n, 10, keys=keys * 5)
+    five = crossfit(np.tile(x, (5, 1)), folds, 0.9)
+    np.testing.assert_allclose(five.fre, np.tile(once.fre, 5), rtol=1e-8)
+
+
 @pytest.mark.parametrize("sizes", [[5] * 20, [10] * 3, [1] * 31, [30] * 10, [15, 14] * 10])
 def test_folds_of_alike_size_are_fine(sizes):
     assert unequal_folds(np.repeat(np.arange(len(sizes)), sizes)) is None
