@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from dfm_mlflow.core import drift
+from dfm_mlflow.core import leading
 from dfm_mlflow.core.gram_rows import RowsByGram, for_each_fold
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.moments import Moments
@@ -52,7 +52,7 @@ class HeldOut:
         Computes the residuals, of shape (n, D) and in the dtype of the rows.
     leading : callable
         Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
-        :func:`~dfm_mlflow.core.drift.leading_directions` that were found without its fold.
+        :func:`~dfm_mlflow.core.leading.leading_directions` that were found without its fold.
     refit_ratio : callable
         Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that
         under a subspace of all rows that has not seen it; see
@@ -63,7 +63,7 @@ class HeldOut:
     fre: np.ndarray
     mahalanobis: np.ndarray
     residual: Callable[[], np.ndarray]
-    leading: Callable[[Subspace], np.ndarray] = drift.not_kept
+    leading: Callable[[Subspace], np.ndarray] = leading.not_kept
     refit_ratio: Callable[[], np.ndarray] | None = None
 
     def noise_variance(self, model: Subspace) -> float:
@@ -234,12 +234,12 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     gram = (centred @ centred.T).astype(np.float64, copy=False)
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
 
-    def hold_out(fold: int) -> drift.GramPart:
+    def hold_out(fold: int) -> leading.GramPart:
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         rows, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
         weights[np.ix_(out, rest)], mahalanobis[out] = rows.project(cross, n_components)
-        first = rows.directions(n_components)[:, : drift.MOST_SPANNING]
-        return drift.GramPart(out, rest, first, cross @ first)
+        first = rows.directions(n_components)[:, : leading.MOST_SPANNING]
+        return leading.GramPart(out, rest, first, cross @ first)
 
     parts = for_each_fold(hold_out, folds)
 
@@ -256,7 +256,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         fre,
         mahalanobis,
         lambda: centred - weights @ centred,
-        partial(drift.leading_by_gram, centred, parts),
+        partial(leading.leading_by_gram, centred, parts),
         (lambda: refit_ratio(fre, folds, fre_without)) if n <= MOST_REFIT else None,
     )
 
@@ -278,10 +278,10 @@ def _fold_by_fold(
         model = fit_without(out)
         coordinates, residual[out] = model.split(x[out])
         mahalanobis[out] = model.mahalanobis(coordinates)
-        parts.append((out, replace(model, basis=model.basis[:, : drift.MOST_SPANNING].copy())))
+        parts.append((out, replace(model, basis=model.basis[:, : leading.MOST_SPANNING].copy())))
 
     fre = np.concatenate([squared_norm(block.astype(np.float64)) for block in row_blocks(residual)])
-    return HeldOut(fre, mahalanobis, lambda: residual, partial(drift.leading_by_fold, x, parts))
+    return HeldOut(fre, mahalanobis, lambda: residual, partial(leading.leading_by_fold, x, parts))
 
 
 def _streamed(x: np.ndarray, n_components: float) -> Callable[[np.ndarray], Subspace]:

@@ -7,174 +7,17 @@ assumed of the distributions, and the calibration counts as the sample of n that
 
 - p-values by the one-sided two-sample Kolmogorov-Smirnov distance, "too small": held-out scores of
   the calibration are a little higher than those of new pictures, and smaller scores are no harm;
-- each leading coordinate by the Wilcoxon-Mann-Whitney test of its place among the held-out ones of
-  the calibration, two-sided.
+- leading coordinates by the Wilcoxon-Mann-Whitney test of their places among the held-out ones of
+  the calibration, two-sided: the largest difference, and all together by Hotelling's T^2 of the
+  ranks, as a lamp moves many a little.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-
-from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.errors import FitError
-
-MOST_LEADING = 10  # coordinates of a layer that drift is looked for in
-# A leading direction of the final model is made of this many times as many of a fold. With no more
-# than the leading ones it turns from fold to fold where variances are near each other; with all of
-# hundreds it leans towards the very rows that are held out.
-SPAN = 3
-MOST_SPANNING = SPAN * MOST_LEADING
-
-
-def n_leading(subspace: Subspace) -> int:
-    """How many coordinates of a `subspace` drift is looked for in: 10, fewer for few pictures.
-
-    The directions of later ones are hardly more than chance where there are not 20 pictures for
-    each.
-    """
-    return min(MOST_LEADING, max(1, subspace.n_samples // 20), subspace.n_components)
-
-
-def leading_directions(fold: Subspace, model: Subspace) -> np.ndarray:
-    """Leading directions of a model, as the rows of all other folds show them.
-
-    Each is the projection of the model's direction on the first ``3 l`` of the fold's subspace,
-    scaled to length 1: a held-out row has no part in these, and order and sign are the model's. The
-    leading coordinates of a held-out row are ``(x - model.mean) @ directions``. The mean is the
-    model's, as of a new row: it shifts all rows alike.
-
-    Parameters
-    ----------
-    fold : Subspace
-        Of all rows but those of the fold, NumPy arrays.
-    model : Subspace
-        Of all rows, NumPy arrays.
-
-    Returns
-    -------
-    ndarray of shape (D, l), float64
-        With l of :func:`n_leading` of the model; 0 where the fold has nothing of a direction.
-    """
-    kept = np.asarray(fold.basis[:, : SPAN * n_leading(model)], dtype=np.float64)
-    directions: np.ndarray = kept @ _scaled(kept.T @ _leading_basis(model))
-    return directions
-
-
-def _leading_basis(model: Subspace) -> np.ndarray:
-    basis: np.ndarray = np.asarray(model.basis[:, : n_leading(model)], dtype=np.float64)
-    return basis
-
-
-def _scaled(overlap: np.ndarray) -> np.ndarray:
-    """Columns scaled to length 1, but for those that are 0."""
-    length = np.linalg.norm(overlap, axis=0)
-    scaled: np.ndarray = overlap / np.where(length > 0, length, 1)
-    return scaled
-
-
-def leading_by_fold(
-    x: np.ndarray, parts: Sequence[tuple[np.ndarray, Subspace]], model: Subspace
-) -> np.ndarray:
-    """Leading coordinates of held-out rows, from the subspace of each fold.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n, D)
-    parts : sequence of (ndarray of int, Subspace)
-        Rows of a fold, and the subspace of all others.
-    model : Subspace
-        Of all rows.
-
-    Returns
-    -------
-    ndarray of shape (n, l), float64
-    """
-    found = np.empty((len(x), n_leading(model)))
-    for out, fold in parts:
-        found[out] = (x[out] - model.mean) @ leading_directions(fold, model)
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class GramPart:
-    """A fold whose subspace is known by weights of rows.
-
-    Attributes
-    ----------
-    out : ndarray of shape (m,), int
-        Rows of the fold.
-    rest : ndarray of shape (r,), int
-        All others.
-    weights : ndarray of shape (r, q)
-        First directions of the subspace of `rest`: weighted sums of its rows.
-    coordinates : ndarray of shape (m, q)
-        Of the rows of the fold, centred at the mean of all, along these directions.
-    """
-
-    out: np.ndarray
-    rest: np.ndarray
-    weights: np.ndarray
-    coordinates: np.ndarray
-
-
-def leading_by_gram(centred: np.ndarray, parts: Sequence[GramPart], model: Subspace) -> np.ndarray:
-    """Leading coordinates of held-out rows as :func:`leading_by_fold` gives them.
-
-    Parameters
-    ----------
-    centred : ndarray of shape (n, D)
-        Rows less their mean.
-    parts : sequence of GramPart
-        One for each fold.
-    model : Subspace
-        Of all rows.
-
-    Returns
-    -------
-    ndarray of shape (n, l), float64
-    """
-    inside = centred @ _leading_basis(model)
-    found, q = np.empty(inside.shape), SPAN * n_leading(model)
-    for part in parts:
-        overlap = part.weights[:, :q].T @ inside[part.rest]
-        found[part.out] = part.coordinates[:, :q] @ _scaled(overlap)
-    return found
-
-
-def not_kept(model: Subspace) -> np.ndarray:
-    """Refuse leading coordinates where only residuals were held out, whatever the `model`.
-
-    Raises
-    ------
-    FitError
-        Always.
-    """
-    raise FitError("Leading coordinates were not kept: take the held-out rows of crossfit().")
-
-
-def places_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Place of new leading coordinates among those of the calibration.
-
-    Parameters
-    ----------
-    known : ndarray of shape (n, l)
-        Held-out coordinates of the calibration, each column ascending.
-    values : ndarray of shape (m, l)
-        Coordinates of new pictures under the final model.
-
-    Returns
-    -------
-    ndarray of shape (m, MOST_LEADING), float64
-        ``(1 + #{known >= value}) / (n + 1)``, uniform where nothing changed; NaN where a class has
-        fewer coordinates.
-    """
-    places = np.full((len(values), MOST_LEADING), np.nan)
-    for j, column in enumerate(known.T):
-        above = len(known) - np.searchsorted(column, values[:, j], side="left")
-        places[:, j] = (1 + above) / (len(known) + 1)
-    return places
 
 
 @dataclass(frozen=True)
@@ -207,11 +50,12 @@ def measure_drift(
     places: np.ndarray,
     n_calibration: int | np.ndarray,
     categories: np.ndarray | None = None,
+    correlations: Mapping[Any, np.ndarray] | None = None,
 ) -> Drift:
     """Compare new, unlabelled images with the good ones of the calibration.
 
     Images are taken to be independent of each other: several of one part (bursts) count as more
-    evidence than they are. What only widens a coordinate's spread is not looked for.
+    evidence than they are. What only widens the spread of a coordinate is not looked for.
 
     Parameters
     ----------
@@ -219,12 +63,16 @@ def measure_drift(
         Of each image under its category.
     flagged : ndarray of shape (m,), bool
     places : ndarray of shape (m, l)
-        Of :func:`places_among` in each layer, under its category; NaN where there is none.
+        Of :func:`~dfm_mlflow.core.leading.places_among` in each layer, under its category; NaN
+        where there is none.
     n_calibration : int or ndarray of shape (m,), int
         Good images of the calibration that each is ranked among (groups, where p-values count
         them): the fewer, the larger a difference may be by chance.
     categories : ndarray of shape (m,), optional
         Category of each image; one for all by default. Each is compared with its own calibration.
+    correlations : mapping, optional
+        :func:`~dfm_mlflow.core.leading.rank_correlation` of the calibration of each of `categories`
+        (of 0 where these are not given). Without it, coordinates are looked at one by one alone.
 
     Returns
     -------
@@ -232,29 +80,24 @@ def measure_drift(
     """
     sizes = np.broadcast_to(n_calibration, p_values.shape)
     labels = np.zeros(len(p_values), int) if categories is None else np.asarray(categories)
-    found = [
-        part
-        for label in np.unique(labels)
-        for part in _compare(p_values, places, sizes, np.flatnonzero(labels == label))
-    ]
+    distances, effects, significances = [0.0], [0.0], []
+    for label in np.unique(labels):
+        mine = labels == label
+        n, known = int(sizes[mine][0]), places[mine]
+        distance, p = _too_small(p_values[mine], n)
+        distances.append(distance)
+        significances.append(p)
+        known = known[:, ~np.isnan(known).all(axis=0)]
+        if known.shape[1]:
+            effect, several = _moved(known, n, (correlations or {}).get(label))
+            effects.append(effect)
+            significances += several
     return Drift(
         flagged=float(np.mean(flagged)),
-        statistic=max((size for of_scores, size, _ in found if of_scores), default=0.0),
-        appearance=max((size for of_scores, size, _ in found if not of_scores), default=0.0),
-        significance=min(1.0, len(found) * min(p for _, _, p in found)),  # Bonferroni
+        statistic=max(distances),
+        appearance=max(effects),
+        significance=min(1.0, len(significances) * min(significances)),  # Bonferroni
     )
-
-
-def _compare(
-    p_values: np.ndarray, places: np.ndarray, sizes: np.ndarray, mine: np.ndarray
-) -> Iterator[tuple[bool, float, float]]:
-    """Whether scores are compared, difference and significance, for the images of a category."""
-    n = int(sizes[mine[0]])
-    yield True, *_too_small(p_values[mine], n)
-    for column in places[mine].T:
-        known = column[~np.isnan(column)]
-        if len(known):
-            yield False, *_moved(known, n)
 
 
 def _too_small(p_values: np.ndarray, n: int) -> tuple[float, float]:
@@ -269,9 +112,19 @@ def _too_small(p_values: np.ndarray, n: int) -> tuple[float, float]:
     return distance, math.exp(-2 * distance**2 * m * n / (m + n))
 
 
-def _moved(places: np.ndarray, n: int) -> tuple[float, float]:
-    """Wilcoxon-Mann-Whitney effect and two-sided significance of m places among n."""
-    m = len(places)
-    above = float(places.mean()) * (n + 1) - 1  # of the n, in the mean
+def _moved(places: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[float, list[float]]:
+    """Largest Wilcoxon-Mann-Whitney effect of m places among n, and significances.
+
+    Of the largest alone, two-sided and by Bonferroni; and of all together by Hotelling's T^2.
+    """
+    m, many = places.shape
+    above = places.mean(axis=0) * (n + 1) - 1  # of the n, in the mean
     z = (above - n / 2) / math.sqrt(n * (n + m + 1) / (12 * m))
-    return abs(2 * above / n - 1), math.erfc(abs(z) / math.sqrt(2))
+    largest = float(np.abs(z).max())
+    found = [min(1.0, many * math.erfc(largest / math.sqrt(2)))]
+    if correlation is not None and n > many + 1:
+        from scipy.special import fdtrc
+
+        t2 = float(z @ np.linalg.lstsq(correlation, z)[0])
+        found.append(float(fdtrc(many, n - many, t2 * (n - many) / (many * (n - 1)))))
+    return float(np.abs(2 * above / n - 1).max()), found

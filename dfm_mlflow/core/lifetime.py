@@ -100,14 +100,16 @@ class ShareTest:
     @property
     def alarm(self) -> np.ndarray:
         """Whether the evidence has ever reached ``1 / promise``."""
-        return self.alarmed_at > 0
+        alarm: np.ndarray = self.alarmed_at > 0
+        return alarm
 
     @property
     def evidence(self) -> np.ndarray:
         """Value of the e-process."""
         not_yet = 1 / np.log2(self.seen + 2)  # weight of starts that are still to come
-        change = self._bets.mean(axis=-1).mean(axis=-1) + not_yet
-        return 0.5 * (self._tail / self._prior).mean(axis=-1) + 0.5 * change
+        change = self._bets.mean(axis=(-2, -1)) + not_yet
+        evidence: np.ndarray = 0.5 * (self._tail / self._prior).mean(axis=-1) + 0.5 * change
+        return evidence
 
     def update(self, rank: np.ndarray | int, among: np.ndarray | bool = True) -> None:
         """Look at one more picture.
@@ -119,37 +121,34 @@ class ShareTest:
         among : bool or ndarray of the given shape, bool
             Lives in which the picture counts.
         """
-        hit = np.asarray(rank)[..., None] <= self._hits
-        seen = self.seen[..., None]
-        a, total = self._a + self.counts, self._total + seen
-        b = total - a
-        density = np.exp(self._log_density)
-        tail = self._tail + np.where(hit, density / a, -density / b)
-        moved = np.where(hit, self.limit * total / a, (1 - self.limit) * total / b)
-        starting = (1 / np.log2(seen + 2) - 1 / np.log2(seen + 3))[..., None]
-        bets = np.minimum((self._bets + starting) * self._ratio(hit, a / total), _MOST)
-        new = {
-            "_tail": np.clip(tail, 0, 1),
-            "_log_density": self._log_density + np.log(moved),
-            "_bets": bets,
-            "counts": self.counts + hit,
-            "seen": self.seen + 1,
-        }
-        for name, value in new.items():
-            old = getattr(self, name)
-            here = np.reshape(among, np.shape(among) + (1,) * (value.ndim - np.ndim(among)))
-            setattr(self, name, np.where(here, value, old))
+        hit, here = np.asarray(rank)[..., None] <= self._hits, np.asarray(among)[..., None]
+        a, total = self._a + self.counts, self._total + self.seen[..., None]
+        usual = np.maximum(self._share, a / total)
+        self._bet(hit, usual, here)
+        # T(a, b) = 1 - I_c(a, b) and D(a, b) = c^a (1 - c)^b / B(a, b) from those of the last
+        # picture: T(a + 1, b) = T + D / a, T(a, b + 1) = T - D / b
+        happened = np.where(hit, a, total - a)
+        step = np.exp(self._log_density) / happened
+        self._tail = np.where(here, self._tail + np.where(hit, step, -step), self._tail).clip(0, 1)
+        moved = np.log(np.where(hit, self.limit, 1 - self.limit) * total / happened)
+        self._log_density = self._log_density + np.where(here, moved, 0)
+        self.counts, self.seen = self.counts + (hit & here), self.seen + here[..., 0]
         self.shown += 1
         over = (self.alarmed_at == 0) & (self.evidence >= 1 / self.promise)
         self.alarmed_at = np.where(over, self.shown, self.alarmed_at)
 
-    def _ratio(self, hit: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        """Likelihood ratio of each alternative that is above what is taken for usual, else 1."""
-        usual = np.maximum(self._share, predicted)
-        seen = np.where(hit, usual, 1 - usual)[..., None]
-        ratio = np.where(hit[..., None], self._raised, 1 - self._raised) / seen
-        ratio[self._raised <= usual[..., None]] = 1.0
-        return ratio
+    def _bet(self, hit: np.ndarray, usual: np.ndarray, here: np.ndarray) -> None:
+        """Start the bets of this picture; all alternatives above the usual share are paid."""
+        starting = 1 / np.log2(self.seen + 2) - 1 / np.log2(self.seen + 3)
+        ratio = np.where(hit[..., None], self._raised, 1 - self._raised)
+        ratio /= np.where(hit, usual, 1 - usual)[..., None]
+        ratio[self._raised <= usual[..., None]] = 1
+        if not here.all():
+            ratio[np.broadcast_to(~here[..., 0], self.seen.shape)] = 1
+            starting = starting * here[..., 0]
+        self._bets += starting[..., None, None]
+        self._bets *= ratio
+        np.minimum(self._bets, _MOST, out=self._bets)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs, in types of JSON."""
@@ -261,7 +260,8 @@ class LifetimeTest:
     @property
     def alarm(self) -> np.ndarray:
         """Whether either signal has raised the alarm."""
-        return self.flagged.alarm | self.drift.alarm
+        alarm: np.ndarray = self.flagged.alarm | self.drift.alarm
+        return alarm
 
     def update(self, p_value: float | np.ndarray) -> None:
         """Look at one more picture.
