@@ -7,7 +7,7 @@ import numpy as np
 from dfm_mlflow.artifact.files import STATISTICS, most_bytes
 from dfm_mlflow.artifact.record import ClassRecord, Record, SubspaceRecord
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.drift import MOST_LEADING, n_leading
+from dfm_mlflow.core.leading import MOST_LEADING, n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel

@@ -118,8 +118,8 @@ def _moved(places: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[
     Of the largest alone, two-sided and by Bonferroni; and of all together by Hotelling's T^2.
     """
     m, many = places.shape
-    above = places.mean(axis=0) * (n + 1) - 1  # of the n, in the mean
-    z = (above - n / 2) / math.sqrt(n * (n + m + 1) / (12 * m))
+    off = (places.mean(axis=0) - 0.5) * (n + 1)  # how many more of the n lie above than half
+    z = off / math.sqrt(n * (n + m + 1) / (12 * m))
     largest = float(np.abs(z).max())
     found = [min(1.0, many * math.erfc(largest / math.sqrt(2)))]
     if correlation is not None and n > many + 1:
@@ -127,4 +127,4 @@ def _moved(places: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[
 
         t2 = float(z @ np.linalg.lstsq(correlation, z)[0])
         found.append(float(fdtrc(many, n - many, t2 * (n - many) / (many * (n - 1)))))
-    return float(np.abs(2 * above / n - 1).max()), found
+    return float(np.abs(2 * off / n).max()), found

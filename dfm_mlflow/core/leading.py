@@ -160,13 +160,13 @@ def places_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (m, MOST_LEADING), float64
-        ``(1 + #{known >= value}) / (n + 1)``, uniform where nothing changed; NaN where a class has
-        fewer coordinates.
+        ``(1/2 + #{known >= value}) / (n + 1)``, 1/2 in the mean where nothing changed; NaN where a
+        class has fewer coordinates.
     """
     places = np.full((len(values), MOST_LEADING), np.nan)
     for j, column in enumerate(known.T):
         above = len(known) - np.searchsorted(column, values[:, j], side="left")
-        places[:, j] = (1 + above) / (len(known) + 1)
+        places[:, j] = (0.5 + above) / (len(known) + 1)
     return places
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.aggregation import aggregate
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.drift import n_leading
+from dfm_mlflow.core.leading import n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import combine_layers

@@ -12,7 +12,7 @@ from dfm_mlflow.core.calibration import (
     images_needed,
     is_anomaly,
 )
-from dfm_mlflow.core.drift import places_among
+from dfm_mlflow.core.leading import places_among
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores
 
 # How a model decides which class an image is of, by its rule.

@@ -9,7 +9,7 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import crossfit, fit_without
-from dfm_mlflow.core.drift import leading_directions, n_leading
+from dfm_mlflow.core.leading import leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
 from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace
 from dfm_mlflow.core.streaming import (

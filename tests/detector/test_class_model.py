@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.drift import n_leading
+from dfm_mlflow.core.leading import n_leading
 from dfm_mlflow.detector.class_model import raw_scores, score_class
 from dfm_mlflow.detector.grid import Grid
 

@@ -7,7 +7,7 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.drift import MOST_LEADING
+from dfm_mlflow.core.leading import MOST_LEADING
 from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
 
 RNG = np.random.default_rng(0)
@@ -85,12 +85,12 @@ def test_format_1_takes_the_class_in_which_a_picture_is_least_unusual():
     assert [row["fre"] for row in rows] == [1.0, 1.0, 5001.0]
 
 
-def test_places_are_p_values_of_each_coordinate():
+def test_places_are_mid_ranks_of_each_coordinate():
     model = one_class("cap")
     known = model.layers[0].leading
     values = torch.from_numpy(RNG.normal(size=3).astype(np.float32))
     found = places_of(model, [values])
-    expected = (1 + (known >= values.numpy()).sum(0)) / (len(known) + 1)
+    expected = (0.5 + (known >= values.numpy()).sum(0)) / (len(known) + 1)
     assert found.shape == (MOST_LEADING,)
     np.testing.assert_allclose(found[:3], expected)
     assert np.isnan(found[3:]).all()
