@@ -16,16 +16,15 @@ stored with that error.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from contextlib import nullcontext
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
 from dfm_mlflow.core.subspace import Subspace, fixed_signs
+from dfm_mlflow.core.threads import single_threaded
 from dfm_mlflow.errors import FitError
 
 SOLVERS = ("auto", "gram", "covariance", "randomized")
@@ -183,17 +182,6 @@ def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.nda
     for start in range(0, len(x) if rows is None else len(rows), step):
         part = slice(start, start + step)
         yield x[part] if rows is None else x[rows[part]]
-
-
-@lru_cache(maxsize=1)
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all loaded libraries, so once
-
-
-def single_threaded() -> AbstractContextManager[object]:
-    """Give linear algebra one thread while the context is entered."""
-    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
-    return limited
 
 
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
