@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfm_mlflow.core.checks import EQUAL_ROWS, NO_ROWS, NOT_FINITE, check_n_components, too_few
+from dfm_mlflow.core.checks import (
+    EQUAL_ROWS,
+    NO_ROWS,
+    NOT_FINITE,
+    TOO_LARGE,
+    check_n_components,
+    too_few,
+)
 from dfm_mlflow.core.subspace import Subspace, fixed_signs
 from dfm_mlflow.errors import FitError
 
@@ -93,7 +100,7 @@ class SubspaceIteration:
         if summary.n < 2:
             raise FitError(too_few(summary.n))
         if not np.isfinite(summary.total):
-            raise FitError(NOT_FINITE)
+            raise FitError(TOO_LARGE if np.isfinite(summary.mean).all() else NOT_FINITE)
         if not summary.total > 0:
             raise FitError(EQUAL_ROWS)
         self._limit = min(summary.n - 1, dimension)

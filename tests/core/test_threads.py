@@ -6,7 +6,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
-from dfm_mlflow.core.solvers import single_threaded
+from dfm_mlflow.core.threads import single_threaded
 
 CONTROLLER = ThreadpoolController()
 
