@@ -107,7 +107,7 @@ class Moments:
         return Moments(n, self.mean - difference * (part.n / n), scatter)
 
     def is_rounding_of(self, whole: "Moments") -> bool:
-        """Whether these, from :meth:`without`, hold too little of a `whole` to be more than rounding.
+        """Whether these, from :meth:`without`, hold so little of a `whole` that it is rounding.
 
         So it is where the part that was taken away held all but a millionth of the variance, such
         as a single huge row: compute the moments of the other rows from the rows then.

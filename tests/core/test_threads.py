@@ -69,10 +69,13 @@ def test_overlapping_fits_leave_the_threads_as_they_were(three_threads):
 
 
 def test_contexts_nest_and_an_error_leaves_nothing_behind(three_threads):
-    with pytest.raises(ValueError, match="on the way"), single_threaded():
+    def fails():
         with single_threaded():
+            with single_threaded():
+                assert blas_threads() == {1}
             assert blas_threads() == {1}
-        assert blas_threads() == {1}
-        raise ValueError("on the way")
-    assert blas_threads() == {3}
+            raise ValueError("on the way")
 
+    with pytest.raises(ValueError, match="on the way"):
+        fails()
+    assert blas_threads() == {3}
