@@ -3,8 +3,8 @@
     python benchmarks/estimator.py
     python benchmarks/estimator.py --features tile.npz --features pill.npz
 
-Rows are drawn anew for each of ``--draws`` fits, or sampled without replacement from arrays of
-shape (n, ...) in npz files of good features (with ``--key`` in the name of the array). New rows
+Rows are drawn anew for each of ``--draws`` fits, or sampled without replacement from float arrays
+of shape (n, ...) in npz files of good features (with ``--key`` in the name of the array). New rows
 come from the same source. Two tables:
 
 - the noise variance over that which new rows show, for each way to estimate it (1 is right);
@@ -52,12 +52,14 @@ def sources(files: tuple[str, ...], key: str) -> Iterator[tuple[str, Draw, tuple
     yield "flat, D = 400", drawn(400), (20, 100, 300)
     yield "rank 10 + flat, D = 400", drawn(400, rank=10), (20, 100, 300)
     yield "spread 1/i, D = 400", drawn(400, 1 / np.arange(1, 401)), (20, 100, 300)
-    yield "flat, D = 20", drawn(20), (60, 300)
+    yield "flat, D = 50", drawn(50), (100, 300)
     yield "spread 3 to 0.1, D = 40", drawn(40, np.linspace(3, 0.1, 40)), (60, 300)
     for file in files:
         with np.load(file) as arrays:
             for name in (n for n in arrays.files if key in n):
-                x = arrays[name].reshape(len(arrays[name]), -1).astype(np.float32)
+                if (x := arrays[name]).ndim < 2 or x.dtype.kind != "f":
+                    continue
+                x = x.reshape(len(x), -1).astype(np.float32)
                 sizes = tuple(n for n in (20, 50, 100, 300) if n <= len(x) - 50)
                 yield f"{Path(file).stem} {name}, D = {x.shape[1]:,}", sampled(x), sizes
 
@@ -70,8 +72,9 @@ def noise_ratios(draw: Draw, n: int, draws: int) -> dict[str, float]:
         for noise in ("held-out", "gcv", "in-sample"):
             dfm = DFM(noise=noise, n_folds=20 if noise == "held-out" else 2).fit(x)
             (s,) = dfm.subspaces_
-            seen = s.fre(new).mean() / max(1, s.n_features - s.n_components)
-            found.setdefault(noise, []).append(s.noise_variance / seen)
+            if rest := s.n_features - s.n_components:
+                seen = s.fre(new).mean() / rest
+                found.setdefault(noise, []).append(s.noise_variance / seen)
     return {noise: float(np.mean(ratios)) for noise, ratios in found.items()}
 
 

@@ -1,18 +1,18 @@
 """The class-conditional estimator, in scikit-learn's words."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from dfm_mlflow.core.checks import NO_ROWS
 from dfm_mlflow.core.dfm_classes import FittedClass
 from dfm_mlflow.core.dfm_fit import fit_rows, without_rows
 from dfm_mlflow.core.dfm_recipe import Recipe
+from dfm_mlflow.core.dfm_rows import checked_rows, labels_of, naming, rows_of_classes
 from dfm_mlflow.core.dfm_scoring import DFMScoring
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import fit_moments
@@ -153,10 +153,10 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
         """
         recipe = self._asked()
         X = self._checked(X, reset=True)
-        labels, rows = _classes(X, y)
+        labels, rows = rows_of_classes(X, y)
         alone = len(labels) == 1
         classes = [
-            _named(label, alone, lambda mine=mine: fit_rows(X[mine], recipe, alone))
+            naming(label, alone, lambda mine=mine: fit_rows(X[mine], recipe, alone))
             for label, mine in zip(labels, rows, strict=True)
         ]
         self._set_classes(recipe, labels, classes)
@@ -194,7 +194,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
                 stacklevel=2,
             )
         X = self._checked(X, reset=first)
-        labels, rows = _classes(X, y)
+        labels, rows = rows_of_classes(X, y)
         known = {} if first else dict(zip(self.classes_.tolist(), self.moments_, strict=True))
         for label, mine in zip(labels.tolist(), rows, strict=True):
             new = Moments.of(X[mine])
@@ -257,7 +257,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
             As :meth:`fit`, and for ``noise="held-out"``.
         """
         recipe = self._asked(rows=False)
-        found = [_labels(X, y) for X, y in source()]
+        found = [labels_of(X, y) for X, y in source()]
         if not found:
             raise FitError(NO_ROWS)
         labels = np.unique(np.concatenate(found))
@@ -265,11 +265,11 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
 
         def fit_class(label: Any) -> FittedClass:
             def rows() -> Iterable[np.ndarray]:
-                return (X[mine] for X, y in source() if (mine := _labels(X, y) == label).any())
+                return (X[mine] for X, y in source() if (mine := labels_of(X, y) == label).any())
 
             return without_rows(fit_stream(rows, level, seed=seed), recipe, alone)
 
-        classes = [_named(label, alone, lambda label=label: fit_class(label)) for label in labels]
+        classes = [naming(label, alone, lambda label=label: fit_class(label)) for label in labels]
         self._set_classes(recipe, labels, classes)
         self.n_features_in_ = classes[0].subspace.n_features
         return self
@@ -334,67 +334,10 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
                 return without_rows(fit_moments(moments, recipe.n_components), recipe, alone)
 
             self._of_classes = [
-                _named(label, alone, lambda m=m: fit_class(m))
+                naming(label, alone, lambda m=m: fit_class(m))
                 for label, m in zip(self.classes_, self.moments_, strict=True)
             ]
         return self._of_classes
 
     def _checked(self, X: Any, *, reset: bool) -> Any:
-        if is_torch_array(X):
-            if not reset:
-                return self._checked_tensor(X)
-            X = X.cpu().numpy()
-        try:
-            X = validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False
-            )
-        except ValueError as error:
-            lines = str(error).splitlines()
-            raise FitError(" ".join(dict.fromkeys((lines[0], lines[-1])))) from None
-        if not np.isfinite(X).all():
-            raise FitError(_NOT_FINITE)
-        return X
-
-    def _checked_tensor(self, X: Any) -> Any:
-        """Check a tensor on its device, where it stays."""
-        if X.ndim != 2 or X.shape[1] != self.n_features_in_:
-            raise FitError(
-                f"X has shape {tuple(X.shape)}, but DFM is expecting {self.n_features_in_} "
-                "features as input."
-            )
-        xp = array_namespace(X)
-        if not xp.isdtype(X.dtype, "real floating"):
-            X = xp.astype(X, xp.float64)
-        if not xp.all(xp.isfinite(X)):
-            raise FitError(_NOT_FINITE)
-        return X
-
-
-_NOT_FINITE = "X holds NaN or infinite values: leave those rows out."
-
-
-def _named(label: Any, alone: bool, fit: Callable[..., FittedClass]) -> FittedClass:
-    """Fit one class; where there are several, an error names it."""
-    try:
-        return fit()
-    except FitError as error:
-        if alone:
-            raise
-        raise FitError(f"The class {label} cannot be fitted. {error}") from None
-
-
-def _classes(X: np.ndarray, y: Any) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Labels, and the numbers of the rows of each."""
-    classes, codes = np.unique(_labels(X, y), return_inverse=True)
-    return classes, [np.flatnonzero(codes == code) for code in range(len(classes))]
-
-
-def _labels(X: Sequence[Any] | np.ndarray, y: Any) -> np.ndarray:
-    if y is None:
-        return np.zeros(len(X), dtype=int)
-    labels = np.asarray(y)
-    if labels.shape != (len(X),):
-        raise FitError(
-            f"y has shape {labels.shape} and X has {len(X)} rows: give one label for each row."
-        )
-    return labels
+        return checked_rows(self, X, reset=reset)

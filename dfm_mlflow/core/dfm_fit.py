@@ -102,17 +102,22 @@ def without_rows(subspace: Subspace, recipe: Recipe, alone: bool) -> FittedClass
 
 def _with_noise(subspace: Subspace, recipe: Recipe) -> Subspace:
     """Correct the in-sample noise variance, where no rows are at hand to hold out."""
-    if recipe.noise == "in-sample":
+    n, k, rest = (
+        subspace.n_samples,
+        subspace.n_components,
+        subspace.n_features - subspace.n_components,
+    )
+    if recipe.noise == "in-sample" or not rest:
         return subspace
-    n, k = subspace.n_samples, subspace.n_components
-    inflation = (n - 1) / n * (n / max(1, n - k - 1)) ** 2
-    noise = subspace.noise_variance * inflation
-    rest = subspace.n_features - k
-    if n - k - 1 < 2 and rest:
+    noise = subspace.noise_variance * (n - 1) / n * (n / max(1, n - k - 1)) ** 2
+    if n - k - 1 < 2:
         # All directions of the rows are kept and no residual is left to correct. The smallest
         # of them holds little but noise: that of D / (n - 1) directions of the space.
         noise = max(noise, float(subspace.variances[-1]) * (n - 1) / rest)
-    return subspace.with_noise(noise)
+    # Where k is near n the correction explodes. New rows vary by as much as these in all, and
+    # outside of the subspace by no more than that.
+    total = float(subspace.variances.sum()) + subspace.noise_variance * rest
+    return subspace.with_noise(min(noise, total * (1 + 1 / n) / rest))
 
 
 def _usual(subspace: Subspace, recipe: Recipe, alone: bool) -> float:
