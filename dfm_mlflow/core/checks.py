@@ -5,6 +5,7 @@ import numpy as np
 from dfm_mlflow.errors import FitError
 
 NOT_FINITE = "The features hold NaN or infinite values: check the weights, or use precision=fp32."
+TOO_LARGE = "The features hold values of 1e150 or more, whose squares overflow: scale them down."
 EQUAL_ROWS = "All rows of features are equal: give pictures that differ."
 NO_ROWS = "The source gave no rows: give at least 2."
 

@@ -18,9 +18,12 @@ from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.refit import refit_ratio
 from dfm_mlflow.core.solvers import (
+    BLOCK,
     LARGE,
+    bulk_mean,
     check_features,
     fit_moments,
+    inner_products,
     row_blocks,
 )
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
@@ -45,11 +48,12 @@ class HeldOut:
     Attributes
     ----------
     fre : ndarray of shape (n,), float64
-        FRE of each row under the subspace that was fitted without its fold.
+        FRE of each row under the subspace that was fitted without its fold: the squared norm of its
+        residual, never a difference of norms.
     mahalanobis : ndarray of shape (n,), float64
         ``sum z_i^2 / lambda_i`` of each row under that subspace, with no variance below the noise.
     residual : callable
-        Computes the residuals, of shape (n, D) and in the dtype of the rows.
+        Gives the residuals, of shape (n, D) and in the dtype of the rows.
     leading : callable
         Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
         :func:`~dfm_mlflow.core.leading.leading_directions` that were found without its fold.
@@ -195,12 +199,20 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     whole = Moments.of(x, limit=None)
 
     def downdated(out: np.ndarray) -> Subspace:
-        return fit_without(whole, Moments.of(x[out], limit=None), n_components)
+        def others() -> Moments:
+            return Moments.of(np.delete(x, out, axis=0), limit=None)
+
+        return fit_without(whole, Moments.of(x[out], limit=None), n_components, others)
 
     return _fold_by_fold(x, folds, downdated)
 
 
-def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
+def fit_without(
+    whole: Moments,
+    part: Moments,
+    n_components: float,
+    others: Callable[[], Moments] | None = None,
+) -> Subspace:
     """Fit the subspace of rows without a part of them, a point where the rest are equal.
 
     Parameters
@@ -211,6 +223,9 @@ def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
         Of those to leave out.
     n_components : float or int
         Share of the variance, or number of directions; as many as there are where it is larger.
+    others : callable, optional
+        Computes the moments of the other rows from the rows. It is called where taking away would
+        leave rounding: where the part holds nearly all of the variance, such as one huge row.
 
     Returns
     -------
@@ -222,6 +237,8 @@ def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
         If no row is left, or `n_components` is out of range.
     """
     rest = whole.without(part)
+    if others is not None and rest.is_rounding_of(whole):
+        rest = others()
     if not rest.scatter.any():
         return _point(rest.mean, rest.n)
     return fit_moments(rest, n_components, strict=False)
@@ -230,39 +247,52 @@ def fit_without(whole: Moments, part: Moments, n_components: float) -> Subspace:
 def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     n, dimension = x.shape
     # a common shift changes no residual, and saves digits
-    centred = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
-    gram = (centred @ centred.T).astype(np.float64, copy=False)
+    rows = x - bulk_mean(x).astype(x.dtype)
+    gram = inner_products(rows, rows)
+    mean = gram.mean(axis=0)  # of the rows, multiplied with each
     weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
 
     def hold_out(fold: int) -> leading.GramPart:
         out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        rows, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
-        weights[np.ix_(out, rest)], mahalanobis[out] = rows.project(cross, n_components)
-        first = rows.directions(n_components)[:, : leading.MOST_SPANNING]
-        return leading.GramPart(out, rest, first, cross @ first)
+        known, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
+        weights[np.ix_(out, rest)], mahalanobis[out] = known.project(cross, n_components)
+        first = known.directions(n_components)[:, : leading.MOST_SPANNING]
+        return leading.GramPart(out, rest, first, (cross - mean[rest]) @ first)
 
     parts = for_each_fold(hold_out, folds)
-
-    fre = _fre_by_gram(gram, np.arange(n), weights)
+    fre = _leave_residuals(rows, weights.astype(x.dtype))
 
     def fre_without(out: np.ndarray) -> np.ndarray:
         rest, others = np.setdiff1d(np.arange(n), out), np.zeros((len(out), n))
-        rows = RowsByGram(gram[np.ix_(rest, rest)], dimension)
-        others[:, rest] = rows.project(gram[np.ix_(out, rest)], n_components)[0]
+        known = RowsByGram(gram[np.ix_(rest, rest)], dimension)
+        others[:, rest] = known.project(gram[np.ix_(out, rest)], n_components)[0]
         return _fre_by_gram(gram, out, others)
 
-    weights = weights.astype(x.dtype)
     return HeldOut(
         fre,
         mahalanobis,
-        lambda: centred - weights @ centred,
-        partial(leading.leading_by_gram, centred, parts),
+        lambda: rows,
+        partial(leading.leading_by_gram, x, parts),
         (lambda: refit_ratio(fre, folds, fre_without)) if n <= MOST_REFIT else None,
     )
 
 
+def _leave_residuals(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Turn rows into ``x_i - sum_j W_ij x_j``, in place and by blocks of columns; give their FRE.
+
+    The Gram matrix alone would give FRE too, as a difference of norms: of float32 rows beside a
+    direction of thousandfold spread it would leave no digit of it.
+    """
+    fre, step = np.zeros(len(rows)), max(1, BLOCK // len(rows))
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step]
+        part -= weights @ part
+        fre += np.square(part, dtype=np.float64).sum(axis=1)
+    return fre
+
+
 def _fre_by_gram(gram: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Give ``|x_i - sum_j W_ij x_j|^2`` of some rows i from the Gram matrix alone."""
+    """Give ``|x_i - sum_j W_ij x_j|^2`` of some rows i from the Gram matrix, for means of many."""
     reached = np.einsum("ij,ij->i", weights, weights @ gram - 2 * gram[rows])
     fre: np.ndarray = np.maximum(np.diag(gram)[rows] + reached, 0)
     return fre

@@ -7,7 +7,8 @@ from typing import TypeVar
 import numpy as np
 from joblib import cpu_count
 
-from dfm_mlflow.core.solvers import SMALL, choose_k, single_threaded, symmetric_spectrum
+from dfm_mlflow.core.solvers import SMALL, choose_k, symmetric_spectrum
+from dfm_mlflow.core.threads import single_threaded
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dfm_mlflow.core.solvers import row_blocks
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.errors import FitError
 
@@ -112,13 +113,12 @@ class GramPart:
     coordinates: np.ndarray
 
 
-def leading_by_gram(centred: np.ndarray, parts: Sequence[GramPart], model: Subspace) -> np.ndarray:
+def leading_by_gram(x: np.ndarray, parts: Sequence[GramPart], model: Subspace) -> np.ndarray:
     """Leading coordinates of held-out rows as :func:`leading_by_fold` gives them.
 
     Parameters
     ----------
-    centred : ndarray of shape (n, D)
-        Rows less their mean.
+    x : ndarray of shape (n, D)
     parts : sequence of GramPart
         One for each fold.
     model : Subspace
@@ -128,7 +128,8 @@ def leading_by_gram(centred: np.ndarray, parts: Sequence[GramPart], model: Subsp
     -------
     ndarray of shape (n, l), float64
     """
-    inside = centred @ _leading_basis(model)
+    basis = _leading_basis(model)
+    inside = np.concatenate([(block - model.mean) @ basis for block in row_blocks(x)])
     found, q = np.empty(inside.shape), SPAN * n_leading(model)
     for part in parts:
         overlap = part.weights[:, :q].T @ inside[part.rest]

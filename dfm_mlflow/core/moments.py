@@ -14,6 +14,7 @@ from dfm_mlflow.core.checks import NO_ROWS
 from dfm_mlflow.errors import FitError
 
 MAX_FEATURES = 4096  # a scatter matrix of 128 MiB; subspace iteration needs none
+_DIGITS = 1e-6  # of 1e-16: share of the variance that must be left after taking rows away
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,9 @@ class Moments:
     def without(self, part: "Moments") -> "Moments":
         """Moments of the rows that are not in a `part` of them; undoes :meth:`merge`.
 
+        The digits that the part has taken from the sums do not come back: see
+        :meth:`is_rounding_of`.
+
         Raises
         ------
         FitError
@@ -101,6 +105,14 @@ class Moments:
         scatter = self.scatter - part.scatter
         scatter -= np.outer(difference * (part.n * self.n / n), difference)
         return Moments(n, self.mean - difference * (part.n / n), scatter)
+
+    def is_rounding_of(self, whole: "Moments") -> bool:
+        """Whether these, from :meth:`without`, hold so little of a `whole` that it is rounding.
+
+        So it is where the part that was taken away held all but a millionth of the variance, such
+        as a single huge row: compute the moments of the other rows from the rows then.
+        """
+        return bool(np.trace(self.scatter) < _DIGITS * np.trace(whole.scatter))
 
     def update(self, x: np.ndarray) -> "Moments":
         """Moments with further rows `x`, of shape (m, D).

@@ -16,16 +16,15 @@ stored with that error.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from contextlib import nullcontext
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
-from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, check_n_components, too_few
+from dfm_mlflow.core.checks import EQUAL_ROWS, NOT_FINITE, TOO_LARGE, check_n_components, too_few
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.streaming import TooManyComponents, fit_stream
-from dfm_mlflow.core.subspace import Subspace, fixed_signs
+from dfm_mlflow.core.subspace import Subspace, fixed_signs, squared_norm
+from dfm_mlflow.core.threads import single_threaded
 from dfm_mlflow.errors import FitError
 
 SOLVERS = ("auto", "gram", "covariance", "randomized")
@@ -109,7 +108,7 @@ def fit_moments(moments: Moments, n_components: float = 0.97, *, strict: bool = 
     if moments.n < 2:
         raise FitError(too_few(moments.n))
     if not np.isfinite(moments.scatter).all():
-        raise FitError(NOT_FINITE)
+        raise FitError(TOO_LARGE if np.isfinite(moments.mean).all() else NOT_FINITE)
     spectrum, vectors = symmetric_spectrum(moments.scatter)
     k = choose_k(spectrum, n_components, min(moments.n - 1, moments.n_features), strict=strict)
     return _subspace(moments.mean, vectors[:, :k], spectrum, moments.n)
@@ -185,15 +184,49 @@ def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.nda
         yield x[part] if rows is None else x[rows[part]]
 
 
-@lru_cache(maxsize=1)
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all loaded libraries, so once
+def bulk_mean(x: np.ndarray) -> np.ndarray:
+    """Mean of the rows in the middle: a centre that no huge row moves.
+
+    Inner products of rows keep their digits if the rows lie around the origin. The mean of all
+    would not do: a row of 1e9 moves it far away from every other one.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n, D), float32 or float64
+
+    Returns
+    -------
+    ndarray of shape (D,), float64
+    """
+    mean: np.ndarray = x.mean(axis=0, dtype=np.float64)
+    for _ in range(3):
+        far = np.concatenate([squared_norm(block - mean) for block in row_blocks(x)])
+        mean = x[far <= np.median(far)].mean(axis=0, dtype=np.float64)
+    return mean
 
 
-def single_threaded() -> AbstractContextManager[object]:
-    """Give linear algebra one thread while the context is entered."""
-    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
-    return limited
+def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Inner products of rows, in float64 whatever the rows are.
+
+    They square the condition number: summed up in float32, one direction of hundredfold spread
+    would leave three digits of all others.
+
+    Parameters
+    ----------
+    a : ndarray of shape (n, D), float32 or float64
+    b : ndarray of shape (m, D), float32 or float64
+        May be `a` itself, which takes half the time.
+
+    Returns
+    -------
+    ndarray of shape (n, m), float64
+    """
+    products, step = np.zeros((len(a), len(b))), max(1, BLOCK // max(1, len(a), len(b)))
+    for start in range(0, a.shape[1], step):
+        left = a[:, start : start + step].astype(np.float64, copy=False)
+        right = left if b is a else b[:, start : start + step].astype(np.float64, copy=False)
+        products += left @ right.T
+    return products
 
 
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +242,14 @@ def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         Descending; what rounding made negative is 0.
     vectors : ndarray of shape (n, n)
         Columns, in that order.
+
+    Raises
+    ------
+    FitError
+        If the matrix has values that are not finite, as those of 1e160 and more are when squared.
     """
+    if not np.isfinite(matrix).all():
+        raise FitError(TOO_LARGE)
     # NumPy's LAPACK throughout: threads of SciPy's own copy would compete with NumPy's. And one
     # thread for a small matrix, whose threads would mostly wait for each other.
     with single_threaded() if len(matrix) <= SMALL else nullcontext():

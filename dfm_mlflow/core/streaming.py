@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dfm_mlflow.core.checks import EQUAL_ROWS, NO_ROWS, NOT_FINITE, check_n_components, too_few
+from dfm_mlflow.core.checks import (
+    EQUAL_ROWS,
+    NO_ROWS,
+    NOT_FINITE,
+    TOO_LARGE,
+    check_n_components,
+    too_few,
+)
 from dfm_mlflow.core.subspace import Subspace, fixed_signs
 from dfm_mlflow.errors import FitError
 
@@ -20,10 +27,12 @@ Source = Callable[[], Iterable[np.ndarray]]
 MAX_PASSES = 60
 _FIRST_BLOCK = 64
 _OVERSAMPLING = 1.5
-# Change of the captured share of the variance from pass to pass; the error of a direction is
-# about its root, and FRE within 1e-4 needs directions to a few digits more.
 _GROWTH = 1e-3  # of the variance that a block holds, from pass to pass, where it has not settled
+# Change of the kept variances from pass to pass, as a share of the variance that is not kept: that
+# is what FRE is made of, and it may be a millionth of the whole. The error of a direction is about
+# the root of it, and FRE within 1e-4 needs directions to a few digits more.
 _TOLERANCE = 1e-11
+_ROUNDING = 1e-12  # share of the whole below which a change that no longer falls is rounding
 
 
 class TooManyComponents(FitError):  # noqa: N818
@@ -91,7 +100,7 @@ class SubspaceIteration:
         if summary.n < 2:
             raise FitError(too_few(summary.n))
         if not np.isfinite(summary.total):
-            raise FitError(NOT_FINITE)
+            raise FitError(TOO_LARGE if np.isfinite(summary.mean).all() else NOT_FINITE)
         if not summary.total > 0:
             raise FitError(EQUAL_ROWS)
         self._limit = min(summary.n - 1, dimension)
@@ -104,7 +113,7 @@ class SubspaceIteration:
         first = _FIRST_BLOCK
         if isinstance(n_components, int | np.integer):
             first = int(_OVERSAMPLING * n_components) + 10
-        self._captured, self._held, self._k = -1.0, 0.0, 0
+        self._change, self._held, self._k = np.inf, 0.0, 0
         self._values = np.zeros(0)
         self.n_passes = 0
         self.block = self._extended(np.zeros((dimension, 0)), first)
@@ -125,18 +134,17 @@ class SubspaceIteration:
         self.n_passes += 1
         values, vectors = np.linalg.eigh(self.block.T @ product)
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-        self._values, self._ritz = values, self.block @ vectors
+        before, self._values, self._ritz = self._values, values, self.block @ vectors
         k = self._wanted(values)
         if k is None or int(_OVERSAMPLING * k) > len(values) < self._limit:
             wanted = 2 * len(values) if k is None else int(_OVERSAMPLING * k) + 10
             held, self._held = self._held, float(values.sum())
             growing = self._held > held * (1 + _GROWTH) and self.n_passes < MAX_PASSES
             self.block = self._extended(_orthonormal(product @ vectors), wanted, growing)
-            self._captured = -1.0
+            self._change = np.inf
             return False
-        captured, self._k = float(values[:k].sum()) / self.summary.total, k
-        settled = abs(captured - self._captured) < _TOLERANCE
-        self._captured = captured
+        settled = self._settled(before, values, k)
+        self._k = k
         if not settled and self.n_passes < MAX_PASSES:
             self.block = _orthonormal(product @ vectors)
         return settled or self.n_passes >= MAX_PASSES
@@ -148,6 +156,16 @@ class SubspaceIteration:
         rest = (self.summary.total - float(self._values[:k].sum())) / (n - 1)
         noise = max(rest, 1e-12 * float(variances[0])) / max(1, dimension - k)
         return Subspace(self.summary.mean, fixed_signs(self._ritz[:, :k]), variances, noise, n)
+
+    def _settled(self, before: np.ndarray, values: np.ndarray, k: int) -> bool:
+        """Whether the variances of the k kept directions no longer change."""
+        if k != self._k or len(before) != len(values):  # the first look at this block
+            return False
+        last, self._change = self._change, float(np.abs(values[:k] - before[:k]).sum())
+        rest = self.summary.total - float(values[:k].sum())
+        if self._change <= _TOLERANCE * rest:
+            return True
+        return self._change <= _ROUNDING * self.summary.total and self._change >= last
 
     def _wanted(self, values: np.ndarray) -> int | None:
         """Number of directions that do, or None where the block is too small to hold them."""

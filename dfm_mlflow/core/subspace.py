@@ -190,8 +190,24 @@ class Subspace:
         """
         coordinates = self.split(x)[0]
         xp = array_namespace(coordinates)
+        return self.subspace_nll_from(xp.sum(coordinates**2 / self.variances, axis=1))
+
+    def subspace_nll_from(self, distance: Any) -> Any:
+        """Negative log-likelihood of the coordinates alone, from their distances.
+
+        Parameters
+        ----------
+        distance : array of shape (n,)
+            ``sum z^2 / lambda``.
+
+        Returns
+        -------
+        array of shape (n,)
+            In nats.
+        """
+        xp = array_namespace(self.variances)
         constant = xp.sum(xp.log(self.variances)) + self.n_components * math.log(2 * math.pi)
-        return 0.5 * (xp.sum(coordinates**2 / self.variances, axis=1) + constant)
+        return 0.5 * (distance + constant)
 
     def with_noise(self, noise_variance: float) -> "Subspace":
         """Return a copy with another `noise_variance`."""

@@ -28,6 +28,49 @@ def test_each_row_scores_as_under_the_model_without_its_fold(n, d):
         np.testing.assert_allclose(held_out.mahalanobis[out], distance, rtol=1e-8)
 
 
+def beside_a_direction(n, d, spread, seed=0):
+    """Rows of unit noise, and one direction of far larger spread."""
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=d)
+    direction /= np.linalg.norm(direction)
+    return features(n, d, seed) + spread * rng.normal(size=(n, 1)) * direction
+
+
+@pytest.mark.parametrize(("spread", "allowed"), [(100, 1e-6), (3000, 1e-4)])
+def test_fre_keeps_its_digits_in_float32_beside_a_dominant_direction(spread, allowed):
+    """From the Gram matrix as a difference of norms it would be 1 to 100 % off."""
+    x, folds = beside_a_direction(60, 600, spread).astype(np.float32), assign_folds(60, 10)
+    single, double = crossfit(x, folds, 8), crossfit(x.astype(np.float64), folds, 8)
+    np.testing.assert_allclose(single.fre, double.fre, rtol=allowed)
+    np.testing.assert_allclose(single.mahalanobis, double.mahalanobis, rtol=allowed)
+    explicit = (single.residual().astype(np.float64) ** 2).sum(axis=1)
+    np.testing.assert_allclose(single.fre, explicit, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "d"), [(40, 120), (120, 30)])
+@pytest.mark.parametrize("factor", [1e4, 1e8, 1e12])
+def test_a_huge_row_leaves_digits_to_the_model_without_it(n, d, factor, dtype):
+    """Sums that held it and from which it was taken again would be rounding and nothing else."""
+    x, folds = features(n, d), assign_folds(n, 10)
+    x[7] *= factor
+    held_out = crossfit(x.astype(dtype), folds, 0.9)
+    out = folds == folds[7]
+    model = fit_subspace(x[~out], 0.9)
+    np.testing.assert_allclose(held_out.fre[out], model.fre(x[out]), rtol=1e-6)
+    distance = model.mahalanobis(model.split(x[out])[0])
+    np.testing.assert_allclose(held_out.mahalanobis[out], distance, rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [4, 40])
+def test_equal_rows_beside_one_that_differs_are_a_point(d):
+    x = np.ones((12, d))
+    x[5] = np.arange(d)
+    held_out = crossfit(x, np.arange(12), 0.9)
+    assert held_out.fre[5] == pytest.approx(((x[5] - 1) ** 2).sum())
+    assert held_out.mahalanobis[5] == 0
+
+
 def test_two_images_are_enough():
     x = features(2, 10)
     held_out = crossfit(x, assign_folds(2), 0.97)

@@ -3,7 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfm_mlflow.core.crossfit import fit_without
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments, moments_of
+from dfm_mlflow.core.solvers import fit_moments
 from dfm_mlflow.errors import FitError
 
 CUTS = st.lists(st.integers(0, 60), max_size=6)
@@ -40,6 +42,20 @@ def test_merge_is_associative_and_commutative(seed):
     assert_same(a.merge(b), b.merge(a))
     assert_same(a.merge(b).without(b), a, scale=a.merge(b))
     assert_same(a.update(rows(seed, 5)), a.merge(Moments.of(rows(seed, 5))))
+
+
+def test_a_huge_row_costs_other_rows_nothing_until_it_is_taken_away():
+    x = rows(0)
+    huge = np.full((1, 7), 1e12)
+    with_it = moments_of([x[:20], huge, x[20:]])
+    direct = Moments.of(np.concatenate([x, huge]))
+    assert_same(with_it, direct)
+    left, exact = with_it.without(Moments.of(huge)), Moments.of(x)
+    assert left.is_rounding_of(with_it)
+    assert not exact.merge(Moments.of(x[:5])).without(Moments.of(x[:5])).is_rounding_of(exact)
+    # what the sums have lost does not come back, and is not taken for moments
+    subspace = fit_without(with_it, Moments.of(huge), 0.9, lambda: exact)
+    np.testing.assert_array_equal(subspace.variances, fit_moments(exact, 0.9).variances)
 
 
 def test_bytes_hold_everything_and_other_bytes_are_refused():

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from dfm_mlflow.core.moments import Moments
-from dfm_mlflow.core.solvers import choose_k, fit_moments, fit_subspace
+from dfm_mlflow.core.solvers import (
+    bulk_mean,
+    choose_k,
+    fit_moments,
+    fit_subspace,
+    inner_products,
+)
 from dfm_mlflow.errors import FitError
 
 from .test_dfm import low_rank
@@ -77,6 +83,8 @@ def test_two_rows_and_one_row():
         (np.ones((5, 4)), "equal"),
         (np.array([[0.0, np.nan], [1.0, 2.0]]), "NaN"),
         (np.array([[np.inf, -np.inf], [1.0, 2.0]]), "infinite"),
+        (np.array([[1e200, 0.0], [1.0, 2.0]]), "squares overflow"),
+        (np.array([[1e200, 0.0], [1.0, 2.0], [3.0, 1.0]]), "squares overflow"),
     ],
 )
 def test_unusable_features_are_refused(x, words):
@@ -96,3 +104,20 @@ def test_count_is_the_smallest_that_reaches_the_level():
     ]
     assert choose_k(spectrum, 3, 4) == 3
     assert choose_k(spectrum, 9, 4, strict=False) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inner_products_are_those_of_float64(dtype):
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(n, 3000)).astype(dtype) * 1e3 for n in (5, 8))
+    wide = a.astype(np.float64), b.astype(np.float64)
+    np.testing.assert_allclose(inner_products(a, b), wide[0] @ wide[1].T, rtol=1e-9, atol=1e-3)
+    np.testing.assert_allclose(inner_products(a, a), wide[0] @ wide[0].T, rtol=1e-9, atol=1e-3)
+
+
+def test_no_huge_row_moves_the_centre():
+    x = low_rank(40, 9)
+    spread = x.std(axis=0).max()
+    for factors in ([1e12], [1e12, 1e8, -1e8]):
+        huge = np.concatenate([x, np.outer(factors, np.ones(9))])
+        assert np.abs(bulk_mean(huge) - x.mean(axis=0)).max() < 2 * spread

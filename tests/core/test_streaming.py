@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
 from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.core.streaming import Summary, TooManyComponents, contribution, fit_stream
+from dfm_mlflow.core.streaming import (
+    SubspaceIteration,
+    Summary,
+    TooManyComponents,
+    contribution,
+    fit_stream,
+)
 from dfm_mlflow.errors import FitError
 
 from .test_dfm import low_rank
@@ -77,6 +83,29 @@ def test_a_number_of_directions_is_what_principal_components_are():
     assert s.noise_variance == pytest.approx(pca.noise_variance_, rel=1e-4)
 
 
+@pytest.mark.parametrize("dominance", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("k", [5, 12])
+def test_it_settles_however_little_of_the_variance_is_not_kept(dominance, k):
+    """FRE is made of that rest; a change that is small beside the whole says nothing of it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 300)) * np.linspace(3, 0.5, 300)
+    direction = rng.normal(size=300)
+    x += dominance * rng.normal(size=(400, 1)) * (direction / np.linalg.norm(direction))
+    exact = fit_subspace(x, k, solver="covariance").fre(x)
+    np.testing.assert_allclose(fit_stream(lambda: [x], k).fre(x), exact, rtol=5e-5)
+
+
+def test_rows_that_are_kept_whole_settle_soon():
+    """Where no variance is left out there is nothing to be relative to."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 10)) @ rng.normal(size=(10, 400))
+    iteration = SubspaceIteration(Summary.of(x), 10)
+    while not iteration.advance(contribution(x, iteration.summary.mean, iteration.block)):
+        assert iteration.n_passes < 20
+    scale = ((x - x.mean(0)) ** 2).sum(axis=1)
+    assert (iteration.subspace().fre(x) / scale).max() < 1e-20
+
+
 def test_the_first_block_changes_nothing_but_rounding():
     x = low_rank(400, 300, rank=10)
     one, other = (fit_stream(lambda: [x], 0.9, seed=seed) for seed in (0, 1))
@@ -90,6 +119,7 @@ def test_the_first_block_changes_nothing_but_rounding():
         (np.eye(3), 3, "vary in at most 2 directions"),
         (np.eye(3), 1.5, "out of range"),
         (np.full((3, 2), np.nan), 0.9, "NaN or infinite"),
+        (1e200 * np.eye(3), 0.9, "squares overflow"),
     ],
 )
 def test_what_the_rows_do_not_have_is_refused(rows, n_components, words):

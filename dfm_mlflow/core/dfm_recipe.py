@@ -1,0 +1,84 @@
+"""What a ``DFM`` was asked to be."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm_mlflow.core.checks import check_n_components
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.errors import FitError
+
+VALUES = {
+    "score_type": ("nll", "fre"),
+    "likelihood": ("ppca", "subspace"),
+    "noise": ("auto", "held-out", "gcv", "in-sample"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Parameters of a :class:`~dfm_mlflow.core.dfm.DFM`, checked, as they were when it was fitted.
+
+    Attributes
+    ----------
+    n_components : float or int
+    score_type, likelihood, noise : str
+    contamination : float
+    n_folds : int
+    solver : str
+    random_state : int
+
+    Raises
+    ------
+    FitError
+        For a value that is out of range, or two that do not go together.
+    """
+
+    n_components: float
+    score_type: str
+    likelihood: str
+    noise: str
+    contamination: float
+    n_folds: int
+    solver: str
+    random_state: int
+
+    def __post_init__(self) -> None:
+        check_n_components(self.n_components)
+        for name, valid in VALUES.items():
+            if getattr(self, name) not in valid:
+                raise FitError(
+                    f"{name}={getattr(self, name)!r} is not known: give {' or '.join(valid)}."
+                )
+        if not 0 < self.contamination <= 0.5:
+            raise FitError(
+                f"contamination={self.contamination} is out of range: give a share in (0, 0.5]."
+            )
+        for name, least in (("n_folds", 2), ("random_state", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+                raise FitError(
+                    f"{name}={value!r} is out of range: give a whole number of at least {least}."
+                )
+        share = isinstance(self.n_components, float | np.floating)
+        if self.score_type == "fre" and share and self.n_components == 1:
+            raise FitError(
+                f"n_components={self.n_components} keeps all of the variance and leaves "
+                "score_type='fre' nothing to reconstruct: give a share below 1, such as 0.97, or "
+                "score_type='nll'."
+            )
+
+    def check_rest(self, subspace: Subspace) -> None:
+        """Refuse FRE where a `subspace` keeps every direction.
+
+        Raises
+        ------
+        FitError
+            If the score is FRE, which would be 0 for every row.
+        """
+        if self.score_type == "fre" and subspace.n_components == subspace.n_features:
+            raise FitError(
+                f"All directions of {subspace.n_features} feature(s) are kept and leave "
+                "score_type='fre' nothing to reconstruct: give a smaller n_components, or "
+                "score_type='nll'."
+            )
