@@ -83,7 +83,7 @@ def fit_class_in_passes(
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
-        to_store(subspace, _noise_variance(sums, j, subspace))
+        to_store(replace(subspace, n_samples=len(deal.folds)), _noise_variance(sums, j, subspace))
         for j, (subspace, _) in enumerate(parts)
     ]
     check_rest(subspaces, options)
@@ -130,7 +130,7 @@ def _leading(
 
     def coordinates(block: Block) -> list[Tensor]:
         return [
-            first_coordinates(s, grid.rows(torch.from_numpy(f)).numpy())
+            first_coordinates(s, grid.rows(torch.from_numpy(f[: len(block.index)])).numpy())
             for s, grid, f in zip(first, grids, block.features, strict=True)
         ]
 
