@@ -49,6 +49,11 @@ def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(mirrored, copy.turns))
 
 
+def copies_of(augment: str) -> tuple[Copy, ...]:
+    """Give what the fit sees of every picture; ``auto``, which nobody has decided, adds nothing."""
+    return COPIES.get(augment, COPIES["none"])
+
+
 def augment_of(n_copies: int) -> str:
     """Name of the option ``augment`` that shows each picture in so many ways."""
     return next(name for name, copies in COPIES.items() if len(copies) == n_copies)

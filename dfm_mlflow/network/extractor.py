@@ -154,6 +154,20 @@ class Extractor:
             self.cache.put(key_of(self.fingerprint, digest), [*arrays, np.array(size)])
         self._known[source] = Prepared(size, cached=arrays, digest=digest)
 
+    def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
+        """Remember what was extracted, for an extraction of the same pictures with copies.
+
+        Parameters
+        ----------
+        sources : sequence of Path or S3Object
+        extraction : Extraction
+            Of them, without copies.
+        """
+        for row, i in enumerate(extraction.kept):
+            maps = [f[row].cpu().numpy() for f in extraction.features]
+            size, digest = extraction.sizes[row], extraction.digests.get(i)
+            self._known[sources[i]] = Prepared(size, cached=maps, digest=digest)
+
     def extract(
         self,
         sources: Sequence[Source],

@@ -23,7 +23,7 @@ from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import FitError, SparkError
 from dfm_mlflow.network.backbones import build_backbone
-from dfm_mlflow.network.copies import COPIES, Copy
+from dfm_mlflow.network.copies import Copy, augment_of, copies_of
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor, Source
@@ -220,9 +220,8 @@ def fit_on_spark(
     """
     with session_of(session) as spark:
         context = _context(spark)
-        if options.augment == "auto":  # nobody has decided for copies
-            options = options.model_copy(update={"augment": "none"})
-        copies = COPIES[options.augment]
+        copies = copies_of(options.augment)
+        options = options.model_copy(update={"augment": augment_of(len(copies))})
         recipe = Recipe.of(extractor, options)
         names = list(dict.fromkeys(item.category for item in items))
         places = {

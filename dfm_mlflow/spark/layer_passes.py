@@ -20,7 +20,7 @@ from dfm_mlflow.core.streaming import (
 from dfm_mlflow.core.subspace import Subspace, squared_norm
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
-from dfm_mlflow.network.copies import COPIES
+from dfm_mlflow.network.copies import copies_of
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 
 BUDGET = 128 << 20  # bytes of sums that one pass brings back, or of one matrix
@@ -60,7 +60,7 @@ def fit_layer(
         For features that no model fits, and a subspace too large for any of the three ways.
     """
     layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
-    n, dimension = int((folds >= 0).sum()) * len(COPIES[options.augment]), grid.n_features
+    n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
     if n <= min(dimension, LARGE):
         subspace, held = layer.by_rows()
     elif dimension <= MAX_FEATURES:

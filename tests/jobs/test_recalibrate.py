@@ -112,7 +112,9 @@ def test_command_prints_both_thresholds(trained, tmp_path):
     )
     assert f"The threshold of stripes was {then}, which flags" in done.output
     assert f"and is {now} now." in done.output
-    assert "from 8 new good images; 9 good images would promise the 0.1" in done.output  # too few is said
+    assert (
+        "from 8 new good images; 9 good images would promise the 0.1" in done.output
+    )  # too few is said
 
 
 def test_pictures_that_were_fitted_are_noticed(trained, mvtec_like, tmp_path):

@@ -14,7 +14,8 @@ def test_all_copies_are_the_eight_ways_to_lay_a_picture():
     seen = {turned(IMAGE, one).tobytes() + bytes(turned(IMAGE, one).shape) for one in COPIES["all"]}
     assert len(seen) == len(COPIES["all"]) == 8
     for name, copies in COPIES.items():
-        assert copies[0] == UPRIGHT and set(copies) <= set(COPIES["all"])
+        assert copies[0] == UPRIGHT
+        assert set(copies) <= set(COPIES["all"])
         assert augment_of(len(copies)) == name
 
 
