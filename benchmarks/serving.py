@@ -130,7 +130,7 @@ def save_models(folder: Path, weights: str, image_size: str, preset: str) -> Non
     take = loaded.take if loaded.state is not None else None
     backbone = build_backbone(options.backbone, options.layer_names, options.size, take)
     extractor = Extractor(
-        backbone, options.size, options.resize, options.pooling_rule, torch.device("cpu")
+        backbone, options.size, options.resize, options.pooling_rules, torch.device("cpu")
     )
     good = [np.array(image) for image in good_pictures()]
     extraction = extractor.extract(good)

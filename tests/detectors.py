@@ -11,6 +11,7 @@ from dfm_mlflow.detector import class_fit
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.copies import copies_of
 from dfm_mlflow.network.extractor import Extractor
 
 from .conftest import texture
@@ -48,13 +49,14 @@ def fit(
         backbone,
         resolved.size,
         resolved.resize,
-        resolved.pooling_rule,
+        resolved.pooling_rules,
         torch.device("cpu"),
         tile=resolved.tile_size,
         roi=roi,
     )
     labels = [name for name, images in classes.items() for _ in images]
-    extraction = extractor.extract([p for images in classes.values() for p in images])
+    sources = [p for images in classes.values() for p in images]
+    extraction = extractor.extract(sources, copies=copies_of(resolved.augment))
     weights = {"id": "random:1", "sha256": ""}
     return AnomalyDetector.fit(resolved, extractor, extraction, labels, weights, groups)
 

@@ -12,7 +12,7 @@ from dfm_mlflow.errors import ArtifactError
 FORMAT = 2
 READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.
-_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {}
+_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {"augment": "none"}
 DETECTOR = "detector.json"
 _SINCE_2 = {"rule"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -93,7 +93,7 @@ class ClassRecord(BaseModel):
 
 
 class LayerRecord(BaseModel):
-    """Of one layer of the backbone.
+    """Of one feature map: a layer of the backbone at one scale.
 
     Attributes
     ----------
@@ -142,9 +142,9 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_different(self) -> "Record":
-        for names in ([c.name for c in self.classes], [layer.name for layer in self.layers]):
-            if len(set(names)) < len(names):
-                raise ValueError(f"a name stands twice among {', '.join(names)}")
+        names = [c.name for c in self.classes]  # those of layers repeat, once for each scale
+        if len(set(names)) < len(names):
+            raise ValueError(f"a name stands twice among {', '.join(names)}")
         return self
 
     @model_validator(mode="after")

@@ -152,8 +152,8 @@ def _build(
     folder: Path, record: Record, options: Options, device: torch.device, batch_size: int
 ) -> AnomalyDetector:
     backbone = _backbone(folder / BACKBONE, record, options)
-    shapes = shapes_of(backbone, options.size, options.pooling_rule, options.tile_size)
-    _check_shapes(record, shapes)
+    shapes = shapes_of(backbone, options.size, options.pooling_rules, options.tile_size)
+    _check_shapes(record, options, shapes)
     statistics = read_tensors(
         load_numpy, folder / STATISTICS, record.sha256.get(STATISTICS), most_statistics(record)
     )
@@ -173,7 +173,7 @@ def _backbone(path: Path, record: Record, options: Options) -> Backbone:
         _check_weights(state)
         return state
 
-    layers = tuple(layer.name for layer in record.layers)
+    layers = tuple(dict.fromkeys(layer.name for layer in record.layers))  # once, whatever scales
     try:
         return build_backbone(options.backbone, layers, options.size, folded=read)
     except WeightsError as error:
@@ -188,8 +188,15 @@ def _check_weights(state: dict[str, Tensor]) -> None:
             raise ArtifactError(f"{BACKBONE}: {name} holds NaN or infinite values.")
 
 
-def _check_shapes(record: Record, shapes: Shapes) -> None:
-    """Hold the shapes of the record against those that the network gives."""
+def _check_shapes(record: Record, options: Options, shapes: Shapes) -> None:
+    """Hold the maps of the record against those that the network gives."""
+    named = [layer.name for layer in record.layers]
+    expected = [name for name, _ in options.feature_maps]
+    if named != expected:
+        raise ArtifactError(
+            f"{DETECTOR} has maps of the layers {', '.join(named)}, and its options give "
+            f"{', '.join(expected)}."
+        )
     for layer, found in zip(record.layers, shapes.maps, strict=True):
         if tuple(layer.shape) != found:
             raise ArtifactError(
@@ -241,7 +248,7 @@ def _noise(size: tuple[int, int]) -> np.ndarray:
 
 def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
     roi = detector.extractor.roi
-    names = detector.extractor.backbone.layers
+    names = [name for name, _ in detector.options.feature_maps]
     return Record(
         format=FORMAT,
         rule=detector.rule,

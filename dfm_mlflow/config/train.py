@@ -11,25 +11,28 @@ from dfm_mlflow.config.base import CATEGORIES, StrictOptions, option
 from dfm_mlflow.errors import ConfigError
 
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
+_SHARP = {
+    "backbone": "resnet18",
+    "layers": "stride:8,stride:16",
+    "pooling": "stride:16+stride:32,stride:16+stride:32+stride:64",
+    "aggregate": "top:0.05",
+    "normalize": "blend",
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    # Why, without looking at a test label: stride 8 sees small defects, stride 16 parts and faint
-    # large ones; cells of 32 pixels on both make one grid and average the noise of single positions
-    # away; dividing by what held-out good pictures show there weighs layers and positions alike;
-    # the mean of the top twentieth keeps a defect of a few cells from drowning in a good rest.
-    "default": {
-        "backbone": "resnet18",
-        "layers": "stride:8,stride:16",
-        "pooling": "stride:32",
-        "image_size": "256",
-        "aggregate": "top:0.05",
-        "normalize": "position",
-    },
+    # Why: stride 8 sees small defects, stride 16 parts and faint large ones; cells of 16 pixels
+    # keep a small defect, those of 32 and 64 average the noise of single positions away, for large
+    # faint ones; dividing by what held-out good pictures show weighs maps and positions alike; the
+    # mean of the top twentieth keeps a defect of a few cells from drowning in a good rest. The
+    # form was chosen on the development sets: docs/sharpness.md.
+    "default": _SHARP | {"image_size": "256"},
+    "fine": _SHARP | {"image_size": "384"},
     "anomalib-0.3": {
         "backbone": "resnet18",
         "layers": "avgpool",
         "pooling": "1",
         "image_size": "256",
         "aggregate": "sum",
+        "augment": "none",
     },
     "anomalib": {
         "backbone": "resnet18",
@@ -37,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pooling": "2",
         "image_size": "256",
         "aggregate": "sum",
+        "augment": "none",
     },
     "accurate": {
         "backbone": "efficientnet_b5",
@@ -44,16 +48,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pooling": "2",
         "image_size": "456",
         "aggregate": "sum",
+        "augment": "none",
     },
 }
 _COMMON = {"resize": "stretch", "pca_level": "0.97", "score": "fre", "normalize": "none"}
+_RULE = r"(stride:)?[1-9]\d{0,2}"
+_SCALES = rf"{_RULE}(\+{_RULE}){{0,3}}"
 _LAYER = r"(stride:[1-9]\d*|[\w.]+)"
+
+
+def _rule(text: str) -> int | str:
+    return text if text.startswith("stride:") else int(text)
 
 
 class Options(StrictOptions):
     """Every option of a training run.
 
-    ``auto`` means "as the preset says"; :meth:`resolve` replaces it. Fields are scalars in the
+    ``auto`` means "as the preset says"; :meth:`resolve` replaces it,
+    but for what only the pictures can decide. Fields are scalars in the
     notation of the command line; the properties give them parsed.
     """
 
@@ -91,9 +103,10 @@ class Options(StrictOptions):
     )
     pooling: str = option(
         "auto",
-        "Average-pooling kernel on the feature maps; stride:N pools each to cells of N pixels.",
-        "a whole number of at least 1, or stride:N",
-        r"^(auto|(stride:)?[1-9]\d{0,2})$",
+        "Average-pooling kernel on the feature maps; stride:N pools to cells of N pixels; scales "
+        "are joined by +, and differ between layers where they are separated by commas.",
+        "whole numbers of at least 1 or stride:N, joined by +, once for all layers or for each",
+        rf"^(auto|{_SCALES}(,{_SCALES})*)$",
     )
     image_size: str = option(
         "auto",
@@ -128,10 +141,17 @@ class Options(StrictOptions):
     )
     normalize: str = option(
         "auto",
-        "Division of each layer's map by what held-out good images show, on average (global) or "
-        "at each position.",
-        "auto, none, global or position",
-        "^(auto|none|global|position)$",
+        "Division of each map by what held-out good images show, on average (global), at each "
+        "position, or half way between (blend, the geometric mean of the two).",
+        "auto, none, global, position or blend",
+        "^(auto|none|global|position|blend)$",
+    )
+    augment: str = option(
+        "auto",
+        "Turned and mirrored copies of training images that join the fit; auto keeps those that "
+        "clearly lower the held-out residual of untouched good images.",
+        "auto, none, flips, rotations or all",
+        "^(auto|none|flips|rotations|all)$",
     )
     weights: str = option(
         "imagenet",
@@ -232,9 +252,16 @@ class Options(StrictOptions):
         return int(height), int(width or height)
 
     @property
-    def pooling_rule(self) -> int | str:
-        """Kernel of the pooling, or the rule ``stride:N``."""
-        return self.pooling if self.pooling.startswith("stride:") else int(self.pooling)
+    def pooling_rules(self) -> tuple[tuple[int | str, ...], ...]:
+        """Scales of each layer: kernels of the pooling, or rules ``stride:N``."""
+        rules = [tuple(map(_rule, entry.split("+"))) for entry in self.pooling.split(",")]
+        return tuple(rules * len(self.layer_names) if len(rules) == 1 else rules)
+
+    @property
+    def feature_maps(self) -> tuple[tuple[str, int | str], ...]:
+        """Layer and pooling rule of each feature map, a layer's scales one after another."""
+        both = zip(self.layer_names, self.pooling_rules, strict=True)
+        return tuple((name, rule) for name, rules in both for rule in rules)
 
     @property
     def retest_rate(self) -> float | None:
@@ -277,6 +304,8 @@ class Options(StrictOptions):
         backbone = self.backbone if self.backbone != "auto" else decided["backbone"]
         if self.preset == "anomalib" and backbone.startswith("wide_resnet50"):
             decided["pooling"] = "4"  # as published for Wide ResNet-50
+        if self.layers != "auto" and self.layers.count(",") != decided["layers"].count(","):
+            decided["pooling"] = decided["pooling"].split(",")[0]  # the scales of the first layer
         score = self.score if self.score != "auto" else decided["score"]
         if score == "nll":
             decided["aggregate"] = "sum"  # a likelihood is one number, not a map
@@ -290,6 +319,12 @@ class Options(StrictOptions):
             raise ConfigError(
                 f"aggregate={self.aggregate} needs a map, and score=nll has none: "
                 "use aggregate=sum or score=fre."
+            )
+        if self.pooling.count(",") not in (0, self.layers.count(",")):
+            raise ConfigError(
+                f"pooling={self.pooling} has entries for {self.pooling.count(',') + 1} layers, and "
+                f"layers={self.layers} names {len(self.layer_names)}: give one for all, or one for "
+                "each."
             )
         if min(self.size) < 16 or max(self.size) > 4096:
             raise ConfigError(

@@ -126,7 +126,7 @@ def assign_folds(
     ndarray of shape (n,), int
         Fold of each row.
     """
-    n_folds = n_folds or (N_FOLDS if n <= MANY else N_FOLDS_MANY)
+    n_folds = n_folds or n_folds_of(n)
     if keys is not None:
         labels = group_rows(keys, groups, seed=seed)
         order = np.arange(int(labels.max()) + 1)
@@ -140,6 +140,11 @@ def assign_folds(
         load[folds[group]] += sizes[group]
     of_rows: np.ndarray = folds[labels]
     return of_rows
+
+
+def n_folds_of(n: int) -> int:
+    """Folds for `n` rows to fit, copies included: 20, and 10 above 1,500."""
+    return N_FOLDS if n <= MANY else N_FOLDS_MANY
 
 
 def unequal_folds(folds: np.ndarray) -> str | None:
@@ -169,7 +174,9 @@ def unequal_folds(folds: np.ndarray) -> str | None:
     )
 
 
-def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
+def crossfit(
+    x: np.ndarray, folds: np.ndarray, n_components: float, *, own: int | None = None
+) -> HeldOut:
     """Hold every row out once.
 
     Parameters
@@ -180,6 +187,14 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
         Fold of each row.
     n_components : float or int
         Share of the variance that each fold's subspace keeps, or its dimension.
+    own : int, optional
+        Rows that are held out: the first ones. What follows them are altered copies of theirs, of
+        the same fold, which are only fitted. All rows by default.
+
+    Returns
+    -------
+    HeldOut
+        Of the own rows.
 
     Raises
     ------
@@ -189,13 +204,14 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     check_features(x)
     if len(np.unique(folds)) < 2:
         raise FitError(ONE_GROUP)
+    own = len(x) if own is None else own
     if min(x.shape) > LARGE:
         try:
-            return _fold_by_fold(x, folds, _streamed(x, n_components))
+            return _fold_by_fold(x, folds, own, _streamed(x, n_components))
         except TooManyComponents:
             pass
     if x.shape[0] <= x.shape[1]:
-        return _by_gram(x, folds, n_components)
+        return _by_gram(x, folds, own, n_components)
     whole = Moments.of(x, limit=None)
 
     def downdated(out: np.ndarray) -> Subspace:
@@ -204,7 +220,7 @@ def crossfit(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
 
         return fit_without(whole, Moments.of(x[out], limit=None), n_components, others)
 
-    return _fold_by_fold(x, folds, downdated)
+    return _fold_by_fold(x, folds, own, downdated)
 
 
 def fit_without(
@@ -244,16 +260,16 @@ def fit_without(
     return fit_moments(rest, n_components, strict=False)
 
 
-def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
+def _by_gram(x: np.ndarray, folds: np.ndarray, own: int, n_components: float) -> HeldOut:
     n, dimension = x.shape
     # a common shift changes no residual, and saves digits
     rows = x - bulk_mean(x).astype(x.dtype)
     gram = inner_products(rows, rows)
     mean = gram.mean(axis=0)  # of the rows, multiplied with each
-    weights, mahalanobis = np.zeros((n, n)), np.zeros(n)
+    weights, mahalanobis = np.zeros((own, n)), np.zeros(own)
 
     def hold_out(fold: int) -> leading.GramPart:
-        out, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        out, rest = np.flatnonzero(folds[:own] == fold), np.flatnonzero(folds != fold)
         known, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
         weights[np.ix_(out, rest)], mahalanobis[out] = known.project(cross, n_components)
         first = known.directions(n_components)[:, : leading.MOST_SPANNING]
@@ -261,9 +277,10 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
 
     parts = for_each_fold(hold_out, folds)
     fre = _leave_residuals(rows, weights.astype(x.dtype))
+    residual = rows if own == n else rows[:own].copy()
 
-    def fre_without(out: np.ndarray) -> np.ndarray:
-        rest, others = np.setdiff1d(np.arange(n), out), np.zeros((len(out), n))
+    def fre_without(out: np.ndarray) -> np.ndarray:  # whole folds, whose copies go with them
+        rest, others = np.flatnonzero(~np.isin(folds, folds[out])), np.zeros((len(out), n))
         known = RowsByGram(gram[np.ix_(rest, rest)], dimension)
         others[:, rest] = known.project(gram[np.ix_(out, rest)], n_components)[0]
         return _fre_by_gram(gram, out, others)
@@ -271,23 +288,24 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, n_components: float) -> HeldOut:
     return HeldOut(
         fre,
         mahalanobis,
-        lambda: rows,
-        partial(leading.leading_by_gram, x, parts),
-        (lambda: refit_ratio(fre, folds, fre_without)) if n <= MOST_REFIT else None,
+        lambda: residual,
+        lambda model: leading.leading_by_gram(x, parts, model)[:own],
+        (lambda: refit_ratio(fre, folds[:own], fre_without)) if n <= MOST_REFIT else None,
     )
 
 
 def _leave_residuals(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Turn rows into ``x_i - sum_j W_ij x_j``, in place and by blocks of columns; give their FRE.
+    """Turn the first rows into ``x_i - sum_j W_ij x_j`` in place, by blocks of columns.
 
-    The Gram matrix alone would give FRE too, as a difference of norms: of float32 rows beside a
-    direction of thousandfold spread it would leave no digit of it.
+    Gives their FRE. The Gram matrix alone would give FRE too, as a difference of norms: of float32
+    rows beside a direction of thousandfold spread it would leave no digit of it.
     """
-    fre, step = np.zeros(len(rows)), max(1, BLOCK // len(rows))
+    fre, step = np.zeros(len(weights)), max(1, BLOCK // len(rows))
     for start in range(0, rows.shape[1], step):
         part = rows[:, start : start + step]
-        part -= weights @ part
-        fre += np.square(part, dtype=np.float64).sum(axis=1)
+        own = part[: len(weights)]
+        own -= weights @ part
+        fre += np.square(own, dtype=np.float64).sum(axis=1)
     return fre
 
 
@@ -299,19 +317,20 @@ def _fre_by_gram(gram: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.
 
 
 def _fold_by_fold(
-    x: np.ndarray, folds: np.ndarray, fit_without: Callable[[np.ndarray], Subspace]
+    x: np.ndarray, folds: np.ndarray, own: int, fit_without: Callable[[np.ndarray], Subspace]
 ) -> HeldOut:
-    residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
+    residual, mahalanobis = np.empty((own, x.shape[1]), x.dtype), np.zeros(own)
     parts = []
     for fold in np.unique(folds):
-        out = np.flatnonzero(folds == fold)
-        model = fit_without(out)
+        out = np.flatnonzero(folds[:own] == fold)
+        model = fit_without(np.flatnonzero(folds == fold))
         coordinates, residual[out] = model.split(x[out])
         mahalanobis[out] = model.mahalanobis(coordinates)
         parts.append((out, replace(model, basis=model.basis[:, : leading.MOST_SPANNING].copy())))
 
     fre = np.concatenate([squared_norm(block.astype(np.float64)) for block in row_blocks(residual)])
-    return HeldOut(fre, mahalanobis, lambda: residual, partial(leading.leading_by_fold, x, parts))
+    first = partial(leading.leading_by_fold, x[:own], parts)
+    return HeldOut(fre, mahalanobis, lambda: residual, first)
 
 
 def _streamed(x: np.ndarray, n_components: float) -> Callable[[np.ndarray], Subspace]:

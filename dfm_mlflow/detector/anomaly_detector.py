@@ -12,7 +12,7 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import unequal_folds
+from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.detector.class_fit import Deal, fit_class, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
@@ -20,8 +20,10 @@ from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
+from dfm_mlflow.network.copies import augment_of
 from dfm_mlflow.network.extraction import Extraction, keys_of
-from dfm_mlflow.network.extractor import Extractor, Source
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.reading import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +110,7 @@ class AnomalyDetector:
         extractor : Extractor
             The one that made the features.
         extraction : Extraction
-            Features of n good images.
+            Features of n good images, or of the copies of each that ``augment`` names.
         labels : sequence of str
             Class of each of the n images.
         weights : dict of str to str
@@ -129,14 +131,18 @@ class AnomalyDetector:
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
         grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
-        keys = keys_of(extraction)
+        keys, n = keys_of(extraction), len(extraction.kept)
+        times = len(extraction.features[0]) // n  # each image and its copies
+        options = options.model_copy(update={"augment": augment_of(times)})
         models = []
         for name in dict.fromkeys(labels):
             mine = sorted((i for i, c in enumerate(labels) if c == name), key=keys.__getitem__)
             own_groups = None if groups is None else [groups[i] for i in mine]
-            features = [f[torch.tensor(mine)] for f in extraction.features]
+            rows = torch.tensor([j * n + i for j in range(times) for i in mine])
+            features = [f[rows] for f in extraction.features]
+            n_folds = n_folds_of(len(rows))
             try:
-                deal = Deal.of([keys[i] for i in mine], own_groups, options.seed)
+                deal = Deal.of([keys[i] for i in mine], own_groups, options.seed, n_folds)
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
                 models.append(fit_class(name, features, deal, grids, options))

@@ -81,8 +81,9 @@ def fit_class(
     Parameters
     ----------
     name : str
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
+    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
+        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
+        Copies are fitted with their picture, and neither held out nor calibrated on.
     deal : Deal
         Of the n pictures.
     grids : sequence of Grid
@@ -125,8 +126,9 @@ def fit_layers(
 
     Parameters
     ----------
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
+    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
+        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
+        Copies are fitted with their picture, and neither held out nor calibrated on.
     deal : Deal
         Of the n pictures.
     grids : sequence of Grid
@@ -142,12 +144,13 @@ def fit_layers(
     FitError
         If there is one fold only, or features that no model fits.
     """
-    level = float(options.pca_level)
+    level, n = float(options.pca_level), len(deal.folds)
     layers, maps, nll = [], [], []
     for feature, grid in zip(features, grids, strict=True):
         x = grid.rows(feature).cpu().numpy()
-        held_out = crossfit(x, deal.folds, level)
-        subspace = fit_subspace(x, level)
+        folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
+        held_out = crossfit(x, folds, level, own=n)
+        subspace = replace(fit_subspace(x, level), n_samples=n)
         leading = np.sort(held_out.leading(subspace).astype(np.float32), axis=0)
         subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
@@ -306,7 +309,7 @@ def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
     maps : Tensor of shape (n, h, w)
         Held-out FRE maps of one layer.
     folds : ndarray of shape (n,), int
-    how : {"none", "global", "position"}
+    how : {"none", "global", "position", "blend"}
         As the option ``normalize``.
 
     Returns

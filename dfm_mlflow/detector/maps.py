@@ -40,8 +40,11 @@ def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
     ----------
     maps : Tensor of shape (n, h, w)
         Held-out FRE maps; positions outside a region of interest are 0 in all of them.
-    how : {"none", "global", "position"}
-        1, the mean over pictures and positions, or the mean over pictures at each position.
+    how : {"none", "global", "position", "blend"}
+        1, the mean over pictures and positions, the mean over pictures at each position, or the
+        geometric mean of the latter two. Division by position suits parts that always lie alike,
+        and dims a defect wherever moving parts make good pictures vary; the blend is as good as the
+        better of the two on most sets.
     floor : float
         Share of the global mean that no position's falls below: a position that never varies
         must not turn its first speck of noise into a defect.
@@ -57,7 +60,8 @@ def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
     overall = inside.mean() if len(inside) else torch.ones((), dtype=maps.dtype)
     if how == "global":
         return overall.expand_as(mean).clone()
-    return mean.clamp(min=floor * float(overall))
+    own = mean.clamp(min=floor * float(overall))
+    return own if how == "position" else (own * overall).sqrt()
 
 
 def to_level(full: Tensor, scale: float) -> np.ndarray:

@@ -176,7 +176,7 @@ class _Shared:
             o.model_copy(update={"layers": ",".join(names[n] for n in o.layer_names)})
             for o in options
         ]
-        self._base = base_rule({o.pooling_rule for o in options})
+        self._base = base_rule({rule for o in options for _, rule in o.feature_maps})
         widest = {"layers": ",".join(dict.fromkeys(names.values())), "pooling": str(self._base)}
         self._extractor, self._weights, about = build_extractor(
             first.model_copy(update=widest), catalog.train
@@ -222,10 +222,9 @@ class _Shared:
 
     def _features(self, extraction: Extraction, options: Options) -> list[torch.Tensor]:
         have = dict(zip(self._extractor.backbone.layers, extraction.features, strict=False))
-        rule, size = options.pooling_rule, options.size
         return [
-            pool(have[n], kernel_of(rule, self._base, have[n], size))
-            for n in options.layer_names
+            pool(have[n], kernel_of(rule, self._base, have[n], options.size))
+            for n, rule in options.feature_maps
             if n in have
         ]
 

@@ -19,6 +19,7 @@ from dfm_mlflow.data.catalog import Catalog, load_catalog
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.augment import Trial, extract_to_fit, try_some
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.read import read_picture
@@ -92,6 +93,7 @@ class _Fitted:
     evaluation: Evaluation
     metrics: dict[str, float]
     sentences: list[str]
+    trial: Trial  # of copies
 
 
 def train(options: Options) -> TrainResult:
@@ -166,15 +168,19 @@ def fit_and_register(
     TrainResult
     """
     options = options.model_copy(update={"registered_model": options.model_name or "none"})
-    parameters = _parameters(options, weights)
-    log_parameters(run_id, parameters)
+    known = _parameters(options, weights)
+    if options.augment == "auto":  # the pictures decide, and a parameter cannot change
+        del known["resolved_augment"]
+    log_parameters(run_id, known)
     fitted = _fit(options, catalog, extractor, weights)
+    parameters = _parameters(fitted.detector.options, weights)
 
     def log_elsewhere(run_id: str) -> None:
         log_parameters(run_id, parameters)
         _log(fitted, catalog)
 
     with kept_on_outage(run_id, name, tags, log_elsewhere):
+        log_parameters(run_id, parameters)
         uri = _log(fitted, catalog)
         # Last: a run that failed before this point leaves the registry as it was.
         version = None
@@ -187,7 +193,7 @@ def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> _Fitted:
     fit = _fit_on_spark if options.engine == "spark" else _fit_here
-    detector, fitted_on, n_bad, (extract_seconds, fit_seconds) = fit(
+    detector, fitted_on, n_bad, trial, (extract_seconds, fit_seconds) = fit(
         options, catalog, extractor, weights
     )
     short = detector.effective_fpr() > options.fpr  # fewer pictures than the promise needs
@@ -202,14 +208,16 @@ def _fit(
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
     _logger.info(" ".join(sentences[1:]))
-    return _Fitted(detector, fitted_on, evaluation, metrics, sentences)
+    return _Fitted(detector, fitted_on, evaluation, metrics, sentences, trial)
 
 
 def _fit_here(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
-) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
-    paths = [item.path for item in catalog.train]
-    extraction, extract_seconds = timed(lambda: extractor.extract(paths, progress="extracting"))
+) -> tuple[AnomalyDetector, list[Item], int, Trial, tuple[float, float]]:
+    paths, names = [i.path for i in catalog.train], [i.category for i in catalog.train]
+    (extraction, trial), extract_seconds = timed(
+        lambda: extract_to_fit(extractor, paths, names, options, progress="extracting")
+    )
     catalog.note(extraction.looks(paths))
     fitted_on = kept_items(catalog.train, extraction)
     detector, fit_seconds = timed(
@@ -222,15 +230,17 @@ def _fit_here(
             groups_of(options.group_by, fitted_on),
         )
     )
-    return detector, fitted_on, len(extraction.errors), (extract_seconds, fit_seconds)
+    return detector, fitted_on, len(extraction.errors), trial, (extract_seconds, fit_seconds)
 
 
 def _fit_on_spark(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
-) -> tuple[AnomalyDetector, list[Item], int, tuple[float, float]]:
+) -> tuple[AnomalyDetector, list[Item], int, Trial, tuple[float, float]]:
     from dfm_mlflow.spark.fit import fit_on_spark
 
     items = catalog.train
+    trial = try_some(extractor, [i.path for i in items], [i.category for i in items], options)
+    options = options.model_copy(update={"augment": trial.augment})
     start = time.perf_counter()
     extracted = start
 
@@ -242,7 +252,7 @@ def _fit_on_spark(
 
     detector, extraction = fit_on_spark(options, extractor, items, weights, groups)
     seconds = extracted - start, time.perf_counter() - extracted
-    return detector, [items[i] for i in extraction.kept], len(extraction.errors), seconds
+    return detector, [items[i] for i in extraction.kept], len(extraction.errors), trial, seconds
 
 
 def _log(fitted: _Fitted, catalog: Catalog) -> str:
@@ -261,6 +271,8 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
     metrics["peak_memory_megabytes"] = _peak_memory_megabytes()
     mlflow.log_metrics(metrics, model_id=info.model_id, dataset=dataset)
     mlflow.set_tag("calibration", " ".join(sentences))
+    if fitted.trial.sentence:
+        mlflow.set_tag("dfm.augment", fitted.trial.sentence)
     log_results(detector, catalog, fitted.evaluation, metrics, sentences, model_uri=info.model_uri)
     log_golden(detector, fitted.items, catalog.test)
     return info.model_uri

@@ -151,7 +151,7 @@ def search(options: Options, items: Sequence[Item]) -> Search:
     """
     began = time.perf_counter()
     tried = _with_names(candidates(options), options)
-    base = base_rule({o.pooling_rule for o in tried})
+    base = base_rule({rule for o in tried for _, rule in o.feature_maps})
     widest = tried[0].model_copy(
         update={"layers": ",".join(layers_of(tried)), "pooling": str(base)}
     )

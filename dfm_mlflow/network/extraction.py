@@ -24,7 +24,9 @@ class Extraction:
     Attributes
     ----------
     features : list of Tensor
-        One per layer, of shape ``(m, C, h, w)``, float32, on the extractor's device.
+        One for each layer and scale, of shape ``(m, C, h, w)``, float32, on the extractor's
+        device. Where c copies of each picture were asked for there are ``m c`` rows: the first
+        copy of all pictures, then the second, and so on.
     kept : list of int
         Index of the source of each of the m rows, ascending.
     errors : dict of int to str

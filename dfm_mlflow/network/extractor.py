@@ -6,9 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,27 +14,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.network.copies import UPRIGHT, Copy
 from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, workers
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
-from dfm_mlflow.storage.store import S3Object
+from dfm_mlflow.network.pooling import Rule
+from dfm_mlflow.network.reading import Reading, Source, Unreadable, key_of
 
-Source = bytes | Path | S3Object | np.ndarray
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
 Runner = Callable[[Tensor], list[Tensor]]
 
 _CACHE_VERSION = 3
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    why: str
-    digest: str | None  # of a file that could be read, and is no picture
 
 
 class Extractor:
@@ -50,9 +40,10 @@ class Extractor:
         Network input (height, width) in pixels.
     resize : {"stretch", "keep"}
         Stretch to `size`, or keep the aspect ratio and pad with the mean colour.
-    pooling : int or str
+    pooling : int, str or sequence of sequence of them
         Kernel and stride of average pooling, or ``stride:N``: on each layer the kernel that makes
-        cells of N input pixels. A partial window at the border averages what it has.
+        cells of N input pixels. A partial window at the border averages what it has. One for all
+        layers, or the scales of each.
     device : torch.device
         Where the network runs.
     precision : {"fp32", "bf16", "fp16"}
@@ -74,7 +65,7 @@ class Extractor:
         backbone: Backbone,
         size: tuple[int, int],
         resize: str,
-        pooling: int | str,
+        pooling: Rule | Sequence[Sequence[Rule]],
         device: torch.device,
         precision: str = "fp32",
         batch_size: int = 16,
@@ -124,10 +115,10 @@ class Extractor:
         -------
         Extractor
         """
-        rule, tile = options.pooling_rule, options.tile_size
+        rules, tile = options.pooling_rules, options.tile_size
         size, resize = options.size, options.resize
         return cls(
-            backbone, size, resize, rule, device, precision, batch_size, cache, tile=tile, roi=roi
+            backbone, size, resize, rules, device, precision, batch_size, cache, tile=tile, roi=roi
         )
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
@@ -160,23 +151,47 @@ class Extractor:
         """
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
-            self.cache.put(self._key(digest), [*arrays, np.array(size)])
+            self.cache.put(key_of(self.fingerprint, digest), [*arrays, np.array(size)])
         self._known[source] = Prepared(size, cached=arrays, digest=digest)
 
-    def extract(self, sources: Sequence[Source], *, progress: str | None = None) -> Extraction:
+    def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
+        """Remember what was extracted, for an extraction of the same pictures with copies.
+
+        Parameters
+        ----------
+        sources : sequence of Path or S3Object
+        extraction : Extraction
+            Of them, without copies.
+        """
+        for row, i in enumerate(extraction.kept):
+            maps = [f[row].cpu().numpy() for f in extraction.features]
+            size, digest = extraction.sizes[row], extraction.digests.get(i)
+            self._known[sources[i]] = Prepared(size, cached=maps, digest=digest)
+
+    def extract(
+        self,
+        sources: Sequence[Source],
+        *,
+        copies: Sequence[Copy] = (UPRIGHT,),
+        progress: str | None = None,
+    ) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
 
         Parameters
         ----------
         sources : sequence of bytes, Path, S3Object or ndarray
             Encoded pictures, files, objects, or RGB arrays of shape (H, W, 3), uint8.
+        copies : sequence of Copy
+            What of each picture the network sees, by default itself; it is decoded once.
         progress : str, optional
             Title of a progress bar, shown on a terminal only.
         """
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
         digests: dict[int, str] = {}
-        table = Table(len(sources), self.device)
+        n = len(sources)
+        rows_of = [range(i, n * len(copies), n) for i in range(n)]
+        table = Table(n * len(copies), self.device)
         bar = tqdm(
             total=len(sources), desc=progress, unit="img", disable=None if progress else True
         )
@@ -189,33 +204,37 @@ class Extractor:
                 partial(self._forward_all, table=table, pool=None if together else pool),
                 pool if together else None,
             )
-            for i, outcome in self._prepare_all(sources, pool):
+            for i, outcome in self._prepare_all(sources, copies, pool):
                 bar.update()
-                if outcome.digest is not None:
-                    digests[i] = outcome.digest
-                if isinstance(outcome, _Unreadable):
+                first = outcome if isinstance(outcome, Unreadable) else outcome[0]
+                if first.digest is not None:
+                    digests[i] = first.digest
+                if isinstance(outcome, Unreadable):
                     errors[i] = outcome.why
                     continue
-                sizes[i] = outcome.size
-                if outcome.cached is not None:
-                    table.put([i], [torch.from_numpy(a)[None] for a in outcome.cached])
-                else:
-                    batches.add(i, outcome)
+                sizes[i] = outcome[0].size
+                for row, one in zip(rows_of[i], outcome, strict=True):
+                    if one.cached is not None:
+                        table.put([row], [torch.from_numpy(a)[None] for a in one.cached])
+                    else:
+                        batches.add(row, one)
             batches.finish()
         kept = sorted(sizes)
-        return Extraction(table.rows(kept), kept, errors, [sizes[i] for i in kept], digests)
+        rows = [rows_of[i][j] for j in range(len(copies)) for i in kept]
+        return Extraction(table.rows(rows), kept, errors, [sizes[i] for i in kept], digests)
 
     def _prepare_all(
-        self, sources: Sequence[Source], pool: Executor | None
-    ) -> Iterator[tuple[int, "Prepared | _Unreadable"]]:
+        self, sources: Sequence[Source], copies: Sequence[Copy], pool: Executor | None
+    ) -> Iterator[tuple[int, list[Prepared] | Unreadable]]:
         """Decode ahead of the network in threads, at most four batches of pictures."""
+        reading = Reading(self.resized, self._decoding, self._known, self.cache, self.fingerprint)
         if pool is None:
-            yield from ((i, self._prepare(source)) for i, source in enumerate(sources))
+            yield from ((i, reading.prepare(s, copies)) for i, s in enumerate(sources))
             return
-        ahead: deque[tuple[int, Future[Prepared | _Unreadable]]] = deque()
+        ahead: deque[tuple[int, Future[list[Prepared] | Unreadable]]] = deque()
         for i, source in enumerate(sources):
-            ahead.append((i, pool.submit(self._prepare, source)))
-            if len(ahead) >= 4 * self.batch_size:
+            ahead.append((i, pool.submit(reading.prepare, source, copies)))
+            if len(ahead) * len(copies) >= 4 * self.batch_size:
                 index, future = ahead.popleft()
                 yield index, future.result()
         for index, future in ahead:
@@ -236,27 +255,6 @@ class Extractor:
                         self.cache.put(item.key, entry)
                     else:  # written while the network goes on
                         pool.submit(self.cache.put, item.key, entry)
-
-    def _prepare(self, source: Source) -> "Prepared | _Unreadable":
-        digest = None
-        try:
-            if isinstance(source, np.ndarray):
-                return Prepared(_shape(source), self.resized(source))
-            if self._known and source in self._known:
-                return self._known.pop(source)
-            data = read_picture(source) if isinstance(source, Path | S3Object) else source
-            if self.cache or not isinstance(source, bytes):
-                digest = hashlib.sha256(data).hexdigest()
-            key = self._key(digest) if self.cache and digest else None
-            cached = self.cache.get(key) if self.cache and key else None
-            if cached is not None:
-                *maps, size = cached
-                return Prepared(tuple(size.tolist()), cached=maps, digest=digest)
-            with self._decoding:
-                image = decode_image(data)
-                return Prepared(_shape(image), self.resized(image), key=key, digest=digest)
-        except ImageError as error:
-            return _Unreadable(str(error), digest)
 
     def resized(self, image: np.ndarray) -> Tensor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
@@ -315,9 +313,6 @@ class Extractor:
         """
         return self._network.run(pixels)
 
-    def _key(self, digest: str) -> str:
-        return hashlib.sha256(f"{self.fingerprint}\0{digest}".encode()).hexdigest()
-
     def _make_fingerprint(self) -> str:
         parts = [
             _CACHE_VERSION,
@@ -333,7 +328,3 @@ class Extractor:
         if self.roi is not None:
             parts += [self.roi.shape, np.packbits(self.roi).tobytes()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _shape(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]

@@ -3,6 +3,7 @@
 import copy
 import logging
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from dfm_mlflow.errors import BackboneError, DeviceError
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.fusion import fused
-from dfm_mlflow.network.pooling import kernel_of, pool
+from dfm_mlflow.network.pooling import Rule, kernel_of, pool, rules_of
 from dfm_mlflow.network.tiles import run_tiles
 from dfm_mlflow.network.tracing import running
 
@@ -32,7 +33,7 @@ class Network:
         Frozen network; it stays on the CPU in fp32.
     size : tuple of int
         Input height and width in pixels.
-    pooling : int or str
+    pooling : int, str or sequence of sequence of them
         As the extractor has it.
     device : torch.device
     precision : {"fp32", "bf16", "fp16"}
@@ -46,14 +47,15 @@ class Network:
         self,
         backbone: Backbone,
         size: tuple[int, int],
-        pooling: int | str,
+        pooling: Rule | Sequence[Sequence[Rule]],
         device: torch.device,
         precision: str,
         *,
         tile: int | None = None,
         fuse: bool = True,
     ):
-        self.layers, self.size, self.pooling, self.tile = backbone.layers, size, pooling, tile
+        self.layers, self.size, self.tile = backbone.layers, size, tile
+        self._rules = rules_of(pooling, len(backbone.layers))
         self.device, self._dtype = device, DTYPES[precision]
         self._fitting = sys.maxsize  # pictures that the memory of the device was seen to hold
         self.module = copy.deepcopy(backbone.module).to(  # type: ignore[call-overload]  # not in its stubs: all three
@@ -79,7 +81,7 @@ class Network:
         Returns
         -------
         list of Tensor of shape (n, C, h, w), float32
-            One for each layer.
+            One for each layer and scale.
 
         Raises
         ------
@@ -119,7 +121,7 @@ class Network:
         Returns
         -------
         list of Tensor of shape (n, C, h, w), float32
-            One for each layer, pooled.
+            One for each layer and scale, pooled: a layer's scales one after another.
 
         Raises
         ------
@@ -131,7 +133,11 @@ class Network:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         inputs = torch.addcmul(self._offset, pixels.float(), self._scale).to(self._dtype)
         outputs = run_tiles(self.module, inputs, self.tile) if self.tile else self.module(inputs)
-        return [self._pool(name, outputs[name]) for name in self.layers]
+        return [
+            self._pool(name, outputs[name], rule)
+            for name, rules in zip(self.layers, self._rules, strict=True)
+            for rule in rules
+        ]
 
     def _smaller(self, n: int) -> int:
         if n == 1:
@@ -147,7 +153,7 @@ class Network:
         )
         return self._fitting
 
-    def _pool(self, layer: str, output: Tensor) -> Tensor:
+    def _pool(self, layer: str, output: Tensor, rule: Rule) -> Tensor:
         if output.ndim == 2:
             output = output[:, :, None, None]
         if output.ndim != 4:
@@ -156,4 +162,4 @@ class Network:
                 "choose a convolutional layer."
             )
         output = output.float()
-        return pool(output, kernel_of(self.pooling, 1, output, self.size)).contiguous()
+        return pool(output, kernel_of(rule, 1, output, self.size)).contiguous()

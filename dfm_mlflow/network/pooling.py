@@ -3,10 +3,17 @@
 The rules are those of :class:`~dfm_mlflow.network.extractor.Extractor`.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 Rule = int | str
+
+
+def rules_of(pooling: Rule | Sequence[Sequence[Rule]], n_layers: int) -> Sequence[Sequence[Rule]]:
+    """Scales of each of `n_layers` layers: one rule is that of all."""
+    return [[pooling]] * n_layers if isinstance(pooling, int | str) else pooling
 
 
 def base_rule(rules: set[Rule]) -> Rule:

@@ -1,5 +1,6 @@
 """What a network would give and need, told from its shapes alone: nothing is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from dfm_mlflow.errors import BackboneError, DfmError
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.forward import Network
+from dfm_mlflow.network.pooling import Rule
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Shapes:
     Attributes
     ----------
     maps : list of tuple of int
-        ``(C, h, w)`` of each layer, pooled.
+        ``(C, h, w)`` of each layer and scale, pooled.
     largest : int
         Numbers in the largest array on the way.
     """
@@ -30,7 +32,10 @@ class Shapes:
 
 
 def shapes_of(
-    backbone: Backbone, size: tuple[int, int], pooling: int | str, tile: int | None
+    backbone: Backbone,
+    size: tuple[int, int],
+    pooling: Rule | Sequence[Sequence[Rule]],
+    tile: int | None,
 ) -> Shapes:
     """Follow the shapes of one picture.
 
@@ -39,8 +44,8 @@ def shapes_of(
     backbone : Backbone
     size : tuple of int
         Height and width of the network's input in pixels.
-    pooling : int or str
-        Kernel, or the rule ``stride:N``.
+    pooling : int, str or sequence of sequence of them
+        Kernel, or the rule ``stride:N``, of all layers, or the scales of each.
     tile : int or None
         Side of a tile in pixels, or None where the network sees the whole picture.
 

@@ -21,8 +21,8 @@ class Block:
     ----------
     index : ndarray of shape (m,), int
         Place of each picture in the list of the class.
-    features : list of ndarray of shape (m, C, h, w), float32
-        One for each layer.
+    features : list of ndarray of shape (m * (1 + c), C, h, w), float32
+        One for each layer and scale: the m pictures, then c turned copies of each.
     """
 
     index: np.ndarray

@@ -18,7 +18,7 @@ or on moments.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -82,7 +82,7 @@ def fit_class_in_passes(
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
-        to_store(subspace, _noise_variance(sums, j, subspace))
+        to_store(replace(subspace, n_samples=len(deal.folds)), _noise_variance(sums, j, subspace))
         for j, (subspace, _) in enumerate(parts)
     ]
     check_rest(subspaces, options)

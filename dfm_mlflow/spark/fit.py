@@ -16,16 +16,18 @@ from safetensors.torch import load, save
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import unequal_folds
+from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import FitError, SparkError
 from dfm_mlflow.network.backbones import build_backbone
+from dfm_mlflow.network.copies import Copy, augment_of, copies_of
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extraction import Extraction
-from dfm_mlflow.network.extractor import Extractor, Source
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.reading import Source
 from dfm_mlflow.spark.blocks import Block
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
 from dfm_mlflow.spark.session import check_version, session_of
@@ -219,6 +221,8 @@ def fit_on_spark(
     """
     with session_of(session) as spark:
         context = _context(spark)
+        copies = copies_of(options.augment)
+        options = options.model_copy(update={"augment": augment_of(len(copies))})
         recipe = Recipe.of(extractor, options)
         names = list(dict.fromkeys(item.category for item in items))
         places = {
@@ -227,7 +231,7 @@ def fit_on_spark(
         passes, parts = {}, {}
         for name, mine in places.items():
             sources = [items[i].path for i in mine]
-            passes[name] = SparkPasses(_features(context, recipe, sources, partitions))
+            passes[name] = SparkPasses(_features(context, recipe, sources, copies, partitions))
             parts[name], shapes = _overview(passes[name])
         everything = _together([(places[name], parts[name]) for name in names])
         group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
@@ -242,7 +246,8 @@ def fit_on_spark(
             try:
                 if not kept:
                     raise FitError("None of its pictures can be read: replace them.")
-                deal = Deal.of([parts[name].digests[i] for i in kept], own, options.seed)
+                keys = [parts[name].digests[i] for i in kept]
+                deal = Deal.of(keys, own, options.seed, n_folds_of(len(copies) * len(kept)))
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
                 folds[kept] = deal.folds
@@ -264,7 +269,11 @@ def _context(spark: Any) -> Any:
 
 
 def _features(
-    context: Any, recipe: Recipe, sources: Sequence[Source], partitions: int | None
+    context: Any,
+    recipe: Recipe,
+    sources: Sequence[Source],
+    copies: Sequence[Copy],
+    partitions: int | None,
 ) -> Any:
     n = len(sources)
     if partitions is None:
@@ -277,7 +286,8 @@ def _features(
         listed = list(part)
         for start in range(0, len(listed), IN_BLOCK):
             chunk = listed[start : start + IN_BLOCK]
-            found = _extractor(shared.value).extract([source for _, source in chunk])
+            extractor = _extractor(shared.value)
+            found = extractor.extract([source for _, source in chunk], copies=copies)
             index = np.array([chunk[i][0] for i in found.kept], dtype=np.int64)
             errors = {chunk[i][0]: why for i, why in found.errors.items()}
             digests = {chunk[i][0]: digest for i, digest in found.digests.items()}

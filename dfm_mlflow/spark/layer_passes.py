@@ -21,6 +21,7 @@ from dfm_mlflow.core.streaming import (
 from dfm_mlflow.core.subspace import Subspace, squared_norm
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
+from dfm_mlflow.network.copies import copies_of
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 
 BUDGET = 128 << 20  # bytes of sums that one pass brings back, or of one matrix
@@ -60,7 +61,7 @@ def fit_layer(
         For features that no model fits, and a subspace too large for any of the three ways.
     """
     layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
-    n, dimension = int((folds >= 0).sum()), grid.n_features
+    n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
     if n <= min(dimension, LARGE):
         subspace, held = layer.by_rows()
     elif dimension <= MAX_FEATURES:
@@ -91,12 +92,22 @@ class _Rows:
     grid: Grid
 
     def of(self, block: Block) -> np.ndarray:
-        """Features of a block as rows of shape (m, D)."""
+        """Features of a block as rows of shape (m * (1 + c), D), copies last."""
         return self.grid.rows(torch.from_numpy(block.features[self.j])).numpy()
 
+    def own(self, block: Block) -> np.ndarray:
+        """Rows of the m pictures themselves, without copies."""
+        untouched = block.features[self.j][: len(block.index)]
+        return self.grid.rows(torch.from_numpy(untouched)).numpy()
+
+    def folds_of(self, block: Block) -> np.ndarray:
+        """Fold of each row; a copy has that of its picture."""
+        times = len(block.features[self.j]) // max(1, len(block.index))
+        return np.tile(self.folds[block.index], times)
+
     def of_fold(self, block: Block, fold: int) -> np.ndarray:
-        """Rows of the pictures of one fold."""
-        rows: np.ndarray = self.of(block)[self.folds[block.index] == fold]
+        """Rows of the pictures of one fold, and of their copies."""
+        rows: np.ndarray = self.of(block)[self.folds_of(block) == fold]
         return rows
 
 
@@ -137,9 +148,12 @@ class _Layer:
         found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
         index = np.concatenate([i for i, _ in found])
         order = np.argsort(index)
-        x = np.concatenate([part for _, part in found])[order]
-        del found
-        held_out = crossfit(x, rows.folds[index[order]], self.level)
+        # the pictures of all blocks, then their first copies, and so on
+        parts = [part.reshape(-1, len(i), part.shape[1]) for i, part in found]
+        x = np.concatenate(parts, axis=1)[:, order].reshape(-1, rows.grid.n_features)
+        del found, parts
+        folds = np.tile(rows.folds[index[order]], len(x) // len(order))
+        held_out = crossfit(x, folds, self.level, own=len(order))
         subspace = fit_subspace(x, self.level)
         maps = rows.grid.fre_map(torch.from_numpy(held_out.residual())).numpy()
         place = np.zeros(len(rows.folds), dtype=np.int64)
@@ -185,7 +199,7 @@ class _Layer:
             sent = {f: (i.summary.mean, i.block) for f, i in group.items()}
 
             def shares(block: Block, sent: dict[Any, Any] = sent) -> dict[int | None, np.ndarray]:
-                x, folds = rows.of(block), rows.folds[block.index]
+                x, folds = rows.of(block), rows.folds_of(block)
                 return {
                     f: contribution(x if f is None else x[folds != f], mean, directions)
                     for f, (mean, directions) in sent.items()
@@ -205,7 +219,7 @@ class _Layer:
         directions = {f: leading_directions(model, final) for f, model in models.items()}
 
         def look(block: Block) -> HeldOutBlock:
-            x, folds = rows.of(block), rows.folds[block.index]
+            x, folds = rows.own(block), rows.folds[block.index]
             kept = np.flatnonzero(np.isin(folds, list(models)))
             residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
             leading = np.zeros((len(x), n_leading(final)), np.float32)

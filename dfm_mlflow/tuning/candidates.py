@@ -269,7 +269,7 @@ def _score_class(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     known: _Known = {}
     levels = sorted({float(o.pca_level) for o in options})
-    for layer, rule in dict.fromkeys((n, o.pooling_rule) for o in options for n in o.layer_names):
+    for layer, rule in dict.fromkeys(one for o in options for one in o.feature_maps):
         kernel = pictures.kernel(layer, rule)
         if (layer, kernel, levels[0]) not in known:
             for level, found in _levels(pictures, layer, kernel, levels, roi_cells):
@@ -320,8 +320,8 @@ def _score(
     options: Options, known: _Known, usual: _Usual, pictures: Pictures
 ) -> tuple[np.ndarray, np.ndarray]:
     layers = []
-    for name in options.layer_names:
-        kernel = pictures.kernel(name, options.pooling_rule)
+    for name, rule in options.feature_maps:
+        kernel = pictures.kernel(name, rule)
         layers.append(known[name, kernel, float(options.pca_level)])
     divisors = [usual.of(layer, options.normalize) for layer in layers]
     scores = []

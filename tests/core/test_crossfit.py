@@ -71,6 +71,20 @@ def test_equal_rows_beside_one_that_differs_are_a_point(d):
     assert held_out.mahalanobis[5] == 0
 
 
+@pytest.mark.parametrize(("n", "d"), [(20, 120), (60, 30)])
+def test_copies_are_fitted_with_their_row_and_never_held_out(n, d):
+    own, folds = features(n, d), assign_folds(n, 5)
+    both = np.concatenate([own, own[:, ::-1] + 1, 2 * own])  # each row with two altered copies
+    held_out = crossfit(both, np.tile(folds, 3), 0.9, own=n)
+    assert held_out.fre.shape == held_out.mahalanobis.shape == (n,)
+    for fold in range(5):
+        out = folds == fold
+        model = fit_subspace(both[np.tile(~out, 3)], 0.9)
+        expected = model.residual(own[out])
+        np.testing.assert_allclose(held_out.residual()[out], expected, atol=1e-8)
+        np.testing.assert_allclose(held_out.fre[out], np.square(expected).sum(1), rtol=1e-6)
+
+
 def test_two_images_are_enough():
     x = features(2, 10)
     held_out = crossfit(x, assign_folds(2), 0.97)

@@ -82,6 +82,29 @@ def test_a_layer_s_map_is_divided_by_what_held_out_pictures_show(how):
         assert layer.usual.min() >= 0.29 * layer.usual.mean()
 
 
+def test_copies_teach_and_are_not_calibrated_on():
+    plain, turned = fit(augment="none"), fit(augment="rotations")
+    assert (plain.options.augment, turned.options.augment) == ("none", "rotations")
+    assert len(turned.classes[0].calibration.scores) == 30
+    for layer in turned.classes[0].layers:
+        assert layer.subspace.n_samples == len(layer.leading) == 30
+    assert turned.n_components != plain.n_components
+    # a picture that lies otherwise is less unusual to the model that saw such copies
+    images = [png(np.rot90(texture(np.random.default_rng(50 + i)))) for i in range(6)]
+    p = [d.score(images)["p_value"].mean() for d in (plain, turned)]
+    assert p[1] > p[0]
+
+
+def test_each_scale_of_a_layer_is_a_map_of_its_own():
+    detector = fit(layers="layer1,layer2", pooling="2+8,4")
+    shapes = [g.shape for g in detector.grids]
+    assert shapes == [(64, 8, 8), (64, 2, 2), (128, 2, 2)]
+    fine, coarse, _ = detector.extractor.extract(pictures(2)).features
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(fine, 4), coarse)
+    scores = detector.score([*pictures(4, seed=1), *pictures(4, seed=2, defect=True)])
+    assert scores["anomaly_score"][4:].min() > scores["anomaly_score"][:4].max()
+
+
 def test_scores_of_a_layer_do_not_depend_on_its_scale(detector):
     """Division by what good pictures show makes layers of any scale weigh alike."""
     names = detector.extractor.backbone.layers

@@ -29,6 +29,9 @@ def test_usual_is_the_mean_with_a_floor():
     position = usual_of(maps, "position")
     torch.testing.assert_close(position[1:3], maps.mean(0)[1:3])
     assert position[0, 0] == position[3, 3] == pytest.approx(0.3 * float(inside))
+    # half way on a scale of ratios, so that it commutes with one of its own
+    torch.testing.assert_close(usual_of(maps, "blend") ** 2, position * usual_of(maps, "global"))
+    torch.testing.assert_close(usual_of(9 * maps, "blend"), 9 * usual_of(maps, "blend"))
 
 
 @settings(max_examples=20)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.detector import class_fit
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
@@ -12,7 +13,7 @@ from dfm_mlflow.spark import layer_passes as passes
 from dfm_mlflow.spark.blocks import Block, LocalPasses
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
 
-from ..detectors import deal, fit_class
+from ..detectors import deal
 
 N = 90
 RNG = np.random.default_rng(0)
@@ -61,13 +62,23 @@ def dealt(found, size, unread=()):
 
 def both(size, *, groups=None, roi=None, unread=(), **given):
     chosen, where, found = options(**given), grids(roi), features()
-    here = fit_class("a", found, groups, where, chosen)
-    blocks, index, n = dealt(found, size, unread)
-    folds = np.full(n, -1)
+    copies = [features(seed=9)] if chosen.augment == "flips" else []
     mine = deal(N, groups, chosen.seed)
+    everything = [torch.cat(parts) for parts in zip(found, *copies, strict=True)]
+    here = class_fit.fit_class("a", everything, mine, where, chosen)
+    blocks, index, n = dealt(found, size, unread)
+    for more in copies:
+        beside, _, _ = dealt(more, size, unread)
+        blocks = blocks.join(beside, with_copies)
+    folds = np.full(n, -1)
     folds[index] = mine.folds
     there = fit_class_in_passes("a", blocks, folds, mine, where, chosen)
     return here, there, where, chosen
+
+
+def with_copies(block, copies):
+    features = [np.concatenate(p) for p in zip(block.features, copies.features, strict=True)]
+    return Block(block.index, features)
 
 
 def assert_alike(pair, rel):
@@ -102,6 +113,7 @@ def test_rows_and_moments_equal_one_machine(size):
         {"roi": True},
         {"groups": [str(i // 3) for i in range(N)]},
         {"unread": (0, 40, 41, 92)},
+        {"augment": "flips"},
     ],
     ids=lambda given: next(iter(given)),
 )
@@ -116,8 +128,9 @@ def tiny(monkeypatch):
     monkeypatch.setattr(passes, "MAX_FEATURES", 20)
 
 
-def test_iteration_equals_the_exact_solvers(tiny):
-    assert_alike(both(17), 1e-4)
+@pytest.mark.parametrize("augment", ["none", "flips"])
+def test_iteration_equals_the_exact_solvers(tiny, augment):
+    assert_alike(both(17, augment=augment), 1e-4)
 
 
 def test_all_iterations_need_not_fit_into_one_pass(tiny, monkeypatch):

@@ -90,9 +90,7 @@ def test_good_pictures_score_as_in_the_calibration_of_a_model(options):
     resolved = Options.parse(given).resolve()
     shown = pictures()
     (found,) = score_candidates([resolved], [shown], whole)
-    features = [
-        pool(shown.good[n], shown.kernel(n, resolved.pooling_rule)) for n in resolved.layer_names
-    ]
+    features = [pool(shown.good[n], shown.kernel(n, rule)) for n, rule in resolved.feature_maps]
     grids = [Grid(tuple(f.shape[1:]), whole(tuple(f.shape[2:]))) for f in features]
     dealt = Deal(shown.folds, np.arange(len(shown.folds)))
     calibrated = fit_class("a", features, dealt, grids, resolved).calibration.scores

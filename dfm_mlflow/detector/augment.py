@@ -1,0 +1,300 @@
+"""Whether turned or mirrored copies of good pictures teach what other good pictures would.
+
+The held-out residual of untouched pictures falls with every picture that joins the fit. Copies of a
+few pictures are held against as many other good pictures: what share of their fall do they bring?
+Parts that lie freely give nearly all of it; where a part always lies alike its copies are foreign,
+and bring nothing or harm. No label is asked for.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.errors import FitError
+from dfm_mlflow.network.copies import COPIES
+from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.reading import Source
+
+# Pictures of a class whose copies are tried: two passes of the network for each, at most a quarter
+# of those of an extraction. Of fewer than FEWEST a mean says nothing.
+MOST, SHARE, FEWEST = 40, 8, 6
+# What a copy must be worth, in other good pictures, and how surely: standard errors of its mean.
+WORTH, SURELY = 0.25, 2.0
+TRIED = ("rotations", "flips")  # the first that is worth it is taken
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one copy teaches, in units of what one other good picture teaches.
+
+    Attributes
+    ----------
+    mean : float
+        1 where a copy is as good as another picture, below 0 where copies harm.
+    error : float
+        Standard error of the mean.
+    n : int
+        Pictures that were copied.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether copies are surely worth their cost."""
+        return self.mean - SURELY * self.error > WORTH
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was decided of copies, and why.
+
+    Attributes
+    ----------
+    augment : str
+        Option that is to be followed: ``rotations``, ``flips`` or ``none``.
+    worth : dict of str to dict of str to Worth
+        Of each kind of copies that was tried, by class.
+    sentence : str
+    """
+
+    augment: str
+    worth: dict[str, dict[str, Worth]] = field(default_factory=dict)
+    sentence: str = ""
+
+
+def worth_of_copies(
+    own: Sequence[np.ndarray],
+    copies: Sequence[np.ndarray],
+    others: Sequence[np.ndarray],
+    level: float,
+    seed: int = 42,
+) -> Worth:
+    """Hold copies of pictures against as many other pictures.
+
+    Parameters
+    ----------
+    own, copies, others : sequence of ndarray of shape (m, D)
+        Rows of one for each feature map: m good pictures, a copy of each, and m others.
+    level : float
+        Share of the variance that the subspaces keep.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    Worth
+        The fall of the held-out residual of `own` that `copies` bring, by that of `others`, as a
+        ratio of means over pictures of the logarithms' mean over feature maps.
+
+    Raises
+    ------
+    FitError
+        For rows that no subspace can be fitted to.
+    """
+    m = len(own[0])
+    folds = assign_folds(m, seed=seed)
+    fall = np.zeros((2, m))  # of copies, of others
+    for x, *more in zip(own, copies, others, strict=True):
+        alone = crossfit(x, folds, level).fre
+        for i, rows in enumerate(more):
+            beside = crossfit(np.concatenate([x, rows]), np.tile(folds, 2), level, own=m).fre
+            with np.errstate(divide="ignore", invalid="ignore"):
+                fall[i] += np.nan_to_num(np.log(alone / beside), posinf=0, neginf=0)
+    reference = float(fall[1].mean())
+    if not reference > 0:  # nothing is left to learn: more of anything would not help
+        return Worth(0.0, 0.0, m)
+    mean = float(fall[0].mean()) / reference
+    error = float((fall[0] - mean * fall[1]).std(ddof=1)) / math.sqrt(m) / reference
+    return Worth(mean, error, m)
+
+
+def extract_to_fit(
+    extractor: Extractor,
+    sources: Sequence[Source],
+    labels: Sequence[str],
+    options: Options,
+    *,
+    progress: str | None = None,
+) -> tuple[Extraction, Trial]:
+    """Extract good pictures, and the copies of them that the fit is to see.
+
+    Parameters
+    ----------
+    extractor : Extractor
+    sources : sequence of Path or S3Object
+    labels : sequence of str
+        Class of each.
+    options : Options
+        Resolved; ``augment=auto`` is decided here, on a few of the pictures.
+    progress : str, optional
+        Title of a progress bar.
+
+    Returns
+    -------
+    extraction : Extraction
+    trial : Trial
+        With what was decided, or given.
+    """
+    if options.augment != "auto":
+        copies = COPIES[options.augment]
+        extraction = extractor.extract(sources, copies=copies, progress=progress)
+        return extraction, Trial(options.augment)
+    extraction = extractor.extract(sources, progress=progress)
+    trial = try_copies(extractor, sources, labels, extraction, options)
+    if trial.augment != "none":
+        extractor.take_back(sources, extraction)
+        del extraction  # the table of all copies has room for it then
+        copies = COPIES[trial.augment]
+        extraction = extractor.extract(sources, copies=copies, progress=f"{trial.augment} of them")
+    return extraction, trial
+
+
+def try_some(
+    extractor: Extractor, sources: Sequence[Source], labels: Sequence[str], options: Options
+) -> Trial:
+    """Decide on a few pictures, where the features of all are elsewhere.
+
+    Parameters
+    ----------
+    extractor : Extractor
+    sources : sequence of Path or S3Object
+    labels : sequence of str
+        Class of each.
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    Trial
+    """
+    if options.augment != "auto":
+        return Trial(options.augment)
+    chosen: list[int] = []
+    for name in dict.fromkeys(labels):
+        mine = [i for i, label in enumerate(labels) if label == name]
+        chosen += mine[:: max(1, len(mine) // (2 * MOST))][: 2 * MOST]
+    some = [sources[i] for i in chosen]
+    return try_copies(
+        extractor, some, [labels[i] for i in chosen], extractor.extract(some), options
+    )
+
+
+def try_copies(
+    extractor: Extractor,
+    sources: Sequence[Source],
+    labels: Sequence[str],
+    extraction: Extraction,
+    options: Options,
+) -> Trial:
+    """Decide which copies are worth their cost in every class.
+
+    Parameters
+    ----------
+    extractor : Extractor
+    sources : sequence of Path or S3Object
+    labels : sequence of str
+        Class of each source.
+    extraction : Extraction
+        Of the sources, without copies.
+    options : Options
+        Resolved; of them ``pca_level`` and ``seed`` matter.
+
+    Returns
+    -------
+    Trial
+    """
+    rows: dict[str, list[int]] = {}
+    for row, i in sorted(
+        enumerate(extraction.kept), key=lambda pair: extraction.digests.get(pair[1], "")
+    ):
+        rows.setdefault(labels[i], []).append(row)
+    trial = _decide(rows, extractor, sources, extraction, options)
+    _logger.info(trial.sentence)
+    return trial
+
+
+def _decide(
+    rows: Mapping[str, Sequence[int]],
+    extractor: Extractor,
+    sources: Sequence[Source],
+    extraction: Extraction,
+    options: Options,
+) -> Trial:
+    fewest = min((len(r) for r in rows.values()), default=0)
+    if fewest < 2 * FEWEST:
+        return Trial(
+            "none",
+            sentence=f"augment=auto takes none: {fewest} good pictures are too few to see whether "
+            f"copies are foreign ({2 * FEWEST} are asked for). Where parts lie freely, give "
+            "augment=rotations: few pictures gain most.",
+        )
+    grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
+    worth: dict[str, dict[str, Worth]] = {}
+    for kind in TRIED:
+        worth[kind] = {
+            name: _worth(kind, mine, extractor, sources, extraction, grids, options)
+            for name, mine in rows.items()
+        }
+        if all(w.kept for w in worth[kind].values()):
+            return Trial(kind, worth, _sentence(kind, worth))
+    return Trial("none", worth, _sentence("none", worth))
+
+
+def _worth(
+    kind: str,
+    mine: Sequence[int],
+    extractor: Extractor,
+    sources: Sequence[Source],
+    extraction: Extraction,
+    grids: Sequence[Grid],
+    options: Options,
+) -> Worth:
+    """Try one copy of each of the first pictures of a class: of all copies of a kind in turn."""
+    m = min(MOST, max(len(mine) // SHARE, min(FEWEST + 2, len(mine) // 2)))
+    own, others = list(mine[:m]), list(mine[m : 2 * m])
+    copies = COPIES[kind][1:]
+    turned: list[list[np.ndarray]] = [[] for _ in grids]
+    order: list[int] = []
+    for j, one in enumerate(copies):
+        part = own[j :: len(copies)]
+        found = extractor.extract([sources[extraction.kept[r]] for r in part], copies=(one,))
+        order += [part[k] for k in found.kept]
+        for rows, more in zip(turned, _rows(grids, found.features), strict=True):
+            rows.append(more)
+    known = [_rows(grids, [f[r] for f in extraction.features]) for r in (order, others)]
+    level = float(options.pca_level)
+    try:
+        return worth_of_copies(
+            known[0], [np.concatenate(t) for t in turned], known[1], level, options.seed
+        )
+    except FitError:  # equal pictures, which the fit itself reports
+        return Worth(0.0, 0.0, m)
+
+
+def _rows(grids: Sequence[Grid], features: Sequence[Tensor]) -> list[np.ndarray]:
+    return [g.rows(f).cpu().numpy() for g, f in zip(grids, features, strict=True)]
+
+
+def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:
+    said = []
+    for kind, by_class in worth.items():
+        least = min(by_class.values(), key=lambda w: w.mean - SURELY * w.error)
+        said.append(f"{kind} {least.mean:.2f} +- {least.error:.2f}")
+    tried = next(iter(next(iter(worth.values())).values())).n
+    return (
+        f"augment=auto takes {augment}: one copy is worth so much of another good picture: "
+        f"{', '.join(said)}; {WORTH} is asked for, and surely (tried on {tried} pictures)."
+    )

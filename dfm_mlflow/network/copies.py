@@ -1,0 +1,59 @@
+"""Turned and mirrored copies of a picture: the seven ways to lay a square down anew."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Copy(NamedTuple):
+    """One way to turn a picture.
+
+    Attributes
+    ----------
+    turns : int
+        Quarter turns, counter-clockwise, after mirroring.
+    mirrored : bool
+        Whether left and right change places.
+    """
+
+    turns: int
+    mirrored: bool
+
+
+UPRIGHT = Copy(0, False)  # the picture itself
+_TURNS, _MIRRORED = (tuple(Copy(turns, m) for turns in range(4)) for m in (False, True))
+# What the fit sees of every training picture, by the option ``augment``: itself first.
+COPIES: dict[str, tuple[Copy, ...]] = {
+    "none": (UPRIGHT,),
+    "flips": (UPRIGHT, Copy(0, True)),
+    "rotations": _TURNS,
+    "all": (*_TURNS, *_MIRRORED),
+}
+
+
+def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
+    """Turn a picture before anything else is done with it, as if the part had lain so.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, 3), uint8
+    copy : Copy
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3) or (W, H, 3), uint8
+    """
+    if copy == UPRIGHT:
+        return image
+    mirrored = image[:, ::-1] if copy.mirrored else image
+    return np.ascontiguousarray(np.rot90(mirrored, copy.turns))
+
+
+def copies_of(augment: str) -> tuple[Copy, ...]:
+    """Give what the fit sees of every picture; ``auto``, which nobody has decided, adds nothing."""
+    return COPIES.get(augment, COPIES["none"])
+
+
+def augment_of(n_copies: int) -> str:
+    """Name of the option ``augment`` that shows each picture in so many ways."""
+    return next(name for name, copies in COPIES.items() if len(copies) == n_copies)
