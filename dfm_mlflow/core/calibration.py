@@ -163,6 +163,22 @@ class Calibration:
         p_values: np.ndarray = np.maximum(p, self.smallest_p_value)
         return p_values
 
+    def cautious_p_value(self, scores: np.ndarray) -> np.ndarray:
+        """P-values by held-out scores as cross-fitting gave them: a little too large, no estimate.
+
+        For tests over many images, such as those of drift: estimates let them alarm too often.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (m,)
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+            :meth:`p_value` where no :attr:`refit_ratio` was given.
+        """
+        return self.p_value(np.asarray(scores) * self.refit_ratio)
+
     def effective_fpr(self, fpr: float) -> float:
         """The rate that p-values are held against where `fpr` is asked for.
 

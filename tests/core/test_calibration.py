@@ -184,6 +184,9 @@ def test_estimates_are_told_from_promises():
     refit = Calibration.of(scores, refit_ratio=np.full(60, 0.9))
     assert refit.is_estimate(0.05)
     assert refit.refit_ratio == pytest.approx(0.9)
+    seen = np.linspace(0, 12, 50)
+    assert np.array_equal(refit.cautious_p_value(seen), Calibration.of(scores).p_value(seen))
+    assert (refit.p_value(seen) <= refit.cautious_p_value(seen)).all()
     assert refit.threshold(0.05) == pytest.approx(0.9 * Calibration.of(scores).threshold(0.05))
 
 

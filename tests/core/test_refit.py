@@ -16,7 +16,7 @@ def draw(rng, n):
 @pytest.mark.parametrize(
     "sizes", [[5] * 20, [1] * 30, [40, 3, 7, 1, 12, 9, 20, 8], [30, 1, 1, 1, 1]]
 )
-def test_what_falls_with_the_share_of_rows_is_extrapolated_to_all_of_them(sizes):
+def test_seven_tenths_of_the_way_to_all_rows_are_gone(sizes):
     folds = np.repeat(np.arange(len(sizes)), sizes)
     n, slope = len(folds), 0.3
     level = np.random.default_rng(0).normal(size=n)
@@ -26,14 +26,15 @@ def test_what_falls_with_the_share_of_rows_is_extrapolated_to_all_of_them(sizes)
 
     held_out = under(np.arange(n), np.array(sizes)[folds])
     ratio = refit_ratio(held_out, folds, lambda out: under(out, len(out)))
-    np.testing.assert_allclose(held_out * ratio, under(np.arange(n), 0))
+    way = np.log(under(np.arange(n), 0) / held_out)
+    np.testing.assert_allclose(np.log(ratio), 0.7 * way)
 
 
-def test_twenty_folds_have_an_exponent_of_nine_tenths():
+def test_twenty_folds_have_seven_tenths_of_an_exponent_of_nine_tenths():
     rng = np.random.default_rng(0)
     fre, fewer = rng.gamma(5, size=(2, 100)) + [[0], [1]]
     ratio = refit_ratio(fre, np.arange(100) % 20, lambda out: fewer[out])
-    np.testing.assert_allclose(ratio, np.exp(0.9 * np.mean(np.log(fre) - np.log(fewer))))
+    np.testing.assert_allclose(ratio, np.exp(0.63 * np.mean(np.log(fre) - np.log(fewer))))
 
 
 def test_nothing_is_estimated_from_less_than_four_folds_or_no_residual():
@@ -53,7 +54,7 @@ def test_many_rows_take_no_more_than_a_few_pairs_of_folds():
     assert len(asked) == 800
 
 
-def test_new_rows_are_as_far_from_the_final_subspace_as_it_says():
+def test_new_rows_are_nearly_as_far_from_the_final_subspace_as_it_says():
     rng, raw, refit, rates = np.random.default_rng(0), [], [], {False: [], True: []}
     for _ in range(60):
         x = draw(rng, 59)
@@ -66,7 +67,7 @@ def test_new_rows_are_as_far_from_the_final_subspace_as_it_says():
             c = Calibration.of(held_out.fre, refit_ratio=ratio if corrected else None)
             found.append(is_anomaly(c.p_value(new), 0.1).mean())
     assert np.mean(raw) > 1.015
-    assert np.mean(refit) == pytest.approx(1, abs=3 * np.std(refit) / np.sqrt(60))
+    assert 0.993 < np.mean(refit) < np.mean(raw) - 0.01
     error = np.std(rates[True]) / np.sqrt(60)
     assert np.mean(rates[False]) + error < np.mean(rates[True]) <= 0.1 + 3 * error
 
