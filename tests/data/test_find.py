@@ -34,7 +34,7 @@ def test_folders_and_patterns(tree, pattern, expected):
         with pytest.raises(DataError, match="no picture"):
             find_pictures(f"{tree}{pattern}")
         return
-    found = find_pictures(f"{tree}{pattern}")
+    found = find_pictures(f"{tree}{pattern}").sources
     assert [p.relative_to(tree).as_posix() for p in found] == expected
 
 
@@ -42,7 +42,9 @@ def test_s3_means_the_same(tree, s3_store):
     root = s3_store.upload(tree, "archive")
     for pattern, expected in PATTERNS:
         if expected:
-            found = [o.uri.removeprefix(f"{root}/") for o in find_pictures(f"{root}{pattern}")]
+            found = [
+                o.uri.removeprefix(f"{root}/") for o in find_pictures(f"{root}{pattern}").sources
+            ]
             assert found == expected
     assert s3_store.gets("archive/") == []  # listed, never read
 

@@ -31,7 +31,11 @@ def test_rows_become_items(manifest, tmp_path):
     assert catalog.source == address
     assert [i.path for i in catalog.train] == [tmp_path / "0.png", tmp_path / "1.png"]
     bent, good = catalog.test
-    assert (bent.label, bent.mask, bent.group) == ("bent, left", tmp_path / "3.png", "lot 7")
+    assert (bent.label, str(bent.mask), bent.group) == (
+        "bent, left",
+        str(tmp_path / "3.png"),
+        "lot 7",
+    )
     assert (good.label, good.mask, good.group, good.category) == ("good", None, None, "a")
     assert len(catalog.digest) == 16
 
@@ -137,7 +141,7 @@ def test_local_rows_and_rows_in_s3_side_by_side(s3_store, manifest, tmp_path):
         str(tmp_path / "1.png"),
         *uris[:2],
     ]
-    assert catalog.items[3].mask.read_bytes() == bytes([2])
+    assert catalog.items[3].mask.files[0].read_bytes() == bytes([2])
 
 
 def test_a_manifest_in_s3_has_rows_beside_it(s3_store, tmp_path):
