@@ -1,5 +1,6 @@
 """What was used of a source, and what was not, in one line."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ class Account:
         What was used, in words.
     unused : dict of str to int
         Files that were not, by the reason in words.
+    n_missed : int
+        Pictures, masks and broken links among them, which somebody may have meant to be used.
     """
 
     used: str = ""
     unused: dict[str, int] = field(default_factory=dict)
+    n_missed: int = 0
 
     @property
     def n_unused(self) -> int:
@@ -34,6 +38,10 @@ class Account:
     def sentence(self) -> str:
         """Say all of it in one line."""
         return f"Used {self.used}; not used: {self.left()}."
+
+    def log(self, logger: logging.Logger) -> None:
+        """Say it to a `logger`, as a warning where somebody may have meant more to be used."""
+        logger.log(logging.WARNING if self.n_missed else logging.INFO, self.sentence())
 
     def left(self) -> str:
         """Say what was not used."""
@@ -46,7 +54,8 @@ def total(accounts: Iterable[Account]) -> Account:
     unused: Counter[str] = Counter()
     for account in accounts:
         unused.update(account.unused)
-    return Account("; ".join(account.used for account in accounts), dict(unused))
+    used = "; ".join(account.used for account in accounts)
+    return Account(used, dict(unused), sum(account.n_missed for account in accounts))
 
 
 def used_of(name: str, items: Iterable[Item], layout: str) -> str:

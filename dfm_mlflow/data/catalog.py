@@ -16,7 +16,13 @@ from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.manifest import read_manifest
 from dfm_mlflow.data.mvtec import mvtec_ad
 from dfm_mlflow.data.names import EXTENSIONS, means_bad, means_good
-from dfm_mlflow.data.source import absolute, check_folder, is_category, listing
+from dfm_mlflow.data.source import (
+    absolute,
+    check_folder,
+    holds_categories,
+    is_category,
+    listing,
+)
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.read import Look, look_at
 from dfm_mlflow.storage import store
@@ -171,7 +177,7 @@ def load_catalog(
     _check(items, categories, to_fit)
     name = ",".join(categories)
     account = account or Account(used_of(name, items, data))
-    _logger.log(logging.WARNING if account.unused else logging.INFO, account.sentence())
+    account.log(_logger)
     return Catalog(name=name, source=data, items=tuple(items), account=account)
 
 
@@ -203,7 +209,7 @@ def _from_folder(
             f"{root} holds no folder with pictures for {', '.join(missing)}: it holds "
             f"{listing(root)}."
         )
-    if missing and not (naming or is_category(root)):
+    if missing and not naming and holds_categories(root):
         raise DataError(
             f"{root} holds neither the folder {categories[0]} nor pictures "
             f"({', '.join(sorted(EXTENSIONS))}): it holds {listing(root)}. Call the category's "

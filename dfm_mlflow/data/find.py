@@ -10,11 +10,11 @@ from pathlib import Path
 
 from dfm_mlflow.data.accounting import Account, count, reason_of
 from dfm_mlflow.data.manifest import read_list
-from dfm_mlflow.data.names import EXTENSIONS
+from dfm_mlflow.data.names import EXTENSIONS, UNREAD
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage.paths import check_names, local_path
 from dfm_mlflow.storage.store import SCHEME, S3Folder, S3Object, find, folder, split_uri
-from dfm_mlflow.storage.walk import File, Walk, walk
+from dfm_mlflow.storage.walk import NOWHERE, File, Walk, walk
 
 GROUND_TRUTH = "ground_truth"
 _WILD = re.compile(r"[*?\[]")
@@ -67,7 +67,7 @@ def find_pictures(address: str) -> Found:
     if address.lower().endswith(".csv") and not _WILD.search(address):
         rows = read_list(address)
         account = Account(f"{len(rows)} pictures of {address}")
-        _logger.info(account.sentence())
+        account.log(_logger)
         return Found([source for source, _ in rows], [part for _, part in rows], account)
     if (one := _single(address)) is not None:
         return Found([one], [None], Account(f"the picture {address}"))
@@ -83,11 +83,11 @@ def find_pictures(address: str) -> Found:
         raise DataError(f"There is no picture{kinds} in {address}{held}: correct the address.")
     check_names(map(str, sources))
     reasons = [why for f in walked.files if (why := _in_truth(f) or reason_of(f))]
-    account = Account(
-        f"{len(sources)} pictures of {address}",
-        {} if pattern else count(reasons, walked.left_out),
-    )
-    _logger.log(logging.WARNING if account.unused else logging.INFO, account.sentence())
+    n_missed = sum(file.suffix in UNREAD for file in wanted) + walked.left_out[NOWHERE]
+    account = Account(f"{len(sources)} pictures of {address}")
+    if not pattern:  # what a pattern does not name, nobody meant
+        account = Account(account.used, count(reasons, walked.left_out), n_missed)
+    account.log(_logger)
     ordered = sorted(sources, key=str)
     return Found(ordered, [None] * len(ordered), account)
 

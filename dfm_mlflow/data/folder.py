@@ -22,7 +22,7 @@ from dfm_mlflow.data.names import (
 )
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage.store import S3Folder
-from dfm_mlflow.storage.walk import File, Walk, walk
+from dfm_mlflow.storage.walk import NOWHERE, File, Walk, walk
 
 MOST_UNUSED = 0.5  # of the pictures of a category
 _MOST_NAMED = 5
@@ -105,7 +105,10 @@ def read_folder(
     ]
     reasons = [why for file in others if (why := reason_of(file) or layout.unused.get(file.place))]
     reasons += _unmatched(matched, tested)
-    account = Account(used_of(category, items, layout.said), count(reasons, walked.left_out))
+    n_missed = sum(map(is_any_picture, others)) - len(items)
+    n_missed += len(matched.unmatched) + walked.left_out[NOWHERE]
+    unused = count(reasons, walked.left_out)
+    account = Account(used_of(category, items, layout.said), unused, n_missed)
     _check_share(root, others, len(items), account)
     return items, account
 

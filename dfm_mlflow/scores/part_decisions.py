@@ -54,7 +54,7 @@ def part_decisions(
     decided = pd.DataFrame(
         {
             "part_p_value": np.where(unknown, np.nan, p_value),
-            "part_is_anomaly": np.where(unknown, None, flagged.astype(object)),
+            "part_is_anomaly": pd.Series(flagged.astype(object), whole.index).mask(unknown, None),
         },
         index=whole.index,
     )
