@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 # Masks of instances have few values; the noise of JPEG, and soft edges, have many.
 _MOST_VALUES = 16
 _LEAST_WHITE = 64  # of 255: below it, noise and marks cannot be told apart
+_NOISE = 8
 _OPAQUE = 128
 _LOSSY = ("JPEG", "MPO")
 
@@ -99,10 +100,12 @@ def _noise_limit(pixels: np.ndarray, lossy: bool) -> float:
     top = float(pixels.max()) if pixels.size else 0.0
     if top < _LEAST_WHITE:
         return top if lossy else 0.0
-    return top / 2 if lossy or _n_values(pixels) > _MOST_VALUES else 0.0
-
-
-def _n_values(pixels: np.ndarray) -> int:
     if pixels.dtype in (np.uint8, np.uint16):
-        return int(np.count_nonzero(np.bincount(pixels.ravel())))
-    return len(np.unique(pixels))
+        values = np.flatnonzero(np.bincount(pixels.ravel()))
+    else:
+        values = np.unique(pixels)
+    # JPEG of high quality, saved as PNG by the next tool, leaves few values beside black and white
+    beside_white = (values >= top - _NOISE).sum() > 1
+    beside_black = ((values > 0) & (values <= _NOISE)).any()
+    noisy = lossy or len(values) > _MOST_VALUES or (beside_white and beside_black)
+    return top / 2 if noisy else 0.0
