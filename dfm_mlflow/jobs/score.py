@@ -115,16 +115,15 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     # read once and never again: nothing is gained by keeping them
     sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in found.sources]
     shown = parts_by(options.part_by, found) or []
-    if options.engine == "spark":
+    detector = bundle.load() if shown or options.engine == "local" else None
+    if shown and detector:
+        _logger.info(promise_of(detector, shown))
+    if options.engine == "spark" or detector is None:
         result = _on_spark(bundle, sources, shown, options, session)
+    elif _is_folder(options.output):
+        result = _in_parts(detector, sources, shown, options, bundle.sha256)
     else:
-        detector = bundle.load()
-        if shown:
-            _logger.info(promise_of(detector, shown))
-        if _is_folder(options.output):
-            result = _in_parts(detector, sources, shown, options, bundle.sha256)
-        else:
-            result = _in_one_file(detector, sources, shown, options)
+        result = _in_one_file(detector, sources, shown, options)
     result = replace(
         result,
         output=options.output,

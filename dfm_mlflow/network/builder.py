@@ -225,7 +225,7 @@ def load_roi(path: str) -> np.ndarray | None:
     odd = share < LEAST_REGION or share == 1
     _logger.log(
         logging.WARNING if odd else logging.INFO,
-        "roi=%s: %.3g %% of the picture count%s%s",
+        "roi=%s: %.3g %% of the picture counts%s%s",
         place,
         100 * share,
         "; is that the region that was meant? White counts, black does not." if odd else ".",
