@@ -26,7 +26,7 @@ def tables():
 
 
 @cache
-def tests_of(path):
+def names_in(path):
     tree = ast.parse((ROOT / path).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
@@ -37,7 +37,7 @@ def test_a_row_names_a_test_that_is_there(row):
     assert all(row), row
     named = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)`", row[-1])
     assert named, row[-1]
-    assert named[2] in tests_of(named[1]), row[-1]
+    assert named[2] in names_in(named[1]), row[-1]
 
 
 def test_every_section_has_rows():
