@@ -9,7 +9,7 @@ from pathlib import Path
 from dfm_mlflow.data import mask_files
 from dfm_mlflow.data.accounting import Account, count, reason_of, used_of
 from dfm_mlflow.data.item import GOOD, Item
-from dfm_mlflow.data.layouts import OPEN, Layout, Role, deal, recognise
+from dfm_mlflow.data.layouts import recognise
 from dfm_mlflow.data.names import (
     EXTENSIONS,
     TEST_NAMES,
@@ -20,6 +20,7 @@ from dfm_mlflow.data.names import (
     is_picture,
     means_good,
 )
+from dfm_mlflow.data.roles import OPEN, Layout, Role, deal
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage.store import S3Folder
 from dfm_mlflow.storage.walk import NOWHERE, File, Walk, walk

@@ -9,7 +9,6 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dfm_mlflow.data.item import GOOD
@@ -21,47 +20,10 @@ from dfm_mlflow.data.names import (
     means_bad,
     means_good,
 )
+from dfm_mlflow.data.roles import OPEN, Layout, Role
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage.store import S3Folder, S3Object
 from dfm_mlflow.storage.walk import File
-
-OPEN = "open"  # split of good pictures that nobody dealt to fitting or testing
-TESTED = 5  # one in so many of these is tested on
-IN_SUBFOLDERS = "in subfolders"
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a picture is.
-
-    Attributes
-    ----------
-    split : {"train", "test", "open"}
-    label : str
-        ``good`` or the name of a defect.
-    """
-
-    split: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a recogniser took.
-
-    Attributes
-    ----------
-    said : str
-        The layout in a few words, for the line about what is used.
-    roles : dict of str to Role
-        By the picture's place.
-    unused : dict of str to str
-        Why a picture is not used, by its place.
-    """
-
-    said: str
-    roles: dict[str, Role] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
 
 
 def recognise(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
@@ -216,7 +178,7 @@ def flat(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
     layout = Layout("one folder of good pictures")
     for file in pictures:
         if file.folders:
-            layout.unused[file.place] = IN_SUBFOLDERS
+            layout.unused[file.place] = "in subfolders"
         else:
             layout.roles[file.place] = Role("train", GOOD)
     return layout if layout.roles else None
@@ -228,45 +190,6 @@ RECOGNISERS: tuple[Callable[[Path | S3Folder, Sequence[File]], Layout | None], .
     side_by_side,
     flat,
 )
-
-
-def deal(layout: Layout, pictures: Sequence[File], *, all_tested: bool) -> Layout:
-    """Give every good picture that nobody dealt a split.
-
-    Where there are defects and no good pictures to test on, the last fifth of each folder, by name,
-    is tested on: a burst of pictures is torn once at most.
-
-    Parameters
-    ----------
-    layout : Layout
-    pictures : sequence of File
-        In the order of their places.
-    all_tested : bool
-        Whether all of them are new to a model, and tested on.
-
-    Returns
-    -------
-    Layout
-    """
-    given = list(layout.roles.values())
-    undealt: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for file in pictures:
-        if layout.roles.get(file.place) == Role(OPEN, GOOD):
-            undealt[file.folders].append(file.place)
-    if not any(role.split == OPEN for role in given):
-        return layout
-    bad = any(role.label != GOOD for role in given)
-    tested = all_tested or (bad and Role("test", GOOD) not in given)
-    roles, n_tested = dict(layout.roles), 0
-    for places in undealt.values():
-        n = (len(places) if all_tested else len(places) // TESTED) if tested else 0
-        n_tested += n
-        for i, place in enumerate(places):
-            roles[place] = Role("test" if i >= len(places) - n else "train", GOOD)
-    said = layout.said
-    if n_tested and not all_tested:
-        said += ", the last fifth of each good folder to test on"
-    return replace(layout, said=said, roles=roles)
 
 
 def _split_of_visa(root: Path | S3Folder) -> dict[str, Role] | None:

@@ -18,6 +18,7 @@ from dfm_mlflow.storage.store import S3Object, threads_for
 MOST_MARKED = 0.5  # of a picture; above it a mask is likely to be inverted
 _STRETCH = 1.02  # by which the proportions of a mask and its picture may differ
 _MOST_NAMED = 5
+_MOST_THREADS = 8
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def check_masks(items: Sequence[Item]) -> list[Item]:
     if not masked:
         return list(items)
     files = [item.mask.files[0] for item in items if item.mask]
-    with ThreadPoolExecutor(threads_for(files)) as pool:
+    # masks may be large, and threads hold one each
+    with ThreadPoolExecutor(min(threads_for(files), _MOST_THREADS)) as pool:
         looks = dict(zip(masked, pool.map(lambda i: _look(items[i]), masked), strict=True))
     troubles = [trouble for trouble, _ in looks.values() if trouble]
     if troubles:

@@ -16,6 +16,7 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.read import Look
+from dfm_mlflow.scores.part_decisions import part_decisions, part_metrics
 
 # Where curves are logged, in per mille: closest where a line works. 82 steps.
 _logger = logging.getLogger(__name__)
@@ -75,7 +76,11 @@ def score_items(
             "defective": [i.label != GOOD for i in items],
         }
     )
-    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), seen)
+    table = pd.concat([about, scores.drop(columns="anomaly_map")], axis=1)
+    if any(item.part for item in items):
+        parts = [item.part or str(item.path) for item in items]
+        table = table.join(part_decisions(detector, table, parts))
+    return Evaluation(table, seen)
 
 
 def pixel_metrics_of(
@@ -142,6 +147,7 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     defective = table["defective"].to_numpy(bool)
     metrics = _mean_over_categories(table)
     metrics |= decision_metrics(defective, table["is_anomaly"].to_numpy(bool))
+    metrics |= part_metrics(table)
     named: dict[str, float | None] = {}
     several = table["category"].nunique() > 1
     if several and "predicted_class" in table:

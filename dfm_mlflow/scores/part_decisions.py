@@ -38,27 +38,54 @@ def part_decisions(
         with a picture that could not be scored has a p-value and is flagged if the others suffice;
         else both are null: it is not known to be good.
     """
-    smallest = {m.name: m.calibration.smallest_p_value for m in detector.classes}
-    rows = pd.DataFrame({"part": list(parts)}, index=table.index)
-    rows["p"] = table["p_value"].astype(float)
-    rows["missing"] = table["error"].notna()
-    rows["smallest"] = [smallest.get(name, np.nan) for name in table["predicted_class"]]
-    whole = rows.groupby("part", sort=False).agg(
-        p=("p", "min"), m=("p", "size"), missing=("missing", "any"), smallest=("smallest", "max")
-    )
-    m = whole["m"].to_numpy(float)
-    p_value = np.minimum(1.0, m * whole["p"].to_numpy())
-    limit = np.maximum(detector.options.fpr, np.minimum(1.0, m * whole["smallest"].to_numpy()))
+    known = {m.name: m.calibration.smallest_p_value for m in detector.classes}
+    of, names = pd.factorize(np.asarray(parts, dtype=object))
+    m = np.bincount(of).astype(float)
+    missing = np.bincount(of, weights=table["error"].notna()) > 0
+    least, smallest = np.full(len(names), np.nan), np.zeros(len(names))
+    np.fmin.at(least, of, table["p_value"].to_numpy(float))
+    np.maximum.at(smallest, of, [known.get(name, 0.0) for name in table["predicted_class"]])
+    p_value = np.minimum(1.0, m * least)
+    limit = np.maximum(detector.options.fpr, np.minimum(1.0, m * smallest))
     flagged = np.asarray(is_anomaly(p_value, limit), dtype=bool)
-    unknown = whole["missing"].to_numpy(bool) & ~flagged
-    decided = pd.DataFrame(
+    unknown = missing & ~flagged
+    return pd.DataFrame(
         {
-            "part_p_value": np.where(unknown, np.nan, p_value),
-            "part_is_anomaly": pd.Series(flagged.astype(object), whole.index).mask(unknown, None),
+            "part": names[of],
+            "part_p_value": np.where(unknown, np.nan, p_value)[of],
+            "part_is_anomaly": pd.Series(flagged.astype(object)).mask(unknown, None).to_numpy()[of],
         },
-        index=whole.index,
+        index=table.index,
     )
-    return rows[["part"]].join(decided, on="part")
+
+
+def part_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Measure decisions on parts; a part is defective if one of its pictures is.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`~dfm_mlflow.scores.evaluation.Evaluation`.
+
+    Returns
+    -------
+    dict of str to float
+        ``part_recall``, ``part_false_positive_rate`` and ``n_parts``, of parts that are decided
+        on; empty without parts.
+    """
+    if "part" not in table:
+        return {}
+    parts = table.groupby("part").agg(
+        defective=("defective", "any"), flagged=("part_is_anomaly", "first")
+    )
+    parts = parts[parts["flagged"].notna()]
+    bad, flagged = parts["defective"].to_numpy(bool), parts["flagged"].to_numpy(bool)
+    metrics = {"n_parts": float(len(parts))}
+    if bad.any():
+        metrics["part_recall"] = float(flagged[bad].mean())
+    if not bad.all():
+        metrics["part_false_positive_rate"] = float(flagged[~bad].mean())
+    return metrics
 
 
 def promise_of(detector: AnomalyDetector, parts: Sequence[str]) -> str:

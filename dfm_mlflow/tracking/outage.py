@@ -79,14 +79,14 @@ def _refused(error: BaseException) -> str | None:
     if status in (401, 403):
         why = "does not know who asks" if status == 401 else "does not let this user do that"
         return (
-            f"The tracking server {server()} {why} ({status}, {_words(error)}): set "
+            f"The tracking server {server()}{_registry()} {why} ({status}, {_words(error)}): set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to "
             "those of a user who may"
         )
     if isinstance(error, MlflowException) and _PAGE.search(str(error)):
         return (
-            f"No MLflow server answers at {server()}: it sends a page of HTML, as a login page or "
-            "another program does; correct MLFLOW_TRACKING_URI, or sign in"
+            f"No MLflow server answers at {server()}{_registry()}: it sends a page of HTML, as a "
+            "login page or another program does; correct MLFLOW_TRACKING_URI, or sign in"
         )
     return None
 
@@ -171,7 +171,17 @@ def end_failed(run: mlflow.ActiveRun) -> None:
 
 def server() -> str:
     """Address of the tracking server, without a password."""
-    parts = urlsplit(mlflow.get_tracking_uri())
+    return _shown(mlflow.get_tracking_uri())
+
+
+def _registry() -> str:
+    """Name the registry, too, where it is another server."""
+    registry = mlflow.get_registry_uri()
+    return "" if registry == mlflow.get_tracking_uri() else f" or the registry {_shown(registry)}"
+
+
+def _shown(address: str) -> str:
+    parts = urlsplit(address)
     if "@" not in parts.netloc:
         return urlunsplit(parts)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

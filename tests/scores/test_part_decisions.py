@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.scores.part_decisions import PART_COLUMNS, part_decisions, promise_of
+from dfm_mlflow.scores.part_decisions import (
+    PART_COLUMNS,
+    part_decisions,
+    part_metrics,
+    promise_of,
+)
 
 
 def detector(scores, fpr=0.05, name="a"):
@@ -76,6 +81,19 @@ def test_the_promise_is_kept_whatever_the_views_have_in_common(together, n, fpr)
     assert np.mean(flagged) < promise + 3 * np.std(flagged) / np.sqrt(len(flagged))
     if together == 0 and n == 400:  # views without anything in common use nearly all of it
         assert np.mean(flagged) > 0.8 * promise
+
+
+def test_decisions_on_parts_are_measured():
+    given = table([0.5, 0.001, 0.4, 0.9, np.nan], [None] * 4 + ["broken"])
+    given["defective"] = [False, True, False, False, False]
+    judge = detector(np.arange(999.0))
+    given = given.join(part_decisions(judge, given, ["x", "x", "y", "y", "z"]))
+    assert part_metrics(given) == {
+        "n_parts": 2,
+        "part_recall": 1.0,
+        "part_false_positive_rate": 0.0,
+    }
+    assert part_metrics(given.drop(columns="part")) == {}
 
 
 def test_the_promise_is_said():

@@ -77,10 +77,10 @@ def test_spark_and_this_machine_write_the_same_rows(spark, model, archive, tmp_p
 
 
 def test_spark_decides_on_parts_alike(spark, model, archive, tmp_path):
-    by = {"part_by": r"(\d)\.(png|jpg)$"}  # two or three pictures each, in several folders
-    given = options(model, f"{archive}/day*/line/*", tmp_path / "spark.parquet", engine="spark", **by)
-    score(given, session=spark)
-    score(options(model, f"{archive}/day*/line/*", tmp_path / "here.parquet", **by))
+    by = {"part_by": r"(\d)\.png$"}  # two or three pictures each, in several folders
+    images, there = f"{archive}/day*/line/*", tmp_path / "spark.parquet"
+    score(options(model, images, there, engine="spark", **by), session=spark)
+    score(options(model, images, tmp_path / "here.parquet", **by))
     ours = table(tmp_path / "spark.parquet")
     assert_same(ours, table(tmp_path / "here.parquet"))
     assert set(ours["part"]) == set("0123456789")
