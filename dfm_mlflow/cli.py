@@ -157,6 +157,13 @@ def evaluate(**values: Any) -> None:
     show_default=True,
     help="Category that all images are known to be of.",
 )
+@click.option(
+    "--part-by",
+    default="none",
+    show_default=True,
+    metavar="REGEX",
+    help="With --model: one decision for images whose paths match alike, such as views of a part.",
+)
 @click.option("--fpr", type=float, help="With --url: false-positive rate; default: the model's.")
 @click.option("--anomaly-map", is_flag=True, help="With --url: add anomaly maps.")
 @click.option(
@@ -178,6 +185,7 @@ def score(
     output: str | None,
     engine: str,
     category: str,
+    part_by: str,
     **values: Any,
 ) -> None:
     """Score pictures on a server, here, or in Spark's executors.
@@ -188,8 +196,11 @@ def score(
     if (url is None) == (model is None) or not images:
         raise ConfigError("score needs images, and either --url http://HOST:PORT or --model URI.")
     if model is not None:
-        _score_here(model, images, output, {"engine": engine, "category": category}, values)
+        given = {"engine": engine, "category": category, "part_by": part_by}
+        _score_here(model, images, output, given, values)
         return
+    if part_by != "none":
+        raise ConfigError("--part-by needs --model: combine the rows of a server yourself.")
     if engine != "local":
         raise ConfigError(f"--engine {engine} needs --model: a server has an engine of its own.")
     from dfm_mlflow.client import find_pictures, write_table

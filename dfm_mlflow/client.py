@@ -118,17 +118,20 @@ def score(
 def find_pictures(names: Iterable[str]) -> list[str]:
     """List the files of `names`, and the pictures in folders and their subfolders, sorted.
 
+    Masks in ``ground_truth`` and hidden files are left out; the log says what is used.
+
     Raises
     ------
     DataError
         If a name is not there, or there is no picture.
     """
+    from dfm_mlflow.data.find import find_pictures as found_below
+
     found: list[str] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-            found += map(str, sorted(inside))
+            found += map(str, found_below(name).sources)
         elif path.is_file():
             found.append(name)
         else:

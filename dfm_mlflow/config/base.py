@@ -38,6 +38,37 @@ def option(default: Any, help: str, expected: str, pattern: str | None = None, *
     return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
 
 
+def good_option() -> Any:
+    """Declare the option that names folders, or labels of a manifest, of good pictures."""
+    return option(
+        "auto",
+        "Folders of good pictures below the category's own, or anywhere: paths or names separated "
+        "by commas; or labels of a manifest. auto goes by the names of folders.",
+        "auto, or folders separated by commas",
+        min_length=1,
+    )
+
+
+def bad_option() -> Any:
+    """Declare the option that names folders, or labels of a manifest, of defective pictures."""
+    return option(
+        "auto",
+        "Folders of defective pictures, to test on, in the same way.",
+        "auto, or folders separated by commas",
+        min_length=1,
+    )
+
+
+def masks_option() -> Any:
+    """Declare the option that names folders of masks."""
+    return option(
+        "auto",
+        "Folders of masks; auto is ground_truth or masks.",
+        "auto, or folders separated by commas",
+        min_length=1,
+    )
+
+
 class StrictOptions(BaseModel):
     """Options of one verb: scalars in the notation of the command line."""
 

@@ -82,7 +82,10 @@ class _Sweep(StrictOptions):
                 raise ConfigError(f"With {named}: {error}") from None
 
 
-_NOT_SWEPT = ("category", "data", "registered_model", "engine", "cache")
+_NOT_SWEPT = (
+    *("category", "data", "good", "bad", "masks"),
+    *("registered_model", "engine", "cache"),
+)
 _FIELDS: dict[str, Any] = {n: (f.annotation, f) for n, f in Options.model_fields.items()}
 SweepOptions = create_model(
     "SweepOptions",

@@ -7,7 +7,14 @@ The command line is generated from it, a test holds ``MLproject`` against it, ru
 import re
 from typing import Any
 
-from dfm_mlflow.config.base import CATEGORIES, StrictOptions, option
+from dfm_mlflow.config.base import (
+    CATEGORIES,
+    StrictOptions,
+    bad_option,
+    good_option,
+    masks_option,
+    option,
+)
 from dfm_mlflow.errors import ConfigError
 
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
@@ -70,18 +77,23 @@ class Options(StrictOptions):
     """
 
     category: str = option(
-        "bottle",
-        "Category to train on; 'a,b' is one class-conditional model over both.",
-        "names separated by commas, without / : % or quotes",
+        "auto",
+        "Category to train on; 'a,b' is one class-conditional model over both; auto is the only "
+        "one of the data, such as the name of its folder.",
+        "auto, or names separated by commas, without / : % or quotes",
         CATEGORIES,
     )
     data: str = option(
         "auto",
-        "auto, mvtec_ad, elpv, a folder or s3:// prefix with one MVTec-layout folder a category or "
-        "of good images alone, or a manifest .csv (path,split,label,mask,class,group).",
+        "auto, mvtec_ad, elpv, a folder or s3:// prefix (of one category, with train/ and test/, "
+        "good and bad side by side, or good images alone; or of several such folders), or a "
+        "manifest .csv (path,split,label,mask,class,group,part).",
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
+    good: str = good_option()
+    bad: str = bad_option()
+    masks: str = masks_option()
     preset: str = option(
         "default",
         "Published or recommended configuration that 'auto' options follow.",
@@ -279,7 +291,7 @@ class Options(StrictOptions):
         if self.registered_model == "none":
             return None
         if self.registered_model == "auto":
-            return "dfm-" + re.sub(r"[,.]", "-", self.category)
+            return "dfm-" + re.sub(r"[/:.%\"',]", "-", self.category)
         return self.registered_model
 
     def check(self) -> None:

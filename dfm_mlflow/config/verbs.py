@@ -4,7 +4,15 @@ import re
 
 from pydantic import field_validator
 
-from dfm_mlflow.config.base import CATEGORIES, CATEGORY, StrictOptions, option
+from dfm_mlflow.config.base import (
+    CATEGORIES,
+    CATEGORY,
+    StrictOptions,
+    bad_option,
+    good_option,
+    masks_option,
+    option,
+)
 from dfm_mlflow.errors import ConfigError
 
 
@@ -29,6 +37,9 @@ class EvaluateOptions(StrictOptions):
         "auto, or names separated by commas, without / : % or quotes",
         CATEGORIES,
     )
+    good: str = good_option()
+    bad: str = bad_option()
+    masks: str = masks_option()
 
 
 class ScoreOptions(StrictOptions):
@@ -42,9 +53,9 @@ class ScoreOptions(StrictOptions):
     )
     images: str = option(
         ...,
-        "Pictures: a folder or s3:// prefix with all folders below it, or a pattern such as "
-        "'s3://bucket/2025/**/*.jpg'.",
-        "a folder, an s3:// prefix or a pattern",
+        "Pictures: a folder or s3:// prefix with all folders below it, a pattern such as "
+        "'s3://bucket/2025/**/*.jpg', or a manifest .csv (path,part).",
+        "a folder, an s3:// prefix, a pattern or a .csv",
         min_length=1,
     )
     output: str = option(
@@ -63,6 +74,28 @@ class ScoreOptions(StrictOptions):
     engine: str = option(
         "local", "This machine, or Spark's executors.", "local or spark", "^(local|spark)$"
     )
+    part_by: str = option(
+        "none",
+        "Regular expression on the path; images with the same match show one part and get one "
+        "decision for it.",
+        "none or a regular expression",
+        min_length=1,
+    )
+
+    def check(self) -> None:
+        """Refuse what is no regular expression.
+
+        Raises
+        ------
+        ConfigError
+        """
+        try:
+            re.compile(self.part_by)
+        except re.error as error:
+            raise ConfigError(
+                f"part_by={self.part_by!r} is not a regular expression ({error}): correct it or "
+                "give none."
+            ) from None
 
 
 class CompareOptions(StrictOptions):
@@ -117,6 +150,9 @@ class PromoteOptions(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
+    good: str = good_option()
+    bad: str = bad_option()
+    masks: str = masks_option()
     reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
     force: bool = option(
         False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
@@ -203,6 +239,8 @@ class RecalibrateOptions(StrictOptions):
         "auto, or one name without / : , % or quotes",
         rf"^{CATEGORY}$",
     )
+    good: str = good_option()
+    bad: str = bad_option()
     registered_model: str = option(
         "auto",
         "Registered model name; auto is that of the model, none does not register.",

@@ -2,23 +2,33 @@
 
 import hashlib
 import importlib.util
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from dfm_mlflow.data.accounting import Account, total, used_of
+from dfm_mlflow.data.folder import Naming, read_folder
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.manifest import read_manifest
 from dfm_mlflow.data.mvtec import mvtec_ad
+from dfm_mlflow.data.names import EXTENSIONS, means_bad, means_good
+from dfm_mlflow.data.source import (
+    absolute,
+    check_folder,
+    holds_categories,
+    is_category,
+    listing,
+)
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.read import Look, look_at
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.paths import check_names
-from dfm_mlflow.storage.store import S3Folder, S3Object, map_in_threads
+from dfm_mlflow.storage.store import S3Folder, map_in_threads
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MVTEC = (
     "bottle",
     "cable",
@@ -38,6 +48,8 @@ MVTEC = (
 )
 ELPV = ("mono", "poly")
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -50,11 +62,14 @@ class Catalog:
     source : str
         Where the pictures are: ``elpv``, a manifest, a folder or an ``s3://`` prefix.
     items : tuple of Item
+    account : Account
+        What was used of the source, and what was not.
     """
 
     name: str
     source: str
     items: tuple[Item, ...]
+    account: Account = field(default_factory=Account)
 
     @property
     def train(self) -> list[Item]:
@@ -101,20 +116,30 @@ class Catalog:
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -> Catalog:
-    """List the pictures of a source.
+def load_catalog(
+    data: str,
+    categories: Iterable[str],
+    *,
+    to_fit: bool = True,
+    naming: Naming | None = None,
+    all_tested: bool = False,
+) -> Catalog:
+    """List the pictures of a source; the log says in one line what is used and what is not.
 
     Parameters
     ----------
     data : str
         ``auto``, ``mvtec_ad``, ``elpv``, a manifest (``.csv``), or a folder or ``s3://`` prefix:
-        one that holds an MVTec-layout folder (``train/good``, ``test/<defect>``,
-        ``ground_truth/<defect>/*_mask.png``) for each category, or a flat folder of good pictures
-        that the only category names.
+        one that holds a folder for each category, or that of the only category itself.
+        ``docs/inputs.md`` has the layouts.
     categories : iterable of str
         Category names.
     to_fit : bool
         Whether every category must have at least 2 good pictures to fit on, or any picture will do.
+    naming : Naming, optional
+        Folders, or labels of a manifest, that options say the meaning of.
+    all_tested : bool
+        Whether good pictures that no folder deals to fitting or testing are all tested on.
 
     Returns
     -------
@@ -123,19 +148,23 @@ def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -
     Raises
     ------
     DataError
-        If the source is missing, a category is empty or has fewer than 2 good pictures to fit on.
+        If the source is missing, a category is empty or has fewer than 2 good pictures to fit on,
+        a name may mean either way, or more than half of a category's pictures would not be used.
     """
-    categories = tuple(categories)
+    categories, naming = tuple(categories), naming or Naming.of()
     if data == "auto":
         data = _source_of(categories)
+    if naming and data in ("elpv", "mvtec_ad"):
+        raise DataError(f"good=, bad= and masks= have no meaning for data={data}: leave them out.")
+    account = None
     if data == "elpv":
         items = [item for c in categories for item in _elpv(c)]
     elif data.lower().endswith(".csv"):
-        items = read_manifest(data, categories)
+        items = read_manifest(data, categories, naming.good, naming.bad)
     else:
-        root = mvtec_ad() if data == "mvtec_ad" else store.folder(data)
+        root = mvtec_ad() if data == "mvtec_ad" else store.folder(absolute(data))
         try:
-            items = _from_folder(root, categories, flat_for_all=not to_fit)
+            items, account = _from_folder(root, categories, naming, to_fit, all_tested)
         except OSError as error:
             raise DataError(
                 f"The folder {root} cannot be searched ({error.strerror}): check its permissions "
@@ -146,7 +175,10 @@ def load_catalog(data: str, categories: Iterable[str], *, to_fit: bool = True) -
     for item in items:
         check_names(str(part) for part in (item.path, item.mask or "", item.label))
     _check(items, categories, to_fit)
-    return Catalog(name=",".join(categories), source=data, items=tuple(items))
+    name = ",".join(categories)
+    account = account or Account(used_of(name, items, data))
+    account.log(_logger)
+    return Catalog(name=name, source=data, items=tuple(items), account=account)
 
 
 def _source_of(categories: tuple[str, ...]) -> str:
@@ -161,49 +193,31 @@ def _source_of(categories: tuple[str, ...]) -> str:
 
 
 def _from_folder(
-    root: Path | S3Folder, categories: tuple[str, ...], *, flat_for_all: bool = False
-) -> list[Item]:
-    if root.is_file():
-        raise DataError(f"{root} is a file and no .csv: give its folder, or a manifest .csv.")
-    if not root.is_dir():
-        raise DataError(f"The folder {root} does not exist: give data=<folder> that does.")
-    nested = [c for c in categories if any((root / c / s).is_dir() for s in ("train", "test"))]
-    if len(nested) == len(categories):
-        return [item for c in categories for item in _mvtec_layout(root / c, c)]
-    if nested or (len(categories) > 1 and not (flat_for_all and _images(root))):
-        missing = ", ".join(c for c in categories if c not in nested)
+    root: Path | S3Folder,
+    categories: tuple[str, ...],
+    naming: Naming,
+    to_fit: bool,
+    all_tested: bool,
+) -> tuple[list[Item], Account]:
+    check_folder(root)
+    nested = [c for c in categories if (root / c).is_dir()]
+    missing = [c for c in categories if c not in nested]
+    # Of pictures that are only to be scored, nobody need say which of several categories they are.
+    itself = len(categories) == 1 or not (to_fit or nested or is_category(root, labelled=True))
+    if missing and not itself:
         raise DataError(
-            f"{root} holds no MVTec-layout folder (train/good, test/<defect>) for {missing}: "
-            f"it holds {_listing(root)}."
+            f"{root} holds no folder with pictures for {', '.join(missing)}: it holds "
+            f"{listing(root)}."
         )
-    if (root / "train").is_dir() or (root / "test").is_dir():
+    if missing and not naming and holds_categories(root):
         raise DataError(
-            f"{root} is itself an MVTec-layout folder: give the folder above it as data and "
-            f"category={root.name}."
+            f"{root} holds neither the folder {categories[0]} nor pictures "
+            f"({', '.join(sorted(EXTENSIONS))}): it holds {listing(root)}. Call the category's "
+            "folder by its name, or say what its folders hold with good= and bad=."
         )
-    files = _images(root)
-    if not files:
-        raise DataError(
-            f"{root} holds neither the folder {categories[0]}/train/good nor pictures "
-            f"({', '.join(sorted(EXTENSIONS))}): it holds {_listing(root)}."
-        )
-    return [Item(path, categories[0], "train", GOOD) for path in files]
-
-
-def _mvtec_layout(root: Path | S3Folder, category: str) -> list[Item]:
-    items = [Item(p, category, "train", GOOD) for p in _images(root / "train" / GOOD)]
-    others = [d.name for d in _folders(root / "train") if d.name != GOOD]
-    if others:
-        raise DataError(
-            f"{root / 'train'} may hold only '{GOOD}', and holds {', '.join(others)}: "
-            "the model is fitted on good pictures alone; move the others to test/."
-        )
-    for folder in _folders(root / "test"):
-        masks = {p.name: p for p in _images(root / "ground_truth" / folder.name)}
-        for path in _images(folder):
-            mask = masks.get(f"{path.stem}_mask.png")
-            items.append(Item(path, category, "test", folder.name, mask))
-    return items
+    folders = [(root, categories[0])] if missing else [(root / c, c) for c in categories]
+    parts = [read_folder(*pair, naming, all_tested=all_tested) for pair in folders]
+    return [item for items, _ in parts for item in items], total(a for _, a in parts)
 
 
 def _elpv(category: str) -> list[Item]:
@@ -231,10 +245,10 @@ def _elpv(category: str) -> list[Item]:
 
 def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None:
     for category in categories:
-        if category in (GOOD, "defect"):
+        if means_good(category) or means_bad(category):
             raise DataError(
-                f"'{category}' is a label, not a category: name the category by the product, and "
-                "keep good and defective pictures in its train/good and test/<defect> folders."
+                f"'{category}' is a label, not a category: name the category by the product, with "
+                "category=<name>."
             )
         n_train = sum(i.category == category and i.split == "train" for i in items)
         n_test = sum(i.category == category and i.split == "test" for i in items)
@@ -245,31 +259,10 @@ def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None
         if n_train == 0 and n_test > 0:
             raise DataError(
                 f"The category {category} has {n_test} test pictures and none to fit on: "
-                "put good pictures into its train/good folder."
+                "put good pictures into its train/good folder, or name their folder with good=."
             )
         if n_train < 2:
             raise DataError(
                 f"The category {category} has {n_train} good pictures to fit on, and at least 2 "
                 "are needed: add some."
             )
-
-
-def _images(folder: Path | S3Folder) -> list[Path | S3Object]:
-    if not folder.is_dir():
-        return []
-    files = (p for p in folder.iterdir() if not isinstance(p, S3Folder) and p.is_file())
-    found = [p for p in files if p.suffix.lower() in EXTENSIONS]
-    return sorted(found, key=lambda p: p.name)
-
-
-def _folders(folder: Path | S3Folder) -> list[Path | S3Folder]:
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if not isinstance(p, S3Object) and p.is_dir()]
-    return sorted(found, key=lambda p: p.name)
-
-
-def _listing(folder: Path | S3Folder, most: int = 5) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    shown = ", ".join(names[:most]) or "nothing"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

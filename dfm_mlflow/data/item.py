@@ -9,6 +9,23 @@ GOOD = "good"
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Where the defects of one picture are.
+
+    Attributes
+    ----------
+    files : tuple of Path or S3Object
+        One, or several that are laid over each other; ``str()`` has ``|`` between them, as a
+        manifest does.
+    """
+
+    files: tuple[Path | S3Object, ...]
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.files))
+
+
+@dataclass(frozen=True)
 class Item:
     """One picture: where it is, what it shows, and what it is for.
 
@@ -22,15 +39,18 @@ class Item:
         What the picture is for.
     label : str
         ``good`` or the name of a defect.
-    mask : Path or S3Object, optional
-        Where the defect is.
+    mask : Mask, optional
+        Where the defects are.
     group : str, optional
         Pictures of the same group are never split between calibration folds.
+    part : str, optional
+        Pictures of the same part, such as its views, get one decision.
     """
 
     path: Path | S3Object
     category: str
     split: str
     label: str
-    mask: Path | S3Object | None = None
+    mask: Mask | None = None
     group: str | None = None
+    part: str | None = None

@@ -1,22 +1,24 @@
-"""A list of pictures as CSV: ``path,split,label`` and, where wanted, ``mask,class,group``."""
+"""A list of pictures as CSV: ``path,split,label`` and, where wanted, ``mask,class,group,part``."""
 
 import csv
 import io
 import logging
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfm_mlflow.data.item import GOOD, Item
+from dfm_mlflow.data.item import GOOD, Item, Mask
+from dfm_mlflow.data.names import Named, label_of, may_be_either
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.paths import local_path
 from dfm_mlflow.storage.store import S3Object
 
 REQUIRED = ("path", "split", "label")
-OPTIONAL = ("mask", "class", "group")
+OPTIONAL = ("mask", "class", "group", "part")
+BETWEEN = "|"  # several masks of one picture
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +30,12 @@ class _Row:
     category: str
 
 
-def read_manifest(address: str, categories: tuple[str, ...]) -> list[Item]:
+def read_manifest(
+    address: str,
+    categories: tuple[str, ...],
+    good: Named | None = None,
+    bad: Named | None = None,
+) -> list[Item]:
     """Read the rows of the asked categories.
 
     Parameters
@@ -38,6 +45,8 @@ def read_manifest(address: str, categories: tuple[str, ...]) -> list[Item]:
         folder that holds it.
     categories : tuple of str
         Which classes; a row with an empty class belongs to the only category.
+    good, bad : Named, optional
+        Labels that mean good, or a defect, beside those whose names say so.
 
     Returns
     -------
@@ -49,46 +58,126 @@ def read_manifest(address: str, categories: tuple[str, ...]) -> list[Item]:
     DataError
         For a missing column, and for the first row that is wrong, by its line number.
     """
-    rows = list(_rows(address, categories))
+    rows = _labelled(address, list(_rows(address, categories)), good, bad)
     wanted = [r for r in rows if r.category in categories]
     for category in categories:
         if not any(r.category == category for r in wanted):
             classes = ", ".join(sorted({r.category for r in rows})) or "no rows at all"
             raise DataError(f"{address} has no rows of the class {category}: it has {classes}.")
-    places = [(r, _place(address, r, "path"), _place(address, r, "mask")) for r in wanted]
-    _refuse_repetition(address, [(row, path) for row, path, _ in places])
-    remote = {p for _, *both in places for p in both if p and p.startswith(store.SCHEME)}
-    found = store.find_all(sorted(remote))
-
-    def source(row: _Row, place: str) -> Path | S3Object:
-        if place in found:
-            thing = found[place]
-            if isinstance(thing, DataError):
-                raise DataError(f"{address}, line {row.line}: {thing}")
-            return thing
-        if not Path(place).is_file():
-            raise _wrong(address, row.line, f"the file {place} does not exist", "correct the path")
-        return Path(place)
-
+    places = [(r, _places(address, r, "path"), _places(address, r, "mask")) for r in wanted]
+    _refuse_repetition(address, [(row, path[0]) for row, path, _ in places])
+    found = _found(address, [(row, [*path, *masks]) for row, path, masks in places])
     return [
         Item(
-            path=source(row, path),
+            path=found[path[0]],
             category=row.category,
             split=row.cells["split"],
             label=row.cells["label"],
-            mask=source(row, mask) if mask else None,
+            mask=Mask(tuple(found[mask] for mask in masks)) if masks else None,
             group=row.cells["group"] or None,
+            part=row.cells["part"] or None,
         )
-        for row, path, mask in places
+        for row, path, masks in places
     ]
 
 
-def _rows(address: str, categories: tuple[str, ...]) -> Iterator[_Row]:
+def read_list(address: str) -> list[tuple[Path | S3Object, str | None]]:
+    """Read the pictures of a manifest that are to be scored; only the column ``path`` is needed.
+
+    Parameters
+    ----------
+    address : str
+        As for :func:`read_manifest`.
+
+    Returns
+    -------
+    list of (Path or S3Object, str or None)
+        Pictures with their parts, in the order of the rows.
+
+    Raises
+    ------
+    DataError
+        For a missing column, and for the first row that is wrong, by its line number.
+    """
+    rows = [(r, _places(address, r, "path")) for r in _rows(address, ("",), required=("path",))]
+    _refuse_repetition(address, [(row, path[0]) for row, path in rows])
+    found = _found(address, rows)
+    return [(found[path[0]], row.cells["part"] or None) for row, path in rows]
+
+
+def categories_of(address: str) -> list[str]:
+    """Classes that a manifest names, in the order of its rows.
+
+    Parameters
+    ----------
+    address : str
+        As for :func:`read_manifest`.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    DataError
+        As :func:`read_manifest`.
+    """
+    found = dict.fromkeys(row.cells["class"] for row in _rows(address, ("",)))
+    return [name for name in found if name]
+
+
+def _found(address: str, rows: Sequence[tuple[_Row, Sequence[str]]]) -> dict[str, Path | S3Object]:
+    """Look up every place that the rows name."""
+    remote = {p for _, places in rows for p in places if p.startswith(store.SCHEME)}
+    found: dict[str, Path | S3Object] = {}
+    there = store.find_all(sorted(remote))
+    for row, places in rows:
+        for place in places:
+            thing = there.get(place, Path(place))
+            if isinstance(thing, DataError):
+                raise DataError(f"{address}, line {row.line}: {thing}")
+            if not thing.is_file():
+                why = f"the file {place} does not exist"
+                raise _wrong(address, row.line, why, "correct the path")
+            found[place] = thing
+    return found
+
+
+def _labelled(address: str, rows: list[_Row], good: Named | None, bad: Named | None) -> list[_Row]:
+    """Write every label that means good as one, and refuse what may mean either."""
+    labels = {row.cells["label"] for row in rows}
+    for row in rows:
+        label = row.cells["label"]
+        if good and label in good:
+            row.cells["label"] = GOOD
+        elif not (bad and label in bad):
+            if may_be_either(label, labels):
+                raise _wrong(
+                    address,
+                    row.line,
+                    f"the label {label} may mean good or defective",
+                    f"give good={label} or bad={label}",
+                )
+            row.cells["label"] = label_of(label, labels)
+        if row.cells["split"] == "train" and row.cells["label"] != GOOD:
+            raise _wrong(
+                address,
+                row.line,
+                f"a picture labelled {label} is to be trained on",
+                f"the model is fitted on pictures labelled {GOOD} alone; if {label} means so, give "
+                f"good={label}, and else split=test",
+            )
+    return rows
+
+
+def _rows(
+    address: str, categories: tuple[str, ...], required: tuple[str, ...] = REQUIRED
+) -> Iterator[_Row]:
     text = _text(address)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [c.strip() for c in reader.fieldnames or ()]
-        _check_columns(address, columns)
+        _check_columns(address, columns, required)
         reader.fieldnames = columns
         for values in reader:
             cells = {c: (values.get(c) or "").strip() for c in REQUIRED + OPTIONAL}
@@ -99,7 +188,7 @@ def _rows(address: str, categories: tuple[str, ...]) -> Iterator[_Row]:
                     "the number of cells is not that of the header",
                     "quote cells that hold a comma",
                 )
-            _check_cells(address, reader.line_num, cells)
+            _check_cells(address, reader.line_num, cells, required)
             category = cells["class"]
             if not category:
                 if len(categories) > 1:
@@ -128,12 +217,12 @@ def _text(address: str) -> str:
         raise DataError(f"The manifest {address} is not UTF-8: save it as CSV UTF-8.") from None
 
 
-def _check_columns(address: str, columns: list[str]) -> None:
-    missing = [c for c in REQUIRED if c not in columns]
+def _check_columns(address: str, columns: list[str], required: tuple[str, ...]) -> None:
+    missing = [c for c in required if c not in columns]
     if missing:
         raise DataError(
             f"The manifest {address} lacks the column {', '.join(missing)}: its first line must "
-            f"name {', '.join(REQUIRED)} and may name {', '.join(OPTIONAL)}, separated by commas."
+            f"name {', '.join(required)} and may name {', '.join(OPTIONAL)}, separated by commas."
         )
     if len(set(columns)) < len(columns):
         raise DataError(f"The manifest {address} names a column twice: name each once.")
@@ -146,25 +235,23 @@ def _check_columns(address: str, columns: list[str]) -> None:
         )
 
 
-def _check_cells(address: str, line: int, cells: dict[str, str]) -> None:
-    empty = [c for c in REQUIRED if not cells[c]]
+def _check_cells(address: str, line: int, cells: dict[str, str], required: tuple[str, ...]) -> None:
+    empty = [c for c in required if not cells[c]]
     if empty:
         raise _wrong(address, line, f"{', '.join(empty)} is empty", "fill it in")
-    if cells["split"] not in ("train", "test"):
+    if "split" in required and cells["split"] not in ("train", "test"):
         raise _wrong(address, line, f"split={cells['split']}", "give train or test")
-    if cells["split"] == "train" and cells["label"] != GOOD:
-        raise _wrong(
-            address,
-            line,
-            f"a picture labelled {cells['label']} is to be trained on",
-            f"the model is fitted on pictures labelled {GOOD} alone; give split=test",
-        )
 
 
-def _place(address: str, row: _Row, column: str) -> str:
+def _places(address: str, row: _Row, column: str) -> list[str]:
+    """Resolve a cell, of several places where it is a mask's."""
+    cells = row.cells[column].split(BETWEEN) if column == "mask" else [row.cells[column]]
+    return [_place(address, row, cell.strip()) for cell in cells if cell.strip()]
+
+
+def _place(address: str, row: _Row, cell: str) -> str:
     """Resolve a cell against the manifest's own folder, be it on disk or in S3."""
-    cell = row.cells[column]
-    if not cell or cell.startswith(store.SCHEME):
+    if cell.startswith(store.SCHEME):
         return cell
     if address.startswith(store.SCHEME) and not cell.startswith("/"):
         bucket, key = store.split_uri(address)

@@ -11,10 +11,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.container import check_parts, check_scans, is_plain, may_turn, webp_size
 from dfm_mlflow.images.fast import decode_fast, spread
+from dfm_mlflow.images.mask import marked_pixels
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 64 * 1024 * 1024
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 
 _BITS, _MEANING, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of a TIFF
 _WHITE_IS_ZERO = 0
@@ -53,7 +54,7 @@ def decode_image(
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """Decode a mask: nonzero pixels are True, in grey, palette and colour pictures alike.
+    """Decode a mask, by the rules of :func:`~dfm_mlflow.images.mask.marked_pixels`.
 
     Parameters
     ----------
@@ -69,7 +70,35 @@ def decode_mask(data: bytes) -> np.ndarray:
     ImageError
         As :func:`decode_image`.
     """
-    return _guarded(data, MAX_PIXELS, MAX_BYTES, _to_mask)
+    return decode_soft_mask(data)[0]
+
+
+def decode_soft_mask(data: bytes) -> tuple[np.ndarray, bool]:
+    """Decode a mask, and say whether noise or soft edges had to be cut off.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+
+    Returns
+    -------
+    mask : ndarray of shape (height, width), bool
+    soft : bool
+
+    Raises
+    ------
+    ImageError
+        As :func:`decode_image`.
+    """
+    soft = False
+
+    def convert(image: Image.Image, _: bytes) -> np.ndarray:
+        nonlocal soft
+        mask, soft = marked_pixels(image)
+        return mask
+
+    return _guarded(data, MAX_PIXELS, MAX_BYTES, convert), soft
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
@@ -166,12 +195,6 @@ def _check_strips(image: Image.Image) -> None:
     # Pillow copies an unfinished row for every block that it reads: let a block hold one.
     row = 8 * max((right - left for left, _, right, _ in extents), default=0)
     image.decodermaxblock = max(image.decodermaxblock, row)  # type: ignore[attr-defined]
-
-
-def _to_mask(image: Image.Image, _: bytes) -> np.ndarray:
-    coloured = image.mode in ("P", "RGBA", "LA", "CMYK")
-    pixels = np.asarray(image.convert("RGB") if coloured else image)
-    return np.asarray(pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0)
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:

@@ -8,7 +8,8 @@ from mlflow.entities import LoggedModelInput
 from mlflow.models import Model
 
 from dfm_mlflow.config import EvaluateOptions
-from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.chosen import pictures_to_judge, with_masks
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.mlflow_plugin.flavor import load_model
@@ -73,6 +74,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         labelled = bool(catalog.test)
         found = measure(detector, catalog.test if labelled else catalog.train, labelled)
         evaluation, metrics, sentences = found
+        metrics["n_unused_files"] = float(catalog.account.n_unused)
         catalog.note(evaluation.looks())
         for sentence in sentences:
             _logger.info(sentence)
@@ -97,7 +99,7 @@ def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, 
     if options.category != "auto":
         categories = tuple(dict.fromkeys(options.category.split(",")))
     data = detector.options.data if options.data == "auto" else options.data
-    catalog = load_catalog(data, categories, to_fit=False)
+    catalog = with_masks(pictures_to_judge(options, detector.options, categories))
     if not catalog.test and options.data == "auto":
         raise DataError(
             f"The model's own data, {data}, holds only pictures that it was fitted to: give "

@@ -118,6 +118,7 @@ class DfmEvaluator(ModelEvaluator):
             )
         import mlflow
 
+        from dfm_mlflow.data.masks import check_masks
         from dfm_mlflow.mlflow_plugin.dataset import ImageFolderEvaluationDataset
         from dfm_mlflow.scores.measure import measure
         from dfm_mlflow.tracking.run import log_results
@@ -125,6 +126,7 @@ class DfmEvaluator(ModelEvaluator):
         folder = dataset.pictures if isinstance(dataset, ImageFolderEvaluationDataset) else None
         labelled = dataset.has_targets
         with _catalog_of(dataset, detector) as (catalog, items):
+            items = check_masks(items)
             evaluation, metrics, sentences = measure(detector, items, labelled)
             if extra_metrics:
                 metrics |= _extra(
@@ -199,7 +201,7 @@ def _written(
     table: "pd.DataFrame", labels: Sequence[str], classes: Sequence[str], folder: Path
 ) -> "list[Item]":
     """Write the pictures of a table into ``<label>/<row>``, where the report finds them."""
-    from dfm_mlflow.data.item import Item
+    from dfm_mlflow.data.item import Item, Mask
     from dfm_mlflow.scores.evaluation import metric_name
     from dfm_mlflow.serving.pyfunc import to_bytes
 
@@ -218,7 +220,7 @@ def _written(
             category=str(category),
             split="test",
             label=labels[i],
-            mask=written(mask, "masks", i) if isinstance(mask, bytes | str) else None,
+            mask=Mask((written(mask, "masks", i),)) if isinstance(mask, bytes | str) else None,
         )
         for i, (image, category, mask) in enumerate(
             zip(table["image"], categories, masks, strict=True)
@@ -228,13 +230,23 @@ def _written(
 
 def _labels(values: Sequence[Any]) -> list[str]:
     """Bring targets to labels: names stay, and what says defective or not becomes one of two."""
+    from dfm_mlflow.data.names import label_of, may_be_either
+
     words = {0: "good", 1: "defective"}  # False and True, and 0.0 and 1.0, are the same keys
+    beside = {value.strip() for value in values if isinstance(value, str)}
     labels = []
     for i, value in enumerate(values):
         text = value.strip() if isinstance(value, str) else ""
-        # "0" may be meant as a number, and would be taken for the name of a defect
+        # "0" may be meant as a number; alone, it would be taken for the name of a defect
         if text and not text.isdigit() and text.lower() not in ("true", "false", "nan", "none"):
-            labels.append(text)
+            if may_be_either(text, beside):
+                raise DataError(
+                    f"The label {text!r} of row {i} may mean good or defective: give 'good' or the "
+                    "name of a defect."
+                )
+            labels.append(label_of(text, beside))
+        elif text in ("0", "1") and {"0", "1"} <= beside:
+            labels.append(words[int(text)])
         elif not isinstance(value, str) and value in (0, 1):
             labels.append(words[int(value)])
         else:

@@ -10,7 +10,8 @@ from mlflow.models import Model
 
 from dfm_mlflow.config import RecalibrateOptions
 from dfm_mlflow.core.calibration import Calibration, is_anomaly
-from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.chosen import pictures_to_calibrate
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
@@ -91,7 +92,7 @@ def recalibrate(options: RecalibrateOptions) -> RecalibrateResult:
     """
     parent = _load(options.model)
     category = _category(options.category, parent.detector)
-    catalog = load_catalog(options.images, (category,))
+    catalog = pictures_to_calibrate(options, category)
     name, tags = (
         f"recalibrate-{category}",
         {"dfm.category": category, RECALIBRATED_FROM: parent.uri},
@@ -137,6 +138,7 @@ def _calibrate(
     before, now = (d.classes[d.class_names.index(category)].calibration for d in (old, detector))
     metrics = _figures(before, now, detector.options.fpr)
     metrics |= {"extract_seconds": seconds, "n_unreadable": float(len(extraction.errors))}
+    metrics["n_unused_files"] = float(catalog.account.n_unused)
     sentences = [detector.calibration_sentence(), *_comparison(category, before, now, metrics)]
     for sentence in sentences:
         _logger.info(sentence)

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dfm_mlflow.config import ScoreOptions
-from dfm_mlflow.data.find import find_pictures
+from dfm_mlflow.data.find import find_pictures, parts_by
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
+from dfm_mlflow.scores.part_decisions import promise_of
 from dfm_mlflow.scores.parts import (
     DONE,
     OutputFolder,
@@ -31,6 +32,7 @@ from dfm_mlflow.scores.parts import (
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import SCHEME, S3Object
 from dfm_mlflow.storage.whole_file import whole_file
+from dfm_mlflow.tracking.project import refuse_lost_output
 from dfm_mlflow.tracking.run import run_of
 
 _STEP = 1024  # pictures of a single file that are scored and written at a time
@@ -53,6 +55,8 @@ class ScoreResult:
     n_again : int
         Pictures among `n_images` whose scores were there, in a part with a picture that has
         changed, come or gone since.
+    n_unused : int
+        Files that were found and are no pictures to score; the log says why.
     """
 
     output: str
@@ -61,6 +65,7 @@ class ScoreResult:
     n_before: int
     seconds: float
     n_again: int = 0
+    n_unused: int = 0
 
     def summary(self) -> str:
         """Say it in a sentence."""
@@ -82,8 +87,9 @@ class ScoreResult:
 def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     """Score pictures into parquet: the column ``path``, then those of ``AnomalyDetector.score``.
 
-    A picture that cannot be read becomes a row with ``error``. A folder of parts is gone on with
-    where an earlier run broke off.
+    Where parts are told apart, ``part``, ``part_p_value`` and ``part_is_anomaly`` follow, and rows
+    are in the order of parts. A picture that cannot be read becomes a row with ``error``. A folder
+    of files is gone on with where an earlier run broke off.
 
     Parameters
     ----------
@@ -103,46 +109,66 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
         If the output is a folder of something else.
     """
     start = time.perf_counter()
+    refuse_lost_output(options.output)
     bundle = Bundle.of(options.model)
-    sources = find_pictures(options.images)
+    found = find_pictures(options.images)
     # read once and never again: nothing is gained by keeping them
-    sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in sources]
-    if options.engine == "spark":
-        result = _on_spark(bundle, sources, options, session)
+    sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in found.sources]
+    shown = parts_by(options.part_by, found) or []
+    detector = bundle.load() if shown or options.engine == "local" else None
+    if shown and detector:
+        _logger.info(promise_of(detector, shown))
+    if options.engine == "spark" or detector is None:
+        result = _on_spark(bundle, sources, shown, options, session)
     elif _is_folder(options.output):
-        result = _in_parts(bundle.load(), sources, options, bundle.sha256)
+        result = _in_parts(detector, sources, shown, options, bundle.sha256)
     else:
-        result = _in_one_file(bundle.load(), sources, options)
-    result = replace(result, output=options.output, seconds=time.perf_counter() - start)
+        result = _in_one_file(detector, sources, shown, options)
+    result = replace(
+        result,
+        output=options.output,
+        seconds=time.perf_counter() - start,
+        n_unused=found.account.n_unused,
+    )
     _log(options, result)
     return result
 
 
 def _in_one_file(
-    detector: AnomalyDetector, sources: Sequence[Path | S3Object], options: ScoreOptions
+    detector: AnomalyDetector,
+    sources: Sequence[Path | S3Object],
+    shown: Sequence[str],
+    options: ScoreOptions,
 ) -> ScoreResult:
     output, category = options.output, options.category
     if output.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
-            bad = _write(detector, sources, draft, category)
+            bad = _write(detector, sources, shown, draft, category)
             store.upload(output, draft.read_bytes())
         return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
     if not target.absolute().parent.is_dir():
-        raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
+        raise ConfigError(
+            f"output={target.absolute()} lies in a folder that is not there: make it first."
+        )
     with whole_file(target) as draft:
-        bad = _write(detector, sources, draft, category)
+        bad = _write(detector, sources, shown, draft, category)
     return ScoreResult(output, len(sources), bad, 0, 0.0)
 
 
 def _write(
-    detector: AnomalyDetector, sources: Sequence[Path | S3Object], path: Path, category: str
+    detector: AnomalyDetector,
+    sources: Sequence[Path | S3Object],
+    shown: Sequence[str],
+    path: Path,
+    category: str,
 ) -> int:
     bad = 0
-    with pq.ParquetWriter(path, schema_of(detector)) as writer:
-        for step in _steps(sources):
-            table = scores_of(detector, step, category)
+    with pq.ParquetWriter(path, schema_of(detector, bool(shown))) as writer:
+        for step in _steps(sources, shown):
+            mine = [sources[i] for i in step]
+            table = scores_of(detector, mine, category, [shown[i] for i in step if shown])
             bad += n_errors(table)
             writer.write_table(table)
     return bad
@@ -151,17 +177,22 @@ def _write(
 def _in_parts(
     detector: AnomalyDetector,
     sources: Sequence[Path | S3Object],
+    shown: Sequence[str],
     options: ScoreOptions,
     model: str,
 ) -> ScoreResult:
     folder, category = OutputFolder(options.output), options.category
-    plan = plan_parts(folder, sources, model, category=category)
+    plan = plan_parts(folder, sources, model, category=category, shown=shown)
     parts = tqdm(plan.missing, "parts", disable=None)
     return _finish(folder, [score_part(detector, part, folder, category) for part in parts], plan)
 
 
 def _on_spark(
-    bundle: Bundle, sources: Sequence[Path | S3Object], options: ScoreOptions, session: Any
+    bundle: Bundle,
+    sources: Sequence[Path | S3Object],
+    shown: Sequence[str],
+    options: ScoreOptions,
+    session: Any,
 ) -> ScoreResult:
     from dfm_mlflow.spark.score import cores, score_parts
     from dfm_mlflow.spark.session import session_of
@@ -171,7 +202,7 @@ def _on_spark(
         output = str(Path(output).expanduser().absolute())
     folder = OutputFolder(output)
     with session_of(session) as spark:
-        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark), category)
+        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark), category, shown)
         counts = score_parts(spark, plan.missing, bundle, folder, category) if plan.missing else []
     return _finish(folder, counts, plan)
 
@@ -183,9 +214,16 @@ def _finish(folder: OutputFolder, counts: Sequence[tuple[int, int]], plan: Plan)
     return ScoreResult(folder.address, n, bad, before, 0.0, plan.n_again)
 
 
-def _steps(sources: Sequence[Path | S3Object]) -> Iterator[Sequence[Path | S3Object]]:
-    for start in tqdm(range(0, len(sources), _STEP), "scoring", disable=None):
-        yield sources[start : start + _STEP]
+def _steps(sources: Sequence[Path | S3Object], shown: Sequence[str]) -> Iterator[list[int]]:
+    """Give places of pictures that are scored at a time; all that show one part are together."""
+    order = sorted(range(len(sources)), key=lambda i: shown[i]) if shown else range(len(sources))
+    step: list[int] = []
+    for i in tqdm(order, "scoring", disable=None):
+        if len(step) >= _STEP and not (shown and shown[i] == shown[step[-1]]):
+            yield step
+            step = []
+        step.append(i)
+    yield step
 
 
 def _is_folder(output: str) -> bool:
@@ -206,6 +244,7 @@ def _log(options: ScoreOptions, result: ScoreResult) -> None:
                 "n_images": result.n_images,
                 "n_unreadable": result.n_errors,
                 "n_before": result.n_before,
+                "n_unused_files": result.n_unused,
                 "images_per_second": result.n_images / max(result.seconds, 1e-9),
             }
         )

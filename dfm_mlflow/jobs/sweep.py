@@ -19,7 +19,8 @@ import torch
 
 import dfm_mlflow
 from dfm_mlflow.config import Options, SweepOptions
-from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import CHUNK, AnomalyDetector
@@ -105,6 +106,8 @@ def sweep(options: SweepOptions) -> SweepResult:
     ConfigError
         For a grid that has no meaning. No run is started then.
     """
+    if options.categories == "auto":
+        options = located(options)  # type: ignore[type-var]  # it has every field of Options
     categories, configurations = options.category_names, options.configurations()
     tags = {"dfm.job": "sweep", PARENT: _digest(options.model_dump(exclude={"cache"}))}
     with run_of(f"sweep-{','.join(categories)}"[:250], tags) as run:
@@ -140,7 +143,7 @@ def _sweep_category(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Give the metrics of each configuration of one category, and log its child."""
     resolved = [o.resolve() for o in given]
-    catalog = load_catalog(resolved[0].data, resolved[0].categories)
+    catalog = pictures_to_fit(resolved[0])
     dataset_logged = False
     waiting = []
     for i, options in enumerate(resolved):

@@ -15,7 +15,8 @@ from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
-from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
@@ -113,6 +114,8 @@ def train(options: Options) -> TrainResult:
     DfmError
         For options, data or weights that cannot be used. Nothing is registered then.
     """
+    options.resolve()  # refused before anybody looks at the data
+    options = located(options)
     resolved = options.resolve()
     if resolved.engine == "local":
         return _train(options, resolved)
@@ -124,7 +127,7 @@ def train(options: Options) -> TrainResult:
 
 def _train(options: Options, resolved: Options) -> TrainResult:
     roi = load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
-    catalog = load_catalog(resolved.data, resolved.categories)
+    catalog = pictures_to_fit(resolved)
     extractor, weights, resolved = build_extractor(resolved, catalog.train, roi)
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
@@ -204,6 +207,7 @@ def _fit(
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= facts_of(detector, table, len(fitted_on), n_bad)
     metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
+    metrics["n_unused_files"] = float(catalog.account.n_unused)
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]

@@ -19,7 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from dfm_mlflow.config import Options, refuse_spark
 from dfm_mlflow.core.crossfit import assign_folds
 from dfm_mlflow.core.metrics import auroc
-from dfm_mlflow.data.catalog import load_catalog
+from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import BackboneError, DataError
@@ -113,8 +113,9 @@ def tune(options: Options) -> TuneResult:
         For options, data or weights that cannot be used. Nothing is registered then.
     """
     refuse_spark(options.engine, "tune")
-    start = options.resolve()
-    catalog = load_catalog(start.data, start.categories)
+    options.resolve()  # refused before anybody looks at the data
+    options = located(options)
+    catalog = pictures_to_fit(options)
     found = search(options, catalog.train)
     chosen = found.scored[found.choice.index].options
     extractor, weights, resolved = build_extractor(chosen, catalog.train)

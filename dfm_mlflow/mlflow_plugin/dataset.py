@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.data.dataset import Dataset
@@ -180,20 +179,26 @@ def from_image_folder(
     category: str | Sequence[str] | None = None,
     name: str | None = None,
     digest: str | None = None,
+    *,
+    good: str | Sequence[str] | None = None,
+    bad: str | Sequence[str] | None = None,
+    masks: str | Sequence[str] | None = None,
 ) -> ImageFolderDataset:
     """List pictures as an MLflow dataset; ``mlflow.data.from_image_folder`` is this function.
 
     Parameters
     ----------
     folder : str or path
-        What ``data`` of a training run may be: a folder or ``s3://`` prefix that holds an
-        MVTec-layout folder a category, such a folder itself, a flat folder of pictures, a manifest
-        ``.csv``, ``elpv`` or ``mvtec_ad``.
+        What ``data`` of a training run may be: a folder or ``s3://`` prefix of one category or
+        several, a manifest ``.csv``, ``elpv`` or ``mvtec_ad``.
     category : str or sequence of str, optional
         One or several categories, as names or separated by commas. By default the only one that
-        the folder holds; a flat folder is called by its own name.
+        the folder holds; a folder of pictures is called by its own name.
     name, digest : str, optional
         Others than those of :class:`ImageFolderDataset`.
+    good, bad, masks : str or sequence of str, optional
+        Folders below that of the category, or anywhere, that hold good pictures, defective ones
+        and masks, where their names do not say so.
 
     Returns
     -------
@@ -205,38 +210,18 @@ def from_image_folder(
         If there are no such pictures, or several categories to choose from.
     """
     from dfm_mlflow.data.catalog import load_catalog
+    from dfm_mlflow.data.folder import Naming
+    from dfm_mlflow.data.source import category_of
 
-    if category is None:
-        address, categories = _only_category(os.fspath(folder))
-    else:
-        names = category.split(",") if isinstance(category, str) else category
-        address, categories = os.fspath(folder), tuple(dict.fromkeys(names))
-    return ImageFolderDataset(load_catalog(address, categories, to_fit=False), name, digest)
-
-
-def _only_category(address: str) -> tuple[str, tuple[str, ...]]:
-    from dfm_mlflow.storage import store
-
-    if address in ("auto", "elpv", "mvtec_ad") or address.lower().endswith(".csv"):
-        raise DataError(f"{address} may hold several categories: give category=<name>.")
-    root = store.folder(address)
-    if isinstance(root, Path):
-        root = root.absolute()
-    if not root.is_dir():
-        raise DataError(f"The folder {root} does not exist: give one that does.")
-    if _is_category(root):
-        return os.path.dirname(str(root)), (root.name,)
-    found = sorted(d.name for d in root.iterdir() if d.is_dir() and _is_category(d))
-    if len(found) > 1:
-        raise DataError(
-            f"{root} holds the categories {', '.join(found)}: give category=<name>, or several "
-            "separated by commas."
-        )
-    return str(root), (found[0] if found else root.name,)
+    naming = Naming.of(*(",".join(_listed(value)) or "auto" for value in (good, bad, masks)))
+    address = os.fspath(folder)
+    names = _listed(category) or category_of(address, "auto", naming).split(",")
+    catalog = load_catalog(address, dict.fromkeys(names), to_fit=False, naming=naming)
+    return ImageFolderDataset(catalog, name, digest)
 
 
-def _is_category(root: Any) -> bool:
-    return bool((root / "train").is_dir() or (root / "test").is_dir())
+def _listed(given: str | Sequence[str] | None) -> list[str]:
+    return given.split(",") if isinstance(given, str) else list(given or ())
 
 
 def _source_of(catalog: "Catalog") -> DatasetSource:

@@ -4,6 +4,7 @@ The architecture comes from torchvision (or the package that defines it); only t
 last used layer is kept, so that a weights file may lack the rest.
 """
 
+import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterator
@@ -241,9 +242,11 @@ def _architecture(name: str, size: tuple[int, int]) -> nn.Module:
         return _efficientnet_lite(size)
     known = models.list_models(module=models)
     if name not in known:
+        close = difflib.get_close_matches(name, [*known, "efficientnet_lite0"], n=5, cutoff=0.6)
         raise BackboneError(
-            f"There is no backbone {name!r}: the backbones are efficientnet_lite0 and "
-            f"{', '.join(known)}."
+            f"There is no backbone {name!r}: "
+            + (f"close names are {', '.join(close)}; " if close else "")
+            + f"the backbones are efficientnet_lite0 and {', '.join(known)}, and timm:<name>."
         )
     # These two renormalise their input when pretrained; without it their weights see wrong colours.
     renormalise = {"transform_input": True, "init_weights": False}

@@ -15,13 +15,14 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, FitError, ImageError
-from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.images.decode import decode_image, decode_soft_mask
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.device import choose_device, choose_precision, half_precision
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.weights import load_weights
+from dfm_mlflow.storage.paths import local_path
 from dfm_mlflow.storage.store import S3Object, map_in_threads
 
 # Pictures on which half precision is measured, and the fewest that say anything.
@@ -29,6 +30,7 @@ N_MEASURED, FEWEST_MEASURED = 16, 8
 # Standard deviation of what half precision adds to held-out scores, in units of their own. Noise of
 # a share r of the spread lowers an AUROC by less than 0.1 r^2: by 0.00025 at this limit.
 MAX_CHANGE = 0.05
+LEAST_REGION = 0.001  # of a picture; a smaller region of interest is likely to be a mistake
 
 _logger = logging.getLogger(__name__)
 
@@ -212,10 +214,21 @@ def load_roi(path: str) -> np.ndarray | None:
     """
     if path == "none":
         return None
+    place = local_path(path).absolute()
     try:
-        mask = decode_mask(Path(path).expanduser().read_bytes())
+        mask, soft = decode_soft_mask(place.read_bytes())
     except (OSError, ImageError) as error:
-        raise DataError(f"roi={path} cannot be read ({error}): give a mask PNG.") from None
-    if not mask.any():
-        raise DataError(f"roi={path} has no nonzero pixel: paint the region that matters white.")
+        raise DataError(f"roi={place} cannot be read ({error}): give a mask PNG.") from None
+    share = float(mask.mean())
+    if share == 0:
+        raise DataError(f"roi={place} has no nonzero pixel: paint the region that matters white.")
+    odd = share < LEAST_REGION or share == 1
+    _logger.log(
+        logging.WARNING if odd else logging.INFO,
+        "roi=%s: %.3g %% of the picture counts%s%s",
+        place,
+        100 * share,
+        "; is that the region that was meant? White counts, black does not." if odd else ".",
+        " Noise or soft edges are cut at half of the largest value." if soft else "",
+    )
     return mask

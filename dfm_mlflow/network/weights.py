@@ -134,7 +134,7 @@ def _imagenet_file(backbone: str) -> Path:
         except (URLError, RuntimeError, OSError) as error:
             raise WeightsError(
                 f"The ImageNet weights of {backbone} could not be fetched from {url} ({error}): "
-                f"put the file at {path}, or give weights=<file>."
+                f"put the file at {path}, or give weights=<file>{timm_backbones.installed()}."
             ) from None
     return path
 
@@ -145,7 +145,7 @@ def _bytes_of(place: str) -> bytes:
             return store.read(place)
         except DataError as error:
             raise WeightsError(f"The weights cannot be fetched: {error}") from None
-    path = Path(place).expanduser()
+    path = Path(place).expanduser().absolute()
     if not path.is_file():
         raise WeightsError(f"The weights file {path} does not exist: give a path that does.")
     return path.read_bytes()

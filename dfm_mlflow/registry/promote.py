@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.config import PromoteOptions
-from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.chosen import pictures_to_judge
 from dfm_mlflow.errors import DfmError, PromotionError
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
@@ -187,8 +188,7 @@ def _score_both(
 ) -> tuple[Catalog, pd.DataFrame]:
     """Score the same test pictures with both; rows that one cannot read are left out."""
     detector = challenger.detector
-    data = detector.options.data if options.data == "auto" else options.data
-    catalog = load_catalog(data, detector.class_names, to_fit=False)
+    catalog = pictures_to_judge(options, detector.options, detector.class_names)
     if not catalog.test:
         log_dataset(catalog, "promotion")
         return catalog, _nothing()

@@ -13,10 +13,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from dfm_mlflow.data.catalog import Catalog
+from dfm_mlflow.data.item import Mask
+from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.decode import decode_image, decode_mask
+from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.report.overlay import overlay
 from dfm_mlflow.scores.evaluation import Evaluation, metric_name
 from dfm_mlflow.storage import store
@@ -123,15 +125,22 @@ def _draw(
     detector: AnomalyDetector,
     row: pd.Series,
     seen: Observation,
-    mask_file: Path | store.S3Object | None,
+    mask: Mask | None,
 ) -> Shown:
     pixels = shrunk(decode_image(store.read(row["path"])), _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
     marked = overlay(pixels, to_level(detector.full_map(seen.map, size), scale))
-    if mask_file is not None:
-        marked = outline(marked, decode_mask(mask_file.read_bytes()))
-    return Shown(row, pixels, marked, mask_file is not None)
+    if mask is not None:
+        try:
+            marked = outline(marked, fitted_mask(mask, seen.size, _source(row["path"])))
+        except DfmError:  # the metrics have named it
+            mask = None
+    return Shown(row, pixels, marked, mask is not None)
+
+
+def _source(path: str) -> Path | store.S3Object:
+    return store.find(path) if path.startswith(store.SCHEME) else Path(path)
 
 
 def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A scored test set: one row an image, and the metrics of it."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.data.item import GOOD, Item
+from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
-from dfm_mlflow.images.decode import decode_mask
+from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.read import Look
+from dfm_mlflow.scores.part_decisions import part_decisions, part_metrics
 
 # Where curves are logged, in per mille: closest where a line works. 82 steps.
+_logger = logging.getLogger(__name__)
 STEPS = np.r_[0:20, 20:100:5, 100:1001:20]
 
 
@@ -72,7 +76,11 @@ def score_items(
             "defective": [i.label != GOOD for i in items],
         }
     )
-    return Evaluation(pd.concat([about, scores.drop(columns="anomaly_map")], axis=1), seen)
+    table = pd.concat([about, scores.drop(columns="anomaly_map")], axis=1)
+    if any(item.part for item in items):
+        parts = [item.part or str(item.path) for item in items]
+        table = table.join(part_decisions(detector, table, parts))
+    return Evaluation(table, seen)
 
 
 def pixel_metrics_of(
@@ -98,19 +106,24 @@ def pixel_metrics_of(
         return {}
     usable = [i for i in evaluation.seen if items[i].label == GOOD or items[i].mask is not None]
 
+    missing = sum(item.label != GOOD and item.mask is None for item in items)
+
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal missing
         for i in usable:
             seen = evaluation.seen[i]
-            mask_file = items[i].mask
-            mask = (
-                decode_mask(mask_file.read_bytes())
-                if mask_file
-                else np.zeros(seen.size, dtype=bool)
-            )
+            mask = np.zeros(seen.size, dtype=bool)
+            if given := items[i].mask:
+                try:
+                    mask = fitted_mask(given, seen.size, items[i].path)
+                except DfmError as error:
+                    _logger.warning("A mask is not used and counts as missing: %s", error)
+                    missing += items[i].label != GOOD
+                    continue
             yield detector.full_map(seen.map, (mask.shape[0], mask.shape[1])).numpy(), mask
 
-    missing = sum(item.label != GOOD and item.mask is None for item in items)
-    return pixel_metrics(pairs()) | {"n_without_mask": float(missing)}
+    metrics = pixel_metrics(pairs())
+    return metrics | {"n_without_mask": float(missing)}
 
 
 def image_metrics(table: pd.DataFrame) -> dict[str, float]:
@@ -134,6 +147,7 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     defective = table["defective"].to_numpy(bool)
     metrics = _mean_over_categories(table)
     metrics |= decision_metrics(defective, table["is_anomaly"].to_numpy(bool))
+    metrics |= part_metrics(table)
     named: dict[str, float | None] = {}
     several = table["category"].nunique() > 1
     if several and "predicted_class" in table:

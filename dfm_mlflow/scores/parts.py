@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.scores.part_decisions import PART_COLUMNS, part_decisions
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import SCHEME, S3Object
 from dfm_mlflow.storage.whole_file import whole_file
@@ -43,11 +44,14 @@ class Part:
     name : str
         Of its file; holds a digest of its pictures.
     sources : tuple of Path or S3Object
+    shown : tuple of str
+        What part of the line's products each picture shows; empty where nobody asked.
     """
 
     number: int
     name: str
     sources: tuple[Path | S3Object, ...]
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def plan_parts(
     model: str,
     least: int = 1,
     category: str = "auto",
+    shown: Sequence[str] = (),
 ) -> Plan:
     """Deal pictures to parts as the folder's plan says, or make the plan.
 
@@ -140,6 +145,9 @@ def plan_parts(
         Parts of a new plan, at least, so that every core has some.
     category : str
         Class that all pictures are known to be of, or ``auto``.
+    shown : sequence of str
+        What each picture shows, if one decision is wanted for all that show the same; these lie in
+        one part.
 
     Returns
     -------
@@ -162,7 +170,7 @@ def plan_parts(
         n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
         plan = {"format": _FORMAT, "model": model, "parts": n_parts, "category": category}
         folder.write(PLAN, json.dumps(plan).encode())
-    parts = _deal(sources, n_parts)
+    parts = _deal(sources, n_parts, shown)
     stale = {n for n in there if _OURS.fullmatch(n)} - {part.name for part in parts}
     for name in stale:
         folder.remove(name)
@@ -190,7 +198,7 @@ def score_part(
     n, n_errors : int
         Pictures, and those that could not be read.
     """
-    table = scores_of(detector, part.sources, category)
+    table = scores_of(detector, part.sources, category, part.shown)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder.write(part.name, buffer.getvalue())
@@ -198,17 +206,38 @@ def score_part(
 
 
 def scores_of(
-    detector: AnomalyDetector, sources: Sequence[Path | S3Object], category: str = "auto"
+    detector: AnomalyDetector,
+    sources: Sequence[Path | S3Object],
+    category: str = "auto",
+    shown: Sequence[str] = (),
 ) -> pa.Table:
-    """Score `sources` of a `category` with a `detector`, with their paths in the first column."""
+    """Score pictures.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    sources : sequence of Path or S3Object
+    category : str
+        Class that all pictures are known to be of, or ``auto``.
+    shown : sequence of str
+        What each shows, if one decision is wanted for all that show the same.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``path``, then the columns of the detector, then those of
+        :func:`~dfm_mlflow.scores.part_decisions.part_decisions` where `shown` is given.
+    """
     table = detector.score(sources, on_error="report", category=category)
+    if shown:
+        table = table.join(part_decisions(detector, table, shown))
     table.insert(0, "path", [str(source) for source in sources])
-    return pa.Table.from_pandas(table, schema_of(detector), preserve_index=False)
+    return pa.Table.from_pandas(table, schema_of(detector, bool(shown)), preserve_index=False)
 
 
-def schema_of(detector: AnomalyDetector) -> pa.Schema:
-    """Types of the scores of a `detector`, with errors among them or without."""
-    columns = {"path": "object", **detector.columns}
+def schema_of(detector: AnomalyDetector, with_parts: bool = False) -> pa.Schema:
+    """Types of the scores of a `detector`, and of the decisions on parts where they are asked."""
+    columns = {"path": "object", **detector.columns, **(PART_COLUMNS if with_parts else {})}
     return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
 
 
@@ -242,17 +271,22 @@ def _read_plan(folder: OutputFolder, model: str, category: str) -> int:
     return n_parts
 
 
-def _deal(sources: Sequence[Path | S3Object], n_parts: int) -> list[Part]:
-    dealt: list[list[Path | S3Object]] = [[] for _ in range(n_parts)]
-    for source in sources:
-        hashed = hashlib.sha256(os.fsencode(str(source))).digest()
-        dealt[int.from_bytes(hashed[:8], "big") % n_parts].append(source)
+def _deal(
+    sources: Sequence[Path | S3Object], n_parts: int, shown: Sequence[str] = ()
+) -> list[Part]:
+    dealt: list[list[int]] = [[] for _ in range(n_parts)]
+    for i, source in enumerate(sources):
+        hashed = hashlib.sha256(os.fsencode(shown[i] if shown else str(source))).digest()
+        dealt[int.from_bytes(hashed[:8], "big") % n_parts].append(i)
     parts = []
     for number, mine in enumerate(dealt):
-        content = "\n".join(f"{s} {_version(s)}" for s in mine)
-        digest = hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
+        lines = [f"{sources[i]} {_version(sources[i])}" for i in mine]
+        lines += [shown[i] for i in mine] if shown else []
+        digest = hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
         if mine:
-            parts.append(Part(number, f"part-{number:05d}-{digest}.parquet", tuple(mine)))
+            name = f"part-{number:05d}-{digest}.parquet"
+            labels = tuple(shown[i] for i in mine) if shown else ()
+            parts.append(Part(number, name, tuple(sources[i] for i in mine), labels))
     return parts
 
 

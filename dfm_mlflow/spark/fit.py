@@ -85,16 +85,16 @@ class Recipe:
         )
 
     def __hash__(self) -> int:
-        return hash((self.fingerprint, self.options))
+        return hash(self._identity())
 
     def __eq__(self, other: object) -> bool:
-        mine = (self.fingerprint, self.options, self.device, self.precision)
-        return isinstance(other, Recipe) and mine == (
-            other.fingerprint,
-            other.options,
-            other.device,
-            other.precision,
-        )
+        return isinstance(other, Recipe) and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[object, ...]:
+        """Everything that a worker process keeps an extractor by; options name the region only."""
+        region = None if self.roi is None else (self.roi.shape, np.packbits(self.roi).tobytes())
+        known = (self.fingerprint, self.options, self.device, self.precision, self.version)
+        return (*known, region)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,8 @@ from dfm_mlflow.scores.parts import OutputFolder, Part, score_part
 from dfm_mlflow.spark.session import check_version
 from dfm_mlflow.storage.store import S3Object
 
-_ROW = "part int, name string, paths array<string>, etags array<string>, sizes array<long>"
+_ROW = "part int, name string, paths array<string>, etags array<string>, sizes array<long>, "
+_ROW += "shown array<string>"
 _COUNTS = "images long, errors long"
 
 
@@ -84,7 +85,7 @@ def _detector(bundle: Bundle) -> AnomalyDetector:
     return bundle.load()
 
 
-def _row(part: Part) -> tuple[int, str, list[str], list[str], list[int]]:
+def _row(part: Part) -> tuple[int, str, list[str], list[str], list[int], list[str]]:
     remote = [
         s if isinstance(s, S3Object) else S3Object(str(Path(s).absolute()), "", -1)
         for s in part.sources
@@ -95,6 +96,7 @@ def _row(part: Part) -> tuple[int, str, list[str], list[str], list[int]]:
         [s.uri for s in remote],
         [s.etag for s in remote],
         [s.size for s in remote],
+        list(part.shown),
     )
 
 
@@ -103,4 +105,4 @@ def _part(row: Any) -> Part:
         Path(path) if size < 0 else S3Object(path, etag, int(size), cached=False)
         for path, etag, size in zip(row.paths, row.etags, row.sizes, strict=True)
     ]
-    return Part(int(row.part), row.name, tuple(sources))
+    return Part(int(row.part), row.name, tuple(sources), tuple(row.shown))

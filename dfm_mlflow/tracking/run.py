@@ -138,6 +138,8 @@ def log_results(
     if not labelled:
         table = evaluation.table.assign(label="unlabelled", defective=None)
         evaluation = Evaluation(table, evaluation.seen)
+    if catalog.account.used:
+        sentences = [*sentences, catalog.account.sentence()]
     active = mlflow.active_run()
     assert active is not None
     run = mlflow.get_run(active.info.run_id)

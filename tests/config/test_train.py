@@ -11,7 +11,11 @@ from dfm_mlflow.errors import ConfigError
 def test_presets_leave_nothing_to_chance(preset):
     resolved = Options.parse({"preset": preset}).resolve()
     left = {k for k, v in resolved.model_dump().items() if v == "auto"}
-    assert left == {"data", "device", "precision", "registered_model"}
+    # what only the machine and the data know
+    assert left == {
+        *("category", "data", "good", "bad", "masks"),
+        *("device", "precision", "registered_model"),
+    }
     assert resolved.resolve() == resolved
     assert (resolved.score, resolved.pca_level) == ("fre", "0.97")
 
@@ -64,5 +68,6 @@ def test_what_is_not_there_is_refused_not_ignored(options, words):
 
 def test_model_name_follows_the_categories():
     assert Options.parse({"category": "a,b"}).model_name == "dfm-a-b"
+    assert Options.parse({"category": "v2.1 left"}).model_name == "dfm-v2-1 left"
     assert Options.parse({"registered_model": "none"}).model_name is None
     assert Options.parse({"image_size": "128x256"}).size == (128, 256)

@@ -19,9 +19,9 @@ def test_mvtec_layout(mvtec_like):
 
 def test_masks_are_found(tmp_path):
     write_category(tmp_path, "a")
-    found = {i.path.name: i.mask for i in load_catalog(str(tmp_path), ["a"]).test if i.mask}
+    found = {i.path.name: str(i.mask) for i in load_catalog(str(tmp_path), ["a"]).test if i.mask}
     folder = tmp_path / "a/ground_truth/hole"
-    assert found == {f"{i:03d}.png": folder / f"{i:03d}_mask.png" for i in range(5)}
+    assert found == {f"{i:03d}.png": f"{folder}/{i:03d}_mask.png" for i in range(5)}
 
 
 def test_digest_follows_content_and_labels_not_the_place(tmp_path):
@@ -53,11 +53,11 @@ def test_elpv_split():
 @pytest.mark.parametrize(
     ("change", "categories", "words"),
     [
-        (None, ["missing"], "neither the folder missing/train/good nor pictures"),
-        (None, ["a", "b"], "no MVTec-layout folder .* for b"),
+        (None, ["missing"], "neither the folder missing nor pictures"),
+        (None, ["a", "b"], "no folder with pictures for b: it holds a"),
         ("rm a/train/good", ["a"], "14 test pictures and none to fit on"),
         ("keep 1", ["a"], "1 good pictures .* at least 2"),
-        ("bad class", ["a"], "may hold only 'good', and holds scratch"),
+        ("bad class", ["a"], "give good=train/scratch if they are, or bad=train/scratch"),
     ],
 )
 def test_unusable_folders_are_refused(tmp_path, change, categories, words):
@@ -81,9 +81,11 @@ def test_labels_are_not_categories(tmp_path):
             load_catalog(str(tmp_path), [name])
 
 
-def test_folder_itself_instead_of_its_parent(mvtec_like):
-    with pytest.raises(DataError, match="give the folder above it"):
-        load_catalog(str(mvtec_like / "stripes"), ["stripes"])
+def test_the_category_s_own_folder_is_as_good_as_the_one_above_it(mvtec_like):
+    itself = load_catalog(str(mvtec_like / "stripes"), ["stripes"])
+    assert itself.digest == load_catalog(str(mvtec_like), ["stripes"]).digest
+    with pytest.raises(DataError, match="neither the folder stripe nor pictures"):
+        load_catalog(str(mvtec_like), ["stripe"])
 
 
 def test_mvtec_ad_is_found_in_the_data_home(tmp_path, monkeypatch):

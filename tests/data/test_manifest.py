@@ -3,6 +3,8 @@ import pytest
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import load_catalog
+from dfm_mlflow.data.folder import Naming
+from dfm_mlflow.data.manifest import read_list
 from dfm_mlflow.errors import DataError
 
 HEADER = "path,split,label,mask,class,group\n"
@@ -31,7 +33,11 @@ def test_rows_become_items(manifest, tmp_path):
     assert catalog.source == address
     assert [i.path for i in catalog.train] == [tmp_path / "0.png", tmp_path / "1.png"]
     bent, good = catalog.test
-    assert (bent.label, bent.mask, bent.group) == ("bent, left", tmp_path / "3.png", "lot 7")
+    assert (bent.label, str(bent.mask), bent.group) == (
+        "bent, left",
+        str(tmp_path / "3.png"),
+        "lot 7",
+    )
     assert (good.label, good.mask, good.group, good.category) == ("good", None, None, "a")
     assert len(catalog.digest) == 16
 
@@ -137,7 +143,7 @@ def test_local_rows_and_rows_in_s3_side_by_side(s3_store, manifest, tmp_path):
         str(tmp_path / "1.png"),
         *uris[:2],
     ]
-    assert catalog.items[3].mask.read_bytes() == bytes([2])
+    assert catalog.items[3].mask.files[0].read_bytes() == bytes([2])
 
 
 def test_a_manifest_in_s3_has_rows_beside_it(s3_store, tmp_path):
@@ -166,3 +172,39 @@ def test_many_rows_are_looked_up_in_parallel(s3_store, manifest):
     uris = [s3_store.put(f"far/{i}.png", np.int64(i).tobytes()) for i in range(40)]
     rows = "".join(f"{uri},train,good,,,\n" for uri in uris)
     assert [str(i.path) for i in load_catalog(manifest(rows), ["a"]).items] == uris
+
+
+@pytest.mark.parametrize("good", ["good", "Good", "OK", "ok", "normal"])
+def test_every_word_for_good_is_one_label(manifest, good):
+    rows = f"0.png,train,{good},,,\n1.png,train,{good},,,\n2.png,test,{good},,,\n3.png,test,x,,,\n"
+    catalog = load_catalog(manifest(rows), ["a"])
+    assert [i.label for i in catalog.items] == ["good", "good", "good", "x"]
+
+
+def test_0_is_good_only_beside_1_and_what_may_be_either_is_refused(manifest):
+    rows = "0.png,train,0,,,\n1.png,train,0,,,\n"
+    catalog = load_catalog(manifest(rows + "2.png,test,1,,,\n"), ["a"])
+    assert [i.label for i in catalog.items] == ["good", "good", "1"]
+    with pytest.raises(DataError, match="line 2: the label 0 may mean .*: give good=0"):
+        load_catalog(manifest(rows), ["a"])
+    passed = manifest(GOOD_ROWS + "2.png,test,pass,,,\n")
+    with pytest.raises(DataError, match="line 4: the label pass may .* good=pass or bad=pass"):
+        load_catalog(passed, ["a"])
+    assert load_catalog(passed, ["a"], naming=Naming.of(good="pass")).test[0].label == "good"
+    assert load_catalog(passed, ["a"], naming=Naming.of(bad="pass")).test[0].label == "pass"
+
+
+def test_a_row_may_have_several_masks_and_a_part(manifest, tmp_path):
+    rows = "path,split,label,mask,part\n2.png,test,x,3.png|4.png,7\n5.png,test,good,,\n"
+    items = load_catalog(manifest(rows, ""), ["a"], to_fit=False).items
+    assert str(items[0].mask) == f"{tmp_path / '3.png'}|{tmp_path / '4.png'}"
+    assert [i.part for i in items] == ["7", None]
+    with pytest.raises(DataError, match="line 2: the file .*none.png does not exist"):
+        load_catalog(manifest(rows.replace("4.png", "none.png"), ""), ["a"], to_fit=False)
+
+
+def test_a_list_to_score_needs_only_paths(manifest, tmp_path):
+    address = manifest("1.png,7\n0.png,\n", "path,part\n")
+    assert read_list(address) == [(tmp_path / "1.png", "7"), (tmp_path / "0.png", None)]
+    with pytest.raises(DataError, match="lacks the column path: its first line must name path"):
+        read_list(manifest("1.png\n", "file\n"))

@@ -106,7 +106,7 @@ def test_it_is_fetched_once_and_used(home, mirror, caplog):
     catalog = load_catalog("auto", ["bottle"])
     assert catalog.source == str(home / "mvtec_ad")
     assert [i.path.read_bytes() for i in catalog.train] == [c for _, c in GOOD[:3]]
-    assert catalog.test[0].mask.name == "000_mask.png"
+    assert catalog.test[0].mask.files[0].name == "000_mask.png"
     assert left_in(home) == {"mvtec_ad"}
     mirror.plan = [500] * 100
     assert load_catalog("mvtec_ad", ["bottle"]).digest == catalog.digest

@@ -91,3 +91,16 @@ def test_damaged_files_give_an_array_or_an_image_error(which, changes):
     assert decoded.ndim == 3
     assert decoded.shape[2] == 3
     assert decoded.dtype == np.uint8
+
+
+@pytest.mark.parametrize("white", [255, 1023, 4095, 65535])
+def test_pgm_of_any_depth_is_scaled(white):
+    values = np.linspace(0, white, 48).round().reshape(6, 8)
+    kind = ">u2" if white > 255 else "u1"
+    data = f"P5\n8 6\n{white}\n".encode() + values.astype(kind).tobytes()
+    found = decode_image(data)
+    np.testing.assert_array_equal(found[:, :, 0], np.round(values / white * 255))
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(data[:-1])
+    with pytest.raises(ImageError, match="pixels than the limit"):
+        decode_image(b"P5\n100000 100000\n255\n")

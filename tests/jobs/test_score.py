@@ -1,6 +1,7 @@
 """Scoring without a server, on this machine: one file, or a folder of parts to go on with."""
 
 import os
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -98,11 +99,11 @@ def test_a_broken_folder_is_gone_on_with(model, images, tmp_path, monkeypatch, s
     output = f"{tmp_path}/scores/"
     done = []
 
-    def breaks(detector, part, folder):
+    def breaks(detector, part, folder, category):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(part)
-        return parts.score_part(detector, part, folder)
+        return parts.score_part(detector, part, folder, category)
 
     with monkeypatch.context() as patch:
         patch.setattr(job, "score_part", breaks)
@@ -217,3 +218,61 @@ def test_command_line(model, images, tmp_path, store):
     assert "either --url" in said[2]
     assert "needs --model" in said[3]
     assert "--fpr is asked of a server alone" in said[4]
+
+
+@pytest.fixture
+def views(tmp_path):
+    """Four parts with three views each, one of which is defective in one view."""
+    root = tmp_path / "views"
+    root.mkdir()
+    good, bad = drawn(12, seed=3), drawn(1, seed=4, defect=True)
+    for i, data in enumerate(good):
+        (root / f"{i // 3}_{'abc'[i % 3]}.png").write_bytes(bad[0] if i == 7 else data)
+    return root
+
+
+def test_the_views_of_a_part_get_one_decision(model, detector, views, tmp_path, monkeypatch):
+    by = {"part_by": r"(\d)_[abc]\.png"}
+    monkeypatch.setattr(job, "_STEP", 2)  # smaller than a part
+    score(options(model, views, tmp_path / "scores.parquet", **by))
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    assert list(table.columns[-3:]) == ["part", "part_p_value", "part_is_anomaly"]
+    assert list(table["part"]) == [str(i) for i in range(4) for _ in range(3)]
+    smallest = table.groupby("part")["p_value"].transform("min")
+    assert (table["part_p_value"] == (3 * smallest).clip(upper=1)).all()
+    assert set(table.loc[table["part"] == "2", "part_is_anomaly"]) == {True}
+    plain = detector.score([Path(p) for p in table["path"]])
+    pd.testing.assert_series_equal(plain["p_value"], table["p_value"])
+    # a manifest names parts, too
+    rows = [f"{path},{part}" for path, part in zip(table["path"], table["part"], strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,part", *rows]))
+    score(options(model, tmp_path / "list.csv", tmp_path / "listed.parquet"))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "listed.parquet"), table)
+
+
+def test_parts_of_a_folder_of_files_lie_together(model, views, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PICTURES", 3)
+    output = f"{tmp_path}/scores/"
+    score(options(model, views, tmp_path / "one.parquet", part_by=r"(\d)_[abc]\.png"))
+    score(options(model, views, output, part_by=r"(\d)_[abc]\.png"))
+    whole = pd.read_parquet(tmp_path / "one.parquet")
+    ours = pd.read_parquet(output).sort_values(["part", "path"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, whole, rtol=1e-6)
+    assert score(options(model, views, output, part_by=r"(\d)_[abc]\.png")).n_images == 0
+    again = score(options(model, views, output, part_by=r"\d_([abc])\.png"))
+    assert again.n_images == 12  # other parts, other decisions
+
+
+def test_what_is_no_picture_is_counted(model, images, tmp_path, caplog):
+    (images / "ground_truth").mkdir()
+    (images / "ground_truth/0.png").write_bytes(b"x")
+    (images / ".hidden.png").write_bytes(b"x")
+    result = score(options(model, images, tmp_path / "scores.parquet"))
+    assert (result.n_images, result.n_unused) == (13, 2)
+
+
+def test_parts_are_not_asked_of_a_server(images):
+    done = CliRunner().invoke(cli, ["score", "--url", "http://x", "--part-by", "a", str(images)])
+    assert "--part-by needs --model" in str(done.exception)
+    with pytest.raises(ConfigError, match=r"part_by='\(' is not a regular expression"):
+        options("m", images, "a.parquet", part_by="(")

@@ -102,7 +102,7 @@ def test_efficientnet_lite_folds_too():
 def test_unknown_names_list_the_valid_ones():
     with pytest.raises(BackboneError, match=r"no layer 'layer9': its layers are .*layer3"):
         build_backbone("resnet18", ("layer9",), SIZE)
-    with pytest.raises(BackboneError, match=r"no backbone 'resnet19'.*resnet18"):
+    with pytest.raises(BackboneError, match="'resnet19': close names are resnet1.*resnet18"):
         build_backbone("resnet19", ("layer3",), SIZE)
     with pytest.raises(BackboneError, match="no layer at stride 7"):
         build_backbone("resnet18", ("stride:7",), SIZE)

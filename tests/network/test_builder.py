@@ -1,14 +1,16 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import load_catalog
-from dfm_mlflow.errors import FitError
+from dfm_mlflow.errors import DataError, FitError
 from dfm_mlflow.network import builder as module
-from dfm_mlflow.network.builder import build_extractor, precision_change, read_sample
+from dfm_mlflow.network.builder import build_extractor, load_roi, precision_change, read_sample
 
 
 @pytest.fixture
@@ -102,3 +104,47 @@ def test_measured_pictures_are_not_run_again(given, bf16, monkeypatch, tmp_path,
     if cache:  # the measurement is kept, too
         monkeypatch.setattr(module, "crossfit", lambda *a: pytest.fail("it measured again"))
         assert build_extractor(options, items)[0].precision == "bf16"
+
+
+SQUARE = np.zeros((80, 80), dtype=np.uint8)
+SQUARE[20:60, 20:60] = 255
+
+
+def saved(path, image, **how):
+    image.save(path, **how)
+    return str(path)
+
+
+def test_a_region_is_read_as_masks_are_and_its_share_is_said(tmp_path, caplog):
+    clear = np.dstack([SQUARE * 0 + 255] * 3 + [SQUARE])
+    regions = [
+        saved(tmp_path / "grey.png", Image.fromarray(SQUARE)),
+        saved(tmp_path / "alpha.png", Image.fromarray(clear, "RGBA")),
+        saved(tmp_path / "noisy.jpg", Image.fromarray(SQUARE), quality=60),
+    ]
+    with caplog.at_level("INFO"):
+        for region in regions:
+            np.testing.assert_array_equal(load_roi(region), SQUARE > 0)
+            assert f"roi={region}: 25 % of the picture counts" in caplog.text
+    assert "cut at half of the largest value" in caplog.records[-1].getMessage()
+    assert {r.levelname for r in caplog.records} == {"INFO"}
+
+
+@pytest.mark.parametrize("marked", [1, 80 * 80])
+def test_a_region_of_nearly_nothing_or_of_everything_is_warned_of(tmp_path, caplog, marked):
+    spot = np.zeros(80 * 80, dtype=np.uint8)
+    spot[:marked] = 255
+    region = saved(tmp_path / "spot.png", Image.fromarray(spot.reshape(80, 80)))
+    assert load_roi(region).sum() == marked
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "is that the region that was meant?" in record.getMessage()
+
+
+def test_a_region_that_cannot_be_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "black.png", Image.fromarray(SQUARE * 0))
+    assert load_roi("none") is None
+    for name, words in {"black.png": "no nonzero pixel", "gone.png": "cannot be read"}.items():
+        with pytest.raises(DataError, match=f"roi={tmp_path}/{name} (has )?{words}"):
+            load_roi(name)

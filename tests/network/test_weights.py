@@ -108,6 +108,23 @@ def test_a_failed_download_leaves_nothing_and_says_what_to_do(server, tmp_path, 
     assert list((tmp_path / "torch/hub/checkpoints").iterdir()) == []
 
 
+def test_a_failed_download_names_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "imagenet_url", lambda backbone: "http://127.0.0.1:9/net.pth")
+    for there in (True, False):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: there or None)
+        with pytest.raises(WeightsError) as caught:
+            load_weights("imagenet", "resnet18", 42)
+        named = "or backbone=efficientnet_lite0, whose weights are installed" in str(caught.value)
+        assert named == there
+
+
+def test_a_relative_file_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=f"The weights file {tmp_path}/w.pth does not exist"):
+        load_weights("w.pth", "resnet18", 42)
+
+
 def test_published_tables_used_the_first_weights():
     assert module.imagenet_url("resnet18").endswith("resnet18-f37072fd.pth")
     assert "wide_resnet50_2-95faca4d" in module.imagenet_url("wide_resnet50_2")

@@ -8,6 +8,7 @@ from dfm_mlflow.config import Options, SweepOptions
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import tune
+from dfm_mlflow.spark.fit import Recipe
 
 from ..conftest import write_category
 from ..detectors import pictures
@@ -77,3 +78,19 @@ def test_what_runs_on_one_machine_only_refuses_spark(tmp_path):
         tune(options(tmp_path, engine="spark"))
     with pytest.raises(ConfigError, match="engine=spark is not known to sweep"):
         SweepOptions.parse({"engine": "spark"}).check()
+
+
+def test_a_worker_keeps_an_extractor_by_the_region_s_content_not_by_its_file():
+    region = np.zeros((8, 9), dtype=bool)
+    region[2:5, 3:6] = True
+    about = ("{}", ("layer1",), b"state")
+
+    def recipe(roi):
+        return Recipe(*about, roi, "cpu", "fp32", "fingerprint", "1")
+
+    same = recipe(region.copy())
+    assert recipe(region) == same
+    assert hash(recipe(region)) == hash(same)
+    for other in (~region, region.T.copy(), region.reshape(9, 8), None):
+        assert recipe(other) != same  # the path in the options is what it was
+    assert recipe(None) == recipe(None)

@@ -76,6 +76,17 @@ def test_spark_and_this_machine_write_the_same_rows(spark, model, archive, tmp_p
     assert (again.n_images, again.n_before) == (0, 30)
 
 
+def test_spark_decides_on_parts_alike(spark, model, archive, tmp_path):
+    by = {"part_by": r"(\d)\.png$"}  # two or three pictures each, in several folders
+    images, there = f"{archive}/day*/line/*", tmp_path / "spark.parquet"
+    score(options(model, images, there, engine="spark", **by), session=spark)
+    score(options(model, images, tmp_path / "here.parquet", **by))
+    ours = table(tmp_path / "spark.parquet")
+    assert_same(ours, table(tmp_path / "here.parquet"))
+    assert set(ours["part"]) == set("0123456789")
+    assert ours.groupby("part")["part_p_value"].nunique().eq(1).all()
+
+
 def test_from_s3_to_s3(spark, model, archive, tmp_path, s3_store):
     images = s3_store.upload(archive, "archive")
     output = f"s3://{s3_store.bucket}/scores.parquet"

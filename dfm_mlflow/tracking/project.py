@@ -1,0 +1,67 @@
+"""What ``mlflow run`` does with a project, and with the files that it leaves."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import mlflow
+from mlflow.entities import Run, SourceType
+from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+
+from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.storage.store import SCHEME
+from dfm_mlflow.tracking.outage import outages_in_words
+
+
+def refuse_lost_output(output: str) -> None:
+    """Refuse a relative output in a temporary clone that nobody would find again.
+
+    ``mlflow run <git address>`` works in such a clone; ``mlflow run .`` works in the project's own
+    folder, where a relative output is as good as any.
+
+    Parameters
+    ----------
+    output : str
+        Where results are to go.
+
+    Raises
+    ------
+    ConfigError
+    TrackingError
+        If the tracking server fails.
+    """
+    local = not output.startswith(SCHEME) and not os.path.isabs(os.path.expanduser(output))
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not local or not run_id:
+        return
+    with outages_in_words():
+        project = cloned_from(mlflow.get_run(run_id))
+    if project:
+        raise ConfigError(
+            f"output={output} is relative, and this run of {project} works in a temporary clone, "
+            f"{Path.cwd()}: give an absolute path or an s3:// address."
+        )
+
+
+def cloned_from(run: Run) -> str | None:
+    """Give the address of the project that a run of ``mlflow run`` was cloned from.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    str or None
+        None for a run without a project, or in the project's own folder.
+    """
+    tags = run.data.tags
+    name = tags.get(MLFLOW_SOURCE_NAME, "")
+    if tags.get(MLFLOW_SOURCE_TYPE) != SourceType.to_string(SourceType.PROJECT) or not name:
+        return None
+    address = name.partition("#")[0]
+    parts = urlsplit(address)
+    folder = url2pathname(parts.path) if parts.scheme == "file" else address
+    here = Path.cwd().resolve()
+    return None if here.is_relative_to(Path(folder).resolve()) else name
