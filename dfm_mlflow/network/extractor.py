@@ -42,8 +42,8 @@ class Extractor:
         Stretch to `size`, or keep the aspect ratio and pad with the mean colour.
     pooling : int, str or sequence of sequence of them
         Kernel and stride of average pooling, or ``stride:N``: on each layer the kernel that makes
-        cells of N input pixels. A partial window at the border averages what it has. One for all layers, or
-        the scales of each.
+        cells of N input pixels. A partial window at the border averages what it has. One for
+        all layers, or the scales of each.
     device : torch.device
         Where the network runs.
     precision : {"fp32", "bf16", "fp16"}
