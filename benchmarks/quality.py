@@ -1,25 +1,39 @@
 """Quality of presets on folders of MVTec-layout categories, beside published figures.
 
     python benchmarks/quality.py DATA_ROOT... --weights resnet18.safetensors --csv quality.csv
+    python benchmarks/quality.py DATA_ROOT... --elpv --weights FILE --ablation
+    python benchmarks/quality.py DATA_ROOT... --weights FILE --few 4 --few 8 --few 16 --few 50
+    python benchmarks/quality.py DATA_ROOT... --weights FILE --peer
 
 One row a category and preset: image AUROC, average precision and F1 at its best threshold (F1-max,
 optimistic, for comparison with published tables), AUROC by the NLL, pixel AUROC and AUPRO where
-there are masks, seconds of fitting with calibration, scored images a second. `--elpv` adds the
-solar cells of the extra [sample]. Published columns (image AUROC, ResNet-18, MVTec AD): anomalib
-0.3's README (average pool) and anomalib's since 0.4 (layer3, pooled by 2). Nothing is logged and
-no label chooses anything. Prints Markdown.
+there are masks, seconds of extracting and fitting with calibration, megabytes of the model, scored
+images a second. `--elpv` adds the solar cells of the extra [sample]. Published columns (image
+AUROC, ResNet-18, MVTec AD): anomalib 0.3's README (average pool) and anomalib's since 0.4 (layer3,
+pooled by 2). Nothing is logged and no label chooses anything. Prints Markdown.
+
+`--ablation` takes the parts of the default away one by one, `--few N` fits to N of the good images
+(the mean of three draws) with and without copies, and `--peer` adds PatchCore of anomalib with the
+same weights (layers 2 and 3, 1 % of the patches), in the environment of `speed.py`.
 """
 
 import csv
 import itertools
+import json
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import click
+import numpy as np
+from anomalib_env import DEFAULT, anomalib_python
 
+from dfm_mlflow.artifact.save_load import save_detector
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import ELPV, load_catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.augment import extract_to_fit
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.scores.evaluation import image_metrics, pixel_metrics_of, score_items
 
@@ -31,6 +45,7 @@ COLUMNS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_aupro": "AUPRO",
     "fit_seconds": "fit, s",
+    "megabytes": "MB",
     "images_per_second": "images/s",
     "anomalib-0.3": "anomalib 0.3",
     "anomalib": "anomalib",
@@ -71,46 +86,91 @@ PUBLISHED = {
         "zipper": 0.969,
     },
 }
+# Each row takes one part of the default away: the first is the default of version 0.1.
+_BEFORE = {"pooling": "stride:32", "normalize": "position", "augment": "none"}
+ABLATION = {
+    "one grid, by position": _BEFORE,
+    "one grid, blend": _BEFORE | {"normalize": "blend"},
+    "16 and 32 pixels": {"pooling": "stride:16+stride:32", "augment": "none"},
+    "no copies": {"augment": "none"},
+    "default": {},
+    "flips": {"augment": "flips"},
+    "rotations": {"augment": "rotations"},
+    "fine": {"preset": "fine"},
+    "anomalib": {"preset": "anomalib"},
+}
+FEW = {a: {"augment": a} for a in ("none", "flips", "rotations", "all")}
+DRAWS = 3
 
 
 def measure(
-    preset: str, data: str, category: str, backbone: str, weights: str, precision: str
+    given: dict[str, str], data: str, category: str, backbone: str, few: tuple[int, int] | None
 ) -> tuple[str, dict[str, float]]:
-    """Fit, score and compute every metric of one category; gives the precision, too."""
-    given = {
-        "preset": preset,
-        "data": data,
-        "category": category,
-        "weights": weights,
-        "precision": precision,
-    }
+    """Fit, score and compute every metric of one category; gives what was done, too."""
+    given = {**given, "data": data, "category": category}
     if backbone != "auto":
         given["backbone"] = backbone
     options = Options.parse(given).resolve()
     catalog = load_catalog(options.data, options.categories)
     extractor, about, options = build_extractor(options, catalog.train)
     extractor.cache = None  # speed is that of a first run
-    extraction = extractor.extract([i.path for i in catalog.train], progress=category)
-    labels = [catalog.train[i].category for i in extraction.kept]
+    good = catalog.train
+    if few:
+        n, draw = few
+        rng = np.random.default_rng(draw)
+        good = [good[i] for i in sorted(rng.permutation(len(good))[:n])]
+    names = [i.category for i in good]
     start = time.perf_counter()
+    extraction, trial = extract_to_fit(
+        extractor, [i.path for i in good], names, options, progress=category
+    )
+    labels = [names[i] for i in extraction.kept]
     detector = AnomalyDetector.fit(options, extractor, extraction, labels, about)
+    del extraction
     fitted = time.perf_counter()
     evaluation = score_items(detector, catalog.test)
     scored = time.perf_counter()
     metrics = image_metrics(evaluation.table)
-    metrics |= pixel_metrics_of(detector, catalog.test, evaluation)
+    metrics |= {} if few else pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= {
+        "megabytes": megabytes(detector),
         "fit_seconds": fitted - start,
         "images_per_second": len(catalog.test) / (scored - fitted),
     }
     published = {k: v[category] for k, v in PUBLISHED.items() if category in v}
-    return extractor.precision, metrics | published
+    if trial.sentence:
+        click.echo(f"{category}: {trial.sentence}", err=True)
+    return f"{extractor.precision}, {trial.augment}", metrics | published
+
+
+def megabytes(detector: AnomalyDetector) -> float:
+    """Size of the model's files."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_detector(detector, Path(folder) / "dfm")
+        return sum(f.stat().st_size for f in (Path(folder) / "dfm").iterdir()) / 1e6
+
+
+def patchcore(python: Path, data: str, category: str, weights: str) -> dict[str, float]:
+    """Image AUROC, seconds and speed of the peer."""
+    script = Path(__file__).with_name("anomalib_patchcore.py")
+    command = [python, script, str(Path(data) / category), "--weights", weights]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(f"{script.name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def cell(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.0f}" if name == "images_per_second" else f"{value:.4f}"
+    coarse = ("images_per_second", "fit_seconds", "megabytes")
+    return f"{value:.1f}" if name in coarse else f"{value:.4f}"
+
+
+def echo_row(row: dict) -> None:
+    cells = [row["category"], row["preset"], row["precision"]]
+    cells += [cell(name, row.get(name)) for name in COLUMNS]
+    click.echo(f"| {' | '.join(cells)} |")
 
 
 @click.command()
@@ -121,10 +181,16 @@ def cell(name: str, value: float | None) -> str:
 @click.option("--weights", default="imagenet", show_default=True)
 @click.option("--preset", "presets", multiple=True, default=("anomalib", "default"))
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True)
+@click.option("--ablation", is_flag=True, help="Take the parts of the default away.")
+@click.option("--few", multiple=True, type=int, help="Fit to so few of the good images.")
+@click.option("--peer", is_flag=True, help="Add PatchCore of anomalib.")
+@click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path), default=DEFAULT)
 @click.option(
     "--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table here too."
 )
-def main(roots, elpv, only, backbone, weights, presets, precisions, csv_file):
+def main(
+    roots, elpv, only, backbone, weights, presets, precisions, ablation, few, peer, venv, csv_file
+):
     """Print the table."""
     places = [("elpv", c) for c in ELPV] if elpv else []
     places += [
@@ -134,16 +200,31 @@ def main(roots, elpv, only, backbone, weights, presets, precisions, csv_file):
         if (folder / "train" / "good").is_dir() and (folder / "test").is_dir()
     ]
     places = [p for p in places if not only or p[1] in only]
-    click.echo(f"| category | preset | precision | {' | '.join(COLUMNS.values())} |")
+    named = ABLATION if ablation else {p: {"preset": p} for p in presets}
+    named = FEW if few else named
+    python = anomalib_python(venv) if peer else None
+    click.echo(f"| category | preset | precision, copies | {' | '.join(COLUMNS.values())} |")
     click.echo("|---" * (len(COLUMNS) + 3) + "|")
     rows = []
     for data, category in places:
-        for preset, asked in itertools.product(presets, precisions):
-            precision, metrics = measure(preset, data, category, backbone, weights, asked)
-            about = {"category": category, "preset": preset, "precision": precision}
+        for (name, options), asked, n in itertools.product(
+            named.items(), precisions, few or (None,)
+        ):
+            given = {"weights": weights, "precision": asked, **options}
+            draws = [(n, draw) for draw in range(DRAWS)] if n else [None]
+            found = [measure(given, data, category, backbone, draw) for draw in draws]
+            metrics = {k: float(np.mean([m[k] for _, m in found])) for k in found[0][1]}
+            about = {
+                "category": category,
+                "preset": f"{name}, {n} images" if n else name,
+                "precision": found[0][0],
+            }
             rows.append(about | metrics)
-            cells = [*about.values(), *(cell(name, metrics.get(name)) for name in COLUMNS)]
-            click.echo(f"| {' | '.join(cells)} |")
+            echo_row(rows[-1])
+        if python and data != "elpv":
+            about = {"category": category, "preset": "PatchCore", "precision": "fp32"}
+            rows.append(about | patchcore(python, data, category, weights))
+            echo_row(rows[-1])
     if csv_file and rows:
         with csv_file.open("w", newline="") as file:
             names = ["category", "preset", "precision", *COLUMNS]

@@ -100,7 +100,7 @@ def train(**values: Any) -> None:
 def tune(**values: Any) -> None:
     """Choose the configuration on synthetic defects, then train.
 
-    What is given is kept; layers, pooling, PCA level, aggregation and normalisation are chosen.
+    What is given is kept; normalisation is chosen on synthetic defects, copies by residuals.
     """
     options = Options.parse(values)
     from dfm_mlflow.jobs.tune import tune as run

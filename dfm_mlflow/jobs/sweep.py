@@ -19,11 +19,13 @@ import torch
 
 import dfm_mlflow
 from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.core.crossfit import n_folds_of
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import CHUNK, AnomalyDetector
+from dfm_mlflow.detector.augment import extract_to_fit
 from dfm_mlflow.detector.class_fit import Deal, finish_class, fit_layers
 from dfm_mlflow.detector.class_model import LayerModel, RawScores, finish_scores, raw_scores
 from dfm_mlflow.detector.decision import decide
@@ -32,6 +34,7 @@ from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.jobs.train import facts_of, kept_items
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
+from dfm_mlflow.network.copies import COPIES
 from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
@@ -42,7 +45,17 @@ from dfm_mlflow.tracking.sweep_children import PARENT, Book, table_of
 
 TABLES = ("image_auroc", "image_f1_max")
 # Configurations that differ in nothing else share the network's work, and the fit.
-_NETWORK = ("backbone", "image_size", "resize", "weights", "roi", "tile", "device", "precision")
+_NETWORK = (
+    "backbone",
+    "image_size",
+    "resize",
+    "weights",
+    "roi",
+    "tile",
+    "device",
+    "precision",
+    "augment",
+)
 _FIT = ("layers", "pooling", "pca_level", "seed", "group_by")
 
 _logger = logging.getLogger(__name__)
@@ -184,12 +197,19 @@ class _Shared:
         self._extractor, self._weights, about = build_extractor(
             first.model_copy(update=widest), catalog.train
         )
-        self._about = {"device": about.device, "precision": about.precision}
-        train = self._extractor.extract([i.path for i in catalog.train], progress=catalog.name)
+        paths, labels = [i.path for i in catalog.train], [i.category for i in catalog.train]
+        train, trial = extract_to_fit(self._extractor, paths, labels, about, progress=catalog.name)
+        self._about = {
+            "device": about.device,
+            "precision": about.precision,
+            "augment": trial.augment,
+        }
         items, keys = kept_items(catalog.train, train), keys_of(train)
         order = sorted(range(len(keys)), key=keys.__getitem__)  # as a training fits them
         self._items, self._keys = [items[i] for i in order], [keys[i] for i in order]
-        train = replace(train, features=[f[torch.tensor(order)] for f in train.features])
+        times, n = len(COPIES[trial.augment]), len(order)
+        rows = torch.tensor([j * n + i for j in range(times) for i in order])
+        train = replace(train, features=[f[rows] for f in train.features])
         self._n_bad = len(train.errors)
         test = self._extractor.extract([i.path for i in catalog.test], progress=catalog.name)
         self._train, self._test = train, test
@@ -209,7 +229,8 @@ class _Shared:
         features = self._features(self._train, first)
         grids = grids_of((f.shape[1:] for f in features), self._extractor.roi_cells)
         groups = groups_of(first.group_by, self._items)
-        fitted = fit_layers(features, Deal.of(self._keys, groups, first.seed), grids, first)
+        deal = Deal.of(self._keys, groups, first.seed, n_folds_of(len(features[0])))
+        fitted = fit_layers(features, deal, grids, first)
         raw = None
         for number, options in pairs:
             options = options.model_copy(update=self._about)

@@ -22,7 +22,7 @@ from dfm_mlflow.core.metrics import auroc
 from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
-from dfm_mlflow.errors import BackboneError, DataError
+from dfm_mlflow.errors import DataError
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.jobs.train import TrainResult, fit_and_register
@@ -52,7 +52,10 @@ N_DEFECTS = 336  # of a class: 8 of each kind, size and strength
 _FEWEST = 20
 _MEMORY = 1 << 30  # bytes of features, of good pictures and of defects each
 _FOLDS = 10
-_COMPARED = (*SEARCHED, "preset", "backbone", "image_size", "score")
+_COMPARED = (
+    *("layers", "pooling", "pca_level", "aggregate", *SEARCHED),
+    *("preset", "backbone", "image_size", "score"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -151,7 +154,7 @@ def search(options: Options, items: Sequence[Item]) -> Search:
         Good pictures. No other picture is read.
     """
     began = time.perf_counter()
-    tried = _with_names(candidates(options), options)
+    tried = _with_names(candidates(options))
     base = base_rule({rule for o in tried for _, rule in o.feature_maps})
     widest = tried[0].model_copy(
         update={"layers": ",".join(layers_of(tried)), "pooling": str(base)}
@@ -171,22 +174,11 @@ def search(options: Options, items: Sequence[Item]) -> Search:
     return Search(scored, choice, dealt, examples, time.perf_counter() - began)
 
 
-def _with_names(tried: list[Options], given: Options) -> list[Options]:
-    """Give layers their names, and leave out candidates whose strides the backbone lacks."""
-    first, names = tried[0], {}
-    for layer in layers_of(tried):
-        try:
-            names[layer] = layer_names(first.backbone, (layer,), first.size)[0]
-        except BackboneError:
-            if layer in first.layer_names or given.layers != "auto":
-                raise
-            _logger.info("%s has no layer %s: left out", first.backbone, layer)
-    named = [
-        o.model_copy(update={"layers": ",".join(dict.fromkeys(names[n] for n in o.layer_names))})
-        for o in tried
-        if set(o.layer_names) <= set(names)
-    ]
-    return list(dict.fromkeys(named))
+def _with_names(tried: list[Options]) -> list[Options]:
+    """Give layers, which all candidates share, their names in the backbone."""
+    first = tried[0]
+    names = layer_names(first.backbone, first.layer_names, first.size)
+    return [o.model_copy(update={"layers": ",".join(names)}) for o in tried]
 
 
 def _draw(

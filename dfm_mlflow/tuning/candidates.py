@@ -23,15 +23,11 @@ from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.network.pooling import kernel_of, pool
 from dfm_mlflow.tuning.crossfit_levels import crossfit_with
 
-# What is tried where the user gave nothing. Stride 4 and cells of 8 pixels were tried, too, and
-# left out: on real defects they were never ahead.
-GRID: dict[str, tuple[str, ...]] = {
-    "layers": ("stride:8", "stride:16", "stride:8,stride:16"),
-    "pooling": ("stride:16", "stride:32", "stride:64"),
-    "pca_level": ("0.9", "0.97", "0.99"),
-    "aggregate": ("top:0.02", "top:0.05", "top:0.1"),
-    "normalize": ("global", "position"),
-}
+# What is tried where the user gave nothing: how far a position of the picture is a place of the
+# part. Layers, scales, levels and fractions were searched, too, until the default came to hold all
+# scales: what synthetic defects preferred was now and then far worse on real ones.
+# See docs/tuning.md.
+GRID: dict[str, tuple[str, ...]] = {"normalize": ("blend", "global", "position")}
 SEARCHED = tuple(GRID)
 # A candidate replaces the preset only if it is better by more than MARGIN, and if resampled
 # pictures say with this confidence that it is better by more than LEAST. See docs/tuning.md.
@@ -122,8 +118,8 @@ def candidates(given: Options) -> list[Options]:
     """
     start = given.resolve()
     axes: dict[str, tuple[str, ...]] = dict(GRID)
-    if start.score == "nll":  # one number a picture: nothing to normalise or to aggregate
-        axes |= {"aggregate": ("sum",), "normalize": (start.normalize,)}
+    if start.score == "nll":  # one number a picture: nothing to normalise
+        axes |= {"normalize": (start.normalize,)}
     values = [
         axes[name] if getattr(given, name) == "auto" else (getattr(start, name),)
         for name in SEARCHED

@@ -51,7 +51,7 @@ def test_every_candidate_is_a_child_with_its_synthetic_auroc_alone(tuned):
     runs = client.search_runs(["0"], max_results=1000)
     parent = client.get_run(tuned.trained.run_id)
     children = [r for r in runs if r.info.run_id != parent.info.run_id]
-    assert len(children) == len(tuned.scored) >= 40
+    assert len(children) == len(tuned.scored) == 3
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.info.status == "FINISHED"
@@ -132,7 +132,7 @@ def same(a, b):
 
 
 def test_the_test_folder_is_never_looked_at(store, mvtec_like, tmp_path):
-    few = {"layers": "layer2", "pca_level": "0.9", "normalize": "position"}
+    few = {"layers": "layer2", "pca_level": "0.9"}
     with_tests = choice_of(mvtec_like, **few)
     absent = tmp_path / "absent"
     shutil.copytree(mvtec_like / "stripes/train", absent / "stripes/train")
@@ -198,7 +198,8 @@ def test_two_classes_are_searched_together(store, mvtec_like):
 def test_presets_with_layers_of_their_own_and_likelihoods(mvtec_like):
     found = choice_of(mvtec_like, preset="anomalib-0.3", pca_level="0.9")
     assert found.scored[0].options.layers == "avgpool"
-    assert {s.options.layers for s in found.scored} >= {"avgpool", "layer2", "layer2,layer3"}
+    assert found.scored[0].options.normalize == "none"
+    assert len(found.scored) >= 2
     layer3 = choice_of(mvtec_like, preset="anomalib", pca_level="0.9", aggregate="sum")
     assert layer3.scored[0].options.pooling == "2"
     nll = choice_of(mvtec_like, score="nll", pca_level="0.9", pooling="stride:16")
