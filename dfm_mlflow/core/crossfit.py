@@ -38,6 +38,9 @@ N_FOLDS, N_FOLDS_MANY, MANY = 20, 10, 1500
 MOST_REFIT = LARGE  # rows: of more the decompositions take minutes, and make hardly a difference
 LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
 
+# rows of a fold, their squared coordinates (m, k), and the variances of the others (k,)
+Squares = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 ONE_GROUP = "All images are in one group: group_by must tell captures apart."
 
 
@@ -62,6 +65,9 @@ class HeldOut:
         under a subspace of all rows that has not seen it; see
         :func:`dfm_mlflow.core.refit.refit_ratio`. None for more rows than features or than
         :data:`MOST_REFIT`: they settle the subspace, and the ratio is near 1.
+    mahalanobis_above : callable
+        Takes a noise variance, and gives `mahalanobis` with no variance below that. None where the
+        coordinates were not kept.
     """
 
     fre: np.ndarray
@@ -69,6 +75,7 @@ class HeldOut:
     residual: Callable[[], np.ndarray]
     leading: Callable[[Subspace], np.ndarray] = leading.not_kept
     refit_ratio: Callable[[], np.ndarray] | None = None
+    mahalanobis_above: Callable[[float], np.ndarray] | None = None
 
     def noise_variance(self, model: Subspace) -> float:
         """Variance outside the subspace of a `model` as held-out rows show it: mean FRE / (D - k).
@@ -91,7 +98,12 @@ class HeldOut:
         ndarray of shape (n,), float64
             In nats.
         """
-        nll: np.ndarray = model.nll_from(self.mahalanobis, self.fre)
+        distance = self.mahalanobis
+        if self.mahalanobis_above and model.n_components < model.n_features:
+            # The noise that held-out rows show is above that of the fold, and above many a variance
+            # of a flat spectrum: without it held-out rows would lie much further out than new ones.
+            distance = self.mahalanobis_above(model.noise_variance)
+        nll: np.ndarray = model.nll_from(distance, self.fre)
         return nll
 
 
@@ -267,11 +279,13 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, own: int, n_components: float) ->
     gram = inner_products(rows, rows)
     mean = gram.mean(axis=0)  # of the rows, multiplied with each
     weights, mahalanobis = np.zeros((own, n)), np.zeros(own)
+    squares: dict[int, Squares] = {}
 
     def hold_out(fold: int) -> leading.GramPart:
         out, rest = np.flatnonzero(folds[:own] == fold), np.flatnonzero(folds != fold)
         known, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
         weights[np.ix_(out, rest)], mahalanobis[out] = known.project(cross, n_components)
+        squares[fold] = (out, *known.squares(cross, n_components))
         first = known.directions(n_components)[:, : leading.MOST_SPANNING]
         return leading.GramPart(out, rest, first, (cross - mean[rest]) @ first)
 
@@ -291,6 +305,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, own: int, n_components: float) ->
         lambda: residual,
         lambda model: leading.leading_by_gram(x, parts, model)[:own],
         (lambda: refit_ratio(fre, folds[:own], fre_without)) if n <= MOST_REFIT else None,
+        partial(_above, own, list(squares.values())),
     )
 
 
@@ -320,17 +335,31 @@ def _fold_by_fold(
     x: np.ndarray, folds: np.ndarray, own: int, fit_without: Callable[[np.ndarray], Subspace]
 ) -> HeldOut:
     residual, mahalanobis = np.empty((own, x.shape[1]), x.dtype), np.zeros(own)
-    parts = []
+    parts, squares = [], []
     for fold in np.unique(folds):
         out = np.flatnonzero(folds[:own] == fold)
         model = fit_without(np.flatnonzero(folds == fold))
         coordinates, residual[out] = model.split(x[out])
         mahalanobis[out] = model.mahalanobis(coordinates)
+        squares.append((out, coordinates.astype(x.dtype) ** 2, model.variances))
         parts.append((out, replace(model, basis=model.basis[:, : leading.MOST_SPANNING].copy())))
 
     fre = np.concatenate([squared_norm(block.astype(np.float64)) for block in row_blocks(residual)])
-    first = partial(leading.leading_by_fold, x[:own], parts)
-    return HeldOut(fre, mahalanobis, lambda: residual, first)
+    return HeldOut(
+        fre,
+        mahalanobis,
+        lambda: residual,
+        partial(leading.leading_by_fold, x[:own], parts),
+        mahalanobis_above=partial(_above, own, squares),
+    )
+
+
+def _above(n: int, parts: Sequence[Squares], noise: float) -> np.ndarray:
+    """Give the Mahalanobis distances of all rows, with no variance below the noise."""
+    found = np.zeros(n)
+    for out, squares, variances in parts:
+        found[out] = squares @ (1 / np.maximum(variances, noise))
+    return found
 
 
 def _streamed(x: np.ndarray, n_components: float) -> Callable[[np.ndarray], Subspace]:

@@ -49,22 +49,23 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
         comparable between classes of different dimension and collapses where n is near k. The
         class of a row is chosen by the former, always.
     noise : {"auto", "held-out", "gcv", "in-sample"}, default="auto"
-        Where the variance outside the subspace is taken from. "held-out" measures it on the rows
-        by cross-fitting, within a few per cent of what new rows show, and needs them all at once:
-        it is for :meth:`fit` only. "gcv" corrects the in-sample residuals for the directions that
-        were fitted, ``FRE / (1 - (k + 1) / n)^2`` (generalised cross-validation: Golub, Heath &
-        Wahba, Technometrics 21, 1979); it needs no rows, is right where n is many times k, and may
-        be several times off where it is not. "in-sample" is scikit-learn's way, several times too
-        small where rows are fewer than features. "auto" is "held-out" in :meth:`fit` and "gcv" in
-        :meth:`partial_fit`, :meth:`from_moments` and :meth:`fit_batches`, whose models therefore
-        differ from that of :meth:`fit` in this one number.
+        Where the variance outside the subspace is taken from. "held-out" measures it by
+        cross-fitting, within a few per cent of what new rows show; it needs all rows at once and is
+        for :meth:`fit` only. "gcv" corrects in-sample residuals for the directions that were
+        fitted, ``FRE / (1 - (k + 1) / n)^2`` (generalised cross-validation: Golub, Heath & Wahba,
+        Technometrics 21, 1979), and never to more than all of the variance; it needs no rows, and
+        is 0.5 to 1.7 times what new rows show where n is not many times k. "in-sample" is
+        scikit-learn's way, several times too small where rows are fewer than features. "auto" is
+        "held-out" in :meth:`fit`, and "gcv" in :meth:`partial_fit`, :meth:`from_moments` and
+        :meth:`fit_batches`.
     contamination : float, default=0.01
         Share of good rows that :meth:`predict` is to call outliers, in (0, 0.5]; see ``offset_``.
         No n rows can promise less than ``1 / (n + 1)``, and where the share is below that, it is
         what they are taken for.
-    n_folds : int, default=20
-        Of the cross-fitting behind offset and noise in :meth:`fit`. Fewer take less time, and are
-        more cautious: held-out rows are scored by models of ``n (1 - 1 / n_folds)`` rows.
+    n_folds : int, optional
+        Of the cross-fitting behind offset and noise in :meth:`fit`: 20 by default, 10 above 1,500
+        rows, and 5 where both rows and features are above 4,096. Fewer take less time, and are more
+        cautious: held-out rows are scored by models of ``n (1 - 1 / n_folds)`` rows.
     solver : {"auto", "gram", "covariance", "randomized"}, default="auto"
         See :mod:`dfm_mlflow.core.solvers`.
     random_state : int, default=42
@@ -116,7 +117,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
         likelihood: str = "ppca",
         noise: str = "auto",
         contamination: float = 0.01,
-        n_folds: int = 20,
+        n_folds: int | None = None,
         solver: str = "auto",
         random_state: int = 42,
     ):

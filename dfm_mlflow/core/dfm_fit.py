@@ -10,13 +10,14 @@ from scipy.stats import chi2
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.dfm_classes import FittedClass, score_rows
 from dfm_mlflow.core.dfm_recipe import Recipe
-from dfm_mlflow.core.solvers import fit_subspace, row_blocks
+from dfm_mlflow.core.solvers import LARGE, fit_subspace, row_blocks
 from dfm_mlflow.core.subspace import Subspace
 
 # Training rows score lower than new ones by about D / n of a score whose spread is its root of D:
 # from 100 D^1.5 rows on the share of outliers among new rows is that among training rows within a
 # few per cent of itself (benchmarks/estimator.py).
 MANY_ROWS = 100
+FOLDS_LARGE = 5  # where each fold takes passes over the rows
 
 
 def fit_rows(x: np.ndarray, recipe: Recipe, alone: bool) -> FittedClass:
@@ -43,7 +44,8 @@ def fit_rows(x: np.ndarray, recipe: Recipe, alone: bool) -> FittedClass:
     # Rows are known by what they hold: their order does not matter, and equal ones, which would
     # know each other, are held out together.
     rows = [blake2b(row, digest_size=16).hexdigest() for row in np.ascontiguousarray(x)]
-    folds = assign_folds(len(x), recipe.n_folds, groups=rows, seed=recipe.random_state)
+    n_folds = recipe.n_folds or (FOLDS_LARGE if min(x.shape) > LARGE else None)
+    folds = assign_folds(len(x), n_folds, groups=rows, seed=recipe.random_state)
     held_out = crossfit(x, folds, recipe.n_components)
     if recipe.noise in ("auto", "held-out"):
         subspace = subspace.with_noise(held_out.noise_variance(subspace))

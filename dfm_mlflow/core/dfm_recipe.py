@@ -24,7 +24,7 @@ class Recipe:
     n_components : float or int
     score_type, likelihood, noise : str
     contamination : float
-    n_folds : int
+    n_folds : int or None
     solver : str
     random_state : int
 
@@ -39,7 +39,7 @@ class Recipe:
     likelihood: str
     noise: str
     contamination: float
-    n_folds: int
+    n_folds: int | None
     solver: str
     random_state: int
 
@@ -56,6 +56,8 @@ class Recipe:
             )
         for name, least in (("n_folds", 2), ("random_state", 0)):
             value = getattr(self, name)
+            if name == "n_folds" and value is None:
+                continue
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
                 raise FitError(
                     f"{name}={value!r} is out of range: give a whole number of at least {least}."

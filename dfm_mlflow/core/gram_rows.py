@@ -87,13 +87,38 @@ class RowsByGram:
         if not k:
             return np.full(cross.shape, 1 / self._n), np.zeros(len(cross))
         kept, spectrum = self._vectors[:, :k], self._spectrum[:k]
-        cross = cross - cross.mean(axis=1, keepdims=True) - self._row_means + self._mean
-        projected = cross @ kept
+        projected = self._centred(cross) @ kept
         # mean coordinates vanish: columns of `kept` are orthogonal to the constant vector
         noise = self._spectrum[k:].sum() / max(1, self._dimension - k)
         variances = np.maximum(spectrum, noise) / max(1, self._n - 1)
         weights = 1 / self._n + (projected / spectrum) @ kept.T
         return weights, ((projected**2 / spectrum) / variances).sum(axis=1)
+
+    def squares(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Squared coordinates of others in the subspace, and the variances of the rows in it.
+
+        Parameters
+        ----------
+        cross : ndarray of shape (m, n), float64
+            Inner products of the m others with the n rows.
+        level : float or int
+            Share of the variance in (0, 1], or number of directions.
+
+        Returns
+        -------
+        squares : ndarray of shape (m, k), float64
+        variances : ndarray of shape (k,), float64
+        """
+        k = self.n_components(level)
+        spectrum = self._spectrum[:k]
+        squares = (self._centred(cross) @ self._vectors[:, :k]) ** 2 / spectrum
+        return squares, spectrum / max(1, self._n - 1)
+
+    def _centred(self, cross: np.ndarray) -> np.ndarray:
+        centred: np.ndarray = (
+            cross - cross.mean(axis=1, keepdims=True) - self._row_means + self._mean
+        )
+        return centred
 
 
 def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:

@@ -62,6 +62,23 @@ def test_a_huge_row_leaves_digits_to_the_model_without_it(n, d, factor, dtype):
     np.testing.assert_allclose(held_out.mahalanobis[out], distance, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("n", "d"), [(60, 80), (80, 60)])
+def test_held_out_likelihood_knows_no_variance_below_the_noise_of_the_model(n, d):
+    """The final model has none, and of a flat spectrum the noise is above many a variance."""
+    x = np.random.default_rng(0).normal(size=(n, d))
+    folds = assign_folds(n, 10)
+    held_out, model = crossfit(x, folds, 0.9), fit_subspace(x, 0.9)
+    model = model.with_noise(held_out.noise_variance(model))
+    assert model.variances[-1] < model.noise_variance
+    expected = np.zeros(n)
+    for fold in range(10):
+        out = folds == fold
+        other = fit_subspace(x[~out], 0.9).with_noise(model.noise_variance)
+        z, e = other.split(x[out])
+        expected[out] = model.nll_from(other.mahalanobis(z), (e**2).sum(axis=1))
+    np.testing.assert_allclose(held_out.nll(model), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("d", [4, 40])
 def test_equal_rows_beside_one_that_differs_are_a_point(d):
     x = np.ones((12, d))

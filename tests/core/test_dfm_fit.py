@@ -18,7 +18,9 @@ def test_many_rows_of_few_features_have_the_share_of_outliers_that_was_asked_for
 
 
 @pytest.mark.parametrize("score_type", ["nll", "fre"])
-@pytest.mark.parametrize(("n", "d", "rank"), [(60, 400, 6), (100, 400, 0), (150, 30, 6)])
+@pytest.mark.parametrize(
+    ("n", "d", "rank"), [(60, 400, 6), (100, 400, 0), (150, 30, 6), (300, 50, 0)]
+)
 def test_new_good_rows_are_called_outliers_about_as_often_as_was_asked_for(n, d, rank, score_type):
     """The quantile of the training rows' own scores would call up to all of them so."""
     rates, far = [], []
