@@ -1,9 +1,9 @@
 """What ``mlflow run`` does with a project, and with the files that it leaves."""
 
 import os
+import re
+import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import mlflow
 from mlflow.entities import Run, SourceType
@@ -60,8 +60,8 @@ def cloned_from(run: Run) -> str | None:
     name = tags.get(MLFLOW_SOURCE_NAME, "")
     if tags.get(MLFLOW_SOURCE_TYPE) != SourceType.to_string(SourceType.PROJECT) or not name:
         return None
-    address = name.partition("#")[0]
-    parts = urlsplit(address)
-    folder = url2pathname(parts.path) if parts.scheme == "file" else address
-    here = Path.cwd().resolve()
-    return None if here.is_relative_to(Path(folder).resolve()) else name
+    # MLflow puts the working directory before file:// addresses, which are folders to it
+    folder = re.sub(r"^.*?file:/+", "/", name.partition("#")[0])
+    here, temporary = Path.cwd().resolve(), Path(tempfile.gettempdir()).resolve()
+    cloned = here.is_relative_to(temporary) and not here.is_relative_to(Path(folder).resolve())
+    return name if cloned else None

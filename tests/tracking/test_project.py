@@ -9,8 +9,10 @@ from dfm_mlflow.tracking.project import cloned_from, refuse_lost_output
 
 
 @pytest.fixture
-def run_from(store, monkeypatch):
+def run_from(store, tmp_path, monkeypatch):
     """Make the run that ``mlflow run ADDRESS`` would open."""
+
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path.parent))
 
     def opened(address, kind="PROJECT"):
         tags = {MLFLOW_SOURCE_NAME: address, MLFLOW_SOURCE_TYPE: kind}
@@ -24,7 +26,7 @@ def run_from(store, monkeypatch):
 ADDRESSES = [
     "https://github.com/somebody/dfm-mlflow",
     "git@github.com:somebody/dfm-mlflow.git#sub",
-    "file:///srv/git/dfm-mlflow.git",
+    "https://example.com/dfm-mlflow.zip",
 ]
 
 
@@ -38,7 +40,12 @@ def test_a_relative_output_of_a_clone_is_refused(run_from, tmp_path, address):
 
 
 def test_the_project_s_own_folder_is_as_good_as_any(run_from, tmp_path):
-    for address in (str(tmp_path), f"file://{tmp_path}#sub", str(tmp_path.parent)):
+    for address in (
+        str(tmp_path),
+        f"file://{tmp_path}#sub",
+        f"/somewhere/file:{tmp_path}",  # as MLflow notes a file:// address
+        str(tmp_path.parent),
+    ):
         assert cloned_from(run_from(address)) is None
         refuse_lost_output("scores/")
     run_from("https://github.com/somebody/notebook", kind="NOTEBOOK")
