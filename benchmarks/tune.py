@@ -67,7 +67,7 @@ def tunes(categories: tuple[str, ...], given: dict[str, str]) -> None:
         areas = [r.metrics.get("image_auroc", float("nan")) for r in (plain, tuned.trained)]
         found, first = tuned.scored[tuned.choice.index], tuned.scored[0]
         chosen = ", ".join(
-            getattr(found.options, name) for name in ("normalize", "augment", "image_size")
+            getattr(tuned.trained.detector.options, name) for name in ("normalize", "augment")
         )
         click.echo(
             f"| {category} | {areas[0]:.4f} | {areas[1]:.4f} | {areas[1] - areas[0]:+.4f} "
