@@ -5,14 +5,17 @@
 
 Rows are drawn anew for each of ``--draws`` fits, or sampled without replacement from float arrays
 of shape (n, ...) in npz files of good features (with ``--key`` in the name of the array). New rows
-come from the same source. Two tables:
+come from the same source. Three tables:
 
 - the noise variance over that which new rows show, for each way to estimate it (1 is right);
 - the share of new rows that ``predict`` calls outliers, where the offset comes from held-out rows
   (``fit``), from the density (``partial_fit``), and from training rows, as scikit-learn's outlier
-  detectors have it. No n rows can promise less than 1 / (n + 1).
+  detectors have it. No n rows can promise less than 1 / (n + 1);
+- the same share where ``fit`` takes the offset from training rows: at the fewest rows of which it
+  does so, ``100 D^1.5``.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import click
 import numpy as np
 
 from dfm_mlflow.core.dfm import DFM
+from dfm_mlflow.core.dfm_fit import MANY_ROWS
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 N_NEW = 500
@@ -94,13 +98,22 @@ def outliers(draw: Draw, n: int, draws: int, share: float, score: str) -> dict[s
     return {how: float(np.mean(s)) if s else float("nan") for how, s in found.items()}
 
 
+def at_the_border(d: int, share: float, draws: int) -> tuple[int, float]:
+    """Fewest rows whose own scores give the offset, and the share of new rows called outliers."""
+    n, rates = math.ceil(MANY_ROWS * d**1.5), []
+    for seed in range(draws):
+        x, new = drawn(d, np.linspace(3, 0.5, d))(np.random.default_rng(seed), n)
+        rates.append(float((DFM(contamination=share).fit(x).predict(new) == -1).mean()))
+    return n, float(np.mean(rates))
+
+
 @click.command()
 @click.option("--features", multiple=True, help="An npz file of good features; may be repeated.")
 @click.option("--key", default="", help="Only arrays with this in their name.")
 @click.option("--draws", default=20, show_default=True)
 @click.option("--share", "shares", multiple=True, type=float, default=(0.05,), show_default=True)
 def main(features: tuple[str, ...], key: str, draws: int, shares: tuple[float, ...]) -> None:
-    """Print both tables."""
+    """Print the tables."""
     known = list(sources(features, key))
     click.echo("| rows | n | noise held-out | gcv | in-sample |\n|---|---|---|---|---|")
     for name, draw, sizes in known:
@@ -120,6 +133,11 @@ def main(features: tuple[str, ...], key: str, draws: int, shares: tuple[float, .
                         f"| {name} | {n} | {score} | {share} | {r['held-out']:.3f} "
                         f"| {r['density']:.3f} | {r['training rows']:.3f} |"
                     )
+    click.echo("\n| D | n | share asked | of new rows |\n|---|---|---|---|")
+    for d in (1, 2, 5, 10):
+        for share in (0.01, 0.05, 0.1):
+            n, rate = at_the_border(d, share, 5 * draws)
+            click.echo(f"| {d} | {n:,} | {share} | {rate:.4f} |")
 
 
 if __name__ == "__main__":

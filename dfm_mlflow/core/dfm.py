@@ -1,26 +1,20 @@
 """The class-conditional estimator, in scikit-learn's words."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dfm_mlflow.core.checks import NO_ROWS
 from dfm_mlflow.core.dfm_classes import FittedClass
-from dfm_mlflow.core.dfm_fit import fit_rows, without_rows
+from dfm_mlflow.core.dfm_fit import Batches, fit_classes, fit_in_passes, fit_sums
 from dfm_mlflow.core.dfm_recipe import Recipe
-from dfm_mlflow.core.dfm_rows import checked_rows, labels_of, naming, rows_of_classes
+from dfm_mlflow.core.dfm_rows import checked_rows, rows_of_classes
 from dfm_mlflow.core.dfm_scoring import DFMScoring
 from dfm_mlflow.core.moments import Moments
-from dfm_mlflow.core.solvers import fit_moments
-from dfm_mlflow.core.streaming import fit_stream
-from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.errors import FitError
-
-Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray | None]]]
 
 
 class DFM(DFMScoring, OutlierMixin, BaseEstimator):
@@ -154,12 +148,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
         """
         recipe = self._asked()
         X = self._checked(X, reset=True)
-        labels, rows = rows_of_classes(X, y)
-        alone = len(labels) == 1
-        classes = [
-            naming(label, alone, lambda mine=mine: fit_rows(X[mine], recipe, alone))
-            for label, mine in zip(labels, rows, strict=True)
-        ]
+        labels, classes = fit_classes(X, y, recipe)
         self._set_classes(recipe, labels, classes)
         return self
 
@@ -258,40 +247,15 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
             As :meth:`fit`, and for ``noise="held-out"``.
         """
         recipe = self._asked(rows=False)
-        found = [labels_of(X, y) for X, y in source()]
-        if not found:
-            raise FitError(NO_ROWS)
-        labels = np.unique(np.concatenate(found))
-        alone, level, seed = len(labels) == 1, recipe.n_components, recipe.random_state
-
-        def fit_class(label: Any) -> FittedClass:
-            def rows() -> Iterable[np.ndarray]:
-                return (X[mine] for X, y in source() if (mine := labels_of(X, y) == label).any())
-
-            return without_rows(fit_stream(rows, level, seed=seed), recipe, alone)
-
-        classes = [naming(label, alone, lambda label=label: fit_class(label)) for label in labels]
+        labels, classes = fit_in_passes(source, recipe)
         self._set_classes(recipe, labels, classes)
         self.n_features_in_ = classes[0].subspace.n_features
         return self
 
-    # -- what was learned --------------------------------------------------------------------------
-
-    @property
-    def subspaces_(self) -> list[Subspace]:
-        """Subspace of each class."""
-        return [fitted.subspace for fitted in self._fitted()]
-
-    @property
-    def offset_(self) -> float | np.ndarray:
-        """Score below which a row is an outlier; of each class where there are several."""
-        offsets = [fitted.offset for fitted in self._fitted()]
-        return offsets[0] if len(offsets) == 1 else np.array(offsets)
+    # -- inside ------------------------------------------------------------------------------------
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "classes_")
-
-    # -- inside ------------------------------------------------------------------------------------
 
     def _asked(self, *, rows: bool = True) -> Recipe:
         """Parameters as they are now."""
@@ -304,10 +268,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
 
     def _kept(self) -> Recipe:
         """Parameters of the first call of :meth:`partial_fit`."""
-        before, now = vars(self._recipe), self.get_params()
-        changed = [name for name, value in now.items() if value != before[name]]
-        if changed:
-            said = ", ".join(f"{name}={before[name]!r}" for name in changed)
+        if said := self._recipe.differing(self.get_params()):
             warnings.warn(
                 f"{said} of the first partial_fit() hold for all rows that are added to it, and "
                 "what was set since counts from the next fit().",
@@ -329,15 +290,7 @@ class DFM(DFMScoring, OutlierMixin, BaseEstimator):
     def _fitted(self) -> list[FittedClass]:
         check_is_fitted(self)
         if "_of_classes" not in self.__dict__:
-            recipe, alone = self._recipe, len(self.moments_) == 1
-
-            def fit_class(moments: Moments) -> FittedClass:
-                return without_rows(fit_moments(moments, recipe.n_components), recipe, alone)
-
-            self._of_classes = [
-                naming(label, alone, lambda m=m: fit_class(m))
-                for label, m in zip(self.classes_, self.moments_, strict=True)
-            ]
+            self._of_classes = fit_sums(self.classes_, self.moments_, self._recipe)
         return self._of_classes
 
     def _checked(self, X: Any, *, reset: bool) -> Any:

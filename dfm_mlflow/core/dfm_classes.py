@@ -49,7 +49,16 @@ class Scores:
     anomaly: Any
 
     def of_winner(self, table: Any) -> Any:
-        """Column of the winner in a `table` of shape (n, n_classes)."""
+        """Column of the winner.
+
+        Parameters
+        ----------
+        table : array of shape (n, n_classes)
+
+        Returns
+        -------
+        array of shape (n,)
+        """
         return _take(table, self.winner)
 
 
@@ -85,7 +94,19 @@ def score_rows(classes: Sequence[FittedClass], recipe: Recipe, x: Any) -> Scores
 
 
 def as_like(values: Sequence[float], x: Any) -> Any:
-    """Give `values` as an array of the kind, dtype and device of `x`, which has any shape."""
+    """Give numbers as an array like another one.
+
+    Parameters
+    ----------
+    values : sequence of float
+    x : array
+        NumPy array or torch tensor, of any shape.
+
+    Returns
+    -------
+    array of shape (n,)
+        Of its kind and dtype, and on its device.
+    """
     xp = array_namespace(x)
     return xp.asarray(values, dtype=x.dtype, device=device(x))
 

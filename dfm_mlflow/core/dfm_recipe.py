@@ -1,6 +1,8 @@
 """What a ``DFM`` was asked to be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +71,13 @@ class Recipe:
                 "score_type='fre' nothing to reconstruct: give a share below 1, such as 0.97, or "
                 "score_type='nll'."
             )
+
+    def differing(self, parameters: Mapping[str, Any]) -> str:
+        """Say which values are not those of `parameters`, by name; nothing where none differs."""
+        mine = vars(self)
+        return ", ".join(
+            f"{name}={mine[name]!r}" for name, value in parameters.items() if value != mine[name]
+        )
 
     def check_rest(self, subspace: Subspace) -> None:
         """Refuse FRE where a `subspace` keeps every direction.

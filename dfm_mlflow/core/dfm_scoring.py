@@ -7,6 +7,7 @@ from array_api_compat import array_namespace, is_torch_array
 
 from dfm_mlflow.core.dfm_classes import FittedClass, Scores, as_like, score_rows
 from dfm_mlflow.core.dfm_recipe import Recipe
+from dfm_mlflow.core.subspace import Subspace
 
 
 class DFMScoring:
@@ -14,6 +15,11 @@ class DFMScoring:
 
     A row belongs to the class under whose density over the full space it is likeliest, whatever
     the score is, and is scored under that class.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels of the fitted classes.
     """
 
     classes_: np.ndarray
@@ -28,6 +34,17 @@ class DFMScoring:
     def _scores(self, X: Any) -> Scores:
         classes = self._fitted()
         return score_rows(classes, self._recipe, self._checked(X, reset=False))
+
+    @property
+    def subspaces_(self) -> list[Subspace]:
+        """Subspace of each class."""
+        return [fitted.subspace for fitted in self._fitted()]
+
+    @property
+    def offset_(self) -> float | np.ndarray:
+        """Score below which a row is an outlier; of each class where there are several."""
+        offsets = [fitted.offset for fitted in self._fitted()]
+        return offsets[0] if len(offsets) == 1 else np.array(offsets)
 
     def class_scores(self, X: Any) -> tuple[Any, Any]:
         """FRE and NLL of each row under each class.
