@@ -21,8 +21,8 @@ WIDTH = 1024  # numbers of a sketch, of all layers together: distances are off b
 MOST = 20_000  # images whose distances are computed in seconds, and sketches kept in memory
 FEWEST = 8  # images from which can be said what is usual
 # A pair below WIDE may be near-duplicates. It is called so below a share of the distance to the
-# nearest image that is no such candidate, as all but one in twenty have it: wafers of one brick look
-# nearly the same, and are two images. What that finds: docs/training-images.md.
+# nearest image that is no such candidate, as all but one in twenty have it: wafers of one brick
+# look nearly the same, and are two images. What that finds: docs/training-images.md.
 WIDE, USUAL, SHARE = 0.35, 0.05, 0.38
 _LARGEST, _STEPS = 10, 20  # a direction counts as no more than so many typical ones
 _ROWS = 1024  # of the distances that are in memory at once
