@@ -154,7 +154,7 @@ def measure(master: str, folder: str, name: str) -> dict:
         items = [Item(p, "drawn", "train", "good") for p in sorted((root / source).iterdir())]
         extractor, weights, resolved = build_extractor(options())
         detector, _, _ = fit_on_spark(
-            resolved, extractor, items, weights, lambda kept, errors: None, session=spark
+            resolved, extractor, items, weights, lambda extraction: None, session=spark
         )
         if source == "all":
             dfm_mlflow.save_model(detector, target)

@@ -83,8 +83,8 @@ class _Sweep(StrictOptions):
 
 
 _NOT_SWEPT = (
-    *("category", "data", "good", "bad", "masks"),
-    *("registered_model", "engine", "cache"),
+    *("category", "data", "good", "bad", "masks", "exclude"),
+    *("test_copies", "registered_model", "engine", "cache"),
 )
 _FIELDS: dict[str, Any] = {n: (f.annotation, f) for n, f in Options.model_fields.items()}
 SweepOptions = create_model(

@@ -215,9 +215,23 @@ class Options(StrictOptions):
     group_by: str = option(
         "none",
         "Regular expression on the path; images with the same match (burst captures) are "
-        "never split between calibration folds.",
-        "none or a regular expression",
+        "never split between calibration folds. Or a .csv with the columns path and group.",
+        "none, a regular expression or a .csv",
         min_length=1,
+    )
+    exclude: str = option(
+        "none",
+        "Text file, or .csv with a column path or sha256, of training pictures that are left out "
+        "of fitting and calibration.",
+        "none or a file",
+        min_length=1,
+    )
+    test_copies: str = option(
+        "leave_out",
+        "Test pictures that stand in training too, or under two labels: leave them out of the "
+        "metrics, or count them.",
+        "leave_out or count",
+        "^(leave_out|count)$",
     )
     device: str = option(
         "auto",

@@ -73,8 +73,8 @@ class Catalog:
 
     @property
     def train(self) -> list[Item]:
-        """Good pictures to fit on."""
-        return [item for item in self.items if item.split == "train"]
+        """Good pictures to fit on, without those that are excluded."""
+        return [item for item in self.items if item.split == "train" and not item.excluded]
 
     @property
     def test(self) -> list[Item]:
@@ -96,6 +96,11 @@ class Catalog:
         self.note(dict(zip(unknown, map_in_threads(look_at, list(unknown.values())), strict=True)))
         return {str(item.path): self._known[str(item.path)] for item in self.items}
 
+    @property
+    def known(self) -> Mapping[str, Look]:
+        """Digest and size of the pictures that somebody has looked at already."""
+        return self._known
+
     def note(self, looks: Mapping[str, Look]) -> None:
         """Take over `looks` at pictures from whoever read them, by path or address."""
         self._known.update(looks)
@@ -111,7 +116,9 @@ class Catalog:
         The same for the same pictures on disk and in S3.
         """
         rows = sorted(
-            f"{i.category}\0{i.split}\0{i.label}\0{self.contents[str(i.path)]}" for i in self.items
+            f"{i.category}\0{'excluded' if i.excluded else i.split}\0{i.label}\0"
+            f"{self.contents[str(i.path)]}"
+            for i in self.items
         )
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
@@ -250,7 +257,9 @@ def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None
                 f"'{category}' is a label, not a category: name the category by the product, with "
                 "category=<name>."
             )
-        n_train = sum(i.category == category and i.split == "train" for i in items)
+        n_train = sum(
+            i.category == category and i.split == "train" and not i.excluded for i in items
+        )
         n_test = sum(i.category == category and i.split == "test" for i in items)
         if not to_fit:
             if not items:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from dfm_mlflow.config import EvaluateOptions, Options, PromoteOptions, RecalibrateOptions
 from dfm_mlflow.data.catalog import Catalog, load_catalog
+from dfm_mlflow.data.exclude import without_excluded
 from dfm_mlflow.data.folder import Naming
 from dfm_mlflow.data.masks import check_masks
 from dfm_mlflow.data.source import absolute, category_of
@@ -39,13 +40,15 @@ def located(options: T) -> T:
     return type(options).parse(options.model_dump() | found)
 
 
-def pictures_to_fit(options: Options) -> Catalog:
+def pictures_to_fit(options: Options, *, of_several: bool = False) -> Catalog:
     """List what a training run fits and tests on, and look at its masks.
 
     Parameters
     ----------
     options : Options
         Of :func:`located`.
+    of_several : bool
+        Whether ``exclude`` may name pictures of other categories, too.
 
     Returns
     -------
@@ -54,10 +57,12 @@ def pictures_to_fit(options: Options) -> Catalog:
     Raises
     ------
     DataError
-        As :func:`~dfm_mlflow.data.catalog.load_catalog`.
+        As :func:`~dfm_mlflow.data.catalog.load_catalog`, and
+        :func:`~dfm_mlflow.data.exclude.without_excluded`.
     """
     naming = Naming.of(options.good, options.bad, options.masks)
-    return with_masks(load_catalog(options.data, options.categories, naming=naming))
+    catalog = load_catalog(options.data, options.categories, naming=naming)
+    return with_masks(without_excluded(catalog, options.exclude, of_several=of_several))
 
 
 def pictures_to_judge(

@@ -45,6 +45,8 @@ class Item:
         Pictures of the same group are never split between calibration folds.
     part : str, optional
         Pictures of the same part, such as its views, get one decision.
+    excluded : str, optional
+        Why nothing is fitted to it, though it is a training picture.
     """
 
     path: Path | S3Object
@@ -54,3 +56,4 @@ class Item:
     mask: Mask | None = None
     group: str | None = None
     part: str | None = None
+    excluded: str | None = None

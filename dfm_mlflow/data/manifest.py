@@ -1,4 +1,7 @@
-"""A list of pictures as CSV: ``path,split,label`` and, where wanted, ``mask,class,group,part``."""
+"""A list of pictures as CSV: ``path,split,label`` and, where wanted, ``mask,class,group,part``.
+
+The ``training.csv`` of a run is such a list, too.
+"""
 
 import csv
 import io
@@ -17,8 +20,10 @@ from dfm_mlflow.storage.paths import local_path
 from dfm_mlflow.storage.store import S3Object
 
 REQUIRED = ("path", "split", "label")
-OPTIONAL = ("mask", "class", "group", "part")
+OPTIONAL = ("mask", "class", "group", "part", "excluded")
 BETWEEN = "|"  # several masks of one picture
+_SAME = {"category": "class"}  # another name of the same column
+_PASSED_OVER = ("sha256",)  # in a run's training.csv, for people and other programs
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +81,7 @@ def read_manifest(
             mask=Mask(tuple(found[mask] for mask in masks)) if masks else None,
             group=row.cells["group"] or None,
             part=row.cells["part"] or None,
+            excluded=row.cells["excluded"] or None,
         )
         for row, path, masks in places
     ]
@@ -176,7 +182,7 @@ def _rows(
     text = _text(address)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = [c.strip() for c in reader.fieldnames or ()]
+        columns = [_SAME.get(c.strip(), c.strip()) for c in reader.fieldnames or ()]
         _check_columns(address, columns, required)
         reader.fieldnames = columns
         for values in reader:
@@ -226,7 +232,7 @@ def _check_columns(address: str, columns: list[str], required: tuple[str, ...]) 
         )
     if len(set(columns)) < len(columns):
         raise DataError(f"The manifest {address} names a column twice: name each once.")
-    others = [c for c in columns if c not in REQUIRED + OPTIONAL]
+    others = [c for c in columns if c not in REQUIRED + OPTIONAL + _PASSED_OVER]
     if others:
         _logger.warning(
             "The manifest %s has further columns, which are not used: %s.",

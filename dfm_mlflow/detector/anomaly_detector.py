@@ -14,10 +14,11 @@ from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
-from dfm_mlflow.detector.class_fit import Deal, fit_class, recalibrate_class
+from dfm_mlflow.detector.class_fit import Deal, fit_class_held_out, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
 from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
 from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.network.copies import augment_of
@@ -46,12 +47,15 @@ class Observation:
         pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
     digest : str or None
         SHA-256 of the file that it was read from; None for bytes and arrays.
+    sketch : ndarray of shape (layers, s), float32, or None
+        Of its features: what near-duplicates are found by.
     """
 
     map: torch.Tensor
     size: tuple[int, int]
     places: np.ndarray
     digest: str | None = None
+    sketch: np.ndarray | None = None
 
 
 OnImage = Callable[[int, Observation], None]
@@ -128,13 +132,53 @@ class AnomalyDetector:
         -----
         The fit is a function of the set of images: neither their order nor their names matter.
         """
+        return cls.fit_held_out(options, extractor, extraction, labels, weights, groups)[0]
+
+    @classmethod
+    def fit_held_out(
+        cls,
+        options: Options,
+        extractor: Extractor,
+        extraction: Extraction,
+        labels: Sequence[str],
+        weights: dict[str, str],
+        groups: Sequence[str] | None = None,
+    ) -> tuple["AnomalyDetector", HeldOutScores]:
+        """Fit as :meth:`fit`, and keep what the images showed while they were held out.
+
+        Parameters
+        ----------
+        options : Options
+            Resolved options.
+        extractor : Extractor
+            The one that made the features.
+        extraction : Extraction
+            Features of n good images.
+        labels : sequence of str
+            Class of each of the n images.
+        weights : dict of str to str
+            ``id`` and ``sha256`` of the backbone's weights.
+        groups : sequence of str, optional
+            As :meth:`fit` takes them.
+
+        Returns
+        -------
+        detector : AnomalyDetector
+        held_out : HeldOutScores
+            Of the n images, in their order.
+
+        Raises
+        ------
+        FitError
+            As :meth:`fit`.
+        """
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
         grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
         keys, n = keys_of(extraction), len(extraction.kept)
         times = len(extraction.features[0]) // n  # each image and its copies
         options = options.model_copy(update={"augment": augment_of(times)})
-        models = []
+        models, held_out, places = [], [], []
         for name in dict.fromkeys(labels):
             mine = sorted((i for i, c in enumerate(labels) if c == name), key=keys.__getitem__)
             own_groups = None if groups is None else [groups[i] for i in mine]
@@ -145,10 +189,14 @@ class AnomalyDetector:
                 deal = Deal.of([keys[i] for i in mine], own_groups, options.seed, n_folds)
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
-                models.append(fit_class(name, features, deal, grids, options))
+                model, seen = fit_class_held_out(name, features, deal, grids, options)
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
-        return cls(options, extractor, grids, models, weights)
+            models.append(model)
+            held_out.append(seen)
+            places.append(np.array(mine))
+        detector = cls(options, extractor, grids, models, weights)
+        return detector, HeldOutScores.joined(held_out, places)
 
     def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
         """Return a detector that scores the same through another `extractor` on the same device."""
@@ -377,6 +425,7 @@ class AnomalyDetector:
         decided, best = decide(
             self.classes, scored, fpr, self.options.retest_rate, category=category, rule=self.rule
         )
+        sketches = sketches_of(extraction.features, self.grids) if on_image else None
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
             rows[i], values = decided[row], scored[j].maps[row]
             if with_map:
@@ -385,8 +434,9 @@ class AnomalyDetector:
                 rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
             if on_image:
                 places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
-                digest = extraction.digests.get(i)
-                on_image(first + i, Observation(values, extraction.sizes[row], places, digest))
+                digest, size = extraction.digests.get(i), extraction.sizes[row]
+                sketch = None if sketches is None else sketches[row]
+                on_image(first + i, Observation(values, size, places, digest, sketch))
         return rows
 
     @torch.inference_mode()

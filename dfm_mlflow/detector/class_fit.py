@@ -10,7 +10,9 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.duplicates import MOST
 from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
@@ -21,6 +23,7 @@ from dfm_mlflow.detector.class_model import (
     score_maps,
 )
 from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.errors import FitError
 
@@ -95,7 +98,42 @@ def fit_class(
     FitError
         If there is one fold only, or features that no model fits.
     """
-    return finish_class(name, fit_layers(features, deal, grids, options), grids, options)
+    return fit_class_held_out(name, features, deal, grids, options)[0]
+
+
+def fit_class_held_out(
+    name: str, features: Sequence[Tensor], deal: Deal, grids: Sequence[Grid], options: Options
+) -> tuple[ClassModel, HeldOutScores]:
+    """Fit a class as :func:`fit_class`, and keep what its pictures showed while held out.
+
+    Parameters
+    ----------
+    name : str
+    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
+        As :func:`fit_class` takes them.
+    deal : Deal
+        Of the n pictures.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    model : ClassModel
+    held_out : HeldOutScores
+        Of the n pictures.
+
+    Raises
+    ------
+    FitError
+        As :func:`fit_class`.
+    """
+    fitted = fit_layers(features, deal, grids, options)
+    model, scores, maps = _finished(name, fitted, grids, options)
+    p_values = held_out_p_values(scores, deal.groups)
+    own = [feature[: len(scores)] for feature in features]  # without copies
+    sketches = sketches_of(own, grids) if len(scores) <= MOST else None
+    return model, HeldOutScores(scores, p_values, maps, sketches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +240,13 @@ def finish_class(
     FitError
         As :func:`check_rest`.
     """
+    return _finished(name, fitted, grids, options)[0]
+
+
+def _finished(
+    name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
+) -> tuple[ClassModel, np.ndarray, dict[int, Tensor]]:
+    """The class, and the held-out scores and maps of its pictures."""
     check_rest([layer.subspace for layer in fitted.layers], options)
     layers = tuple(
         replace(layer, usual=usual_of(maps, options.normalize).numpy())
@@ -212,7 +257,8 @@ def finish_class(
     usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
     calibration = calibrate(score.numpy(), fitted.deal, options)
-    return ClassModel(name, layers, calibration, _map_scale(combined))
+    model = ClassModel(name, layers, calibration, _map_scale(combined))
+    return model, score.double().numpy(), dict(enumerate(combined))
 
 
 def calibrate(scores: np.ndarray, deal: Deal, options: Options) -> Calibration:

@@ -15,7 +15,8 @@ from dfm_mlflow.data.chosen import pictures_to_calibrate
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
-from dfm_mlflow.jobs.train import example_of, kept_items
+from dfm_mlflow.jobs.fit import kept_items
+from dfm_mlflow.jobs.train import example_of
 from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.network.extraction import keys_of

@@ -31,13 +31,15 @@ from dfm_mlflow.detector.class_model import LayerModel, RawScores, finish_scores
 from dfm_mlflow.detector.decision import decide
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.errors import DfmError, SweepError
-from dfm_mlflow.jobs.train import facts_of, kept_items
+from dfm_mlflow.jobs.fit import kept_items
+from dfm_mlflow.jobs.train import facts_of
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.copies import COPIES
 from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
+from dfm_mlflow.scores.copies import find_copies
 from dfm_mlflow.scores.evaluation import image_metrics, metric_name
 from dfm_mlflow.tracking.outage import outage
 from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of
@@ -156,7 +158,7 @@ def _sweep_category(
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Give the metrics of each configuration of one category, and log its child."""
     resolved = [o.resolve() for o in given]
-    catalog = pictures_to_fit(resolved[0])
+    catalog = pictures_to_fit(resolved[0], of_several=True)
     dataset_logged = False
     waiting = []
     for i, options in enumerate(resolved):
@@ -285,7 +287,11 @@ class _Shared:
             "defective": [i.label != GOOD for i in items],
         }
         columns = ("anomaly_score", "is_anomaly", "fre", "nll", "error")
-        return pd.DataFrame(about | {c: [r.get(c) for r in rows] for c in columns})
+        table = pd.DataFrame(about | {c: [r.get(c) for r in rows] for c in columns})
+        if detector.options.test_copies == "leave_out":
+            left_out = find_copies(self._catalog).left_out
+            table["left_out"] = [left_out.get(str(i.path)) for i in items]
+        return table
 
 
 def _part(options: Options, names: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 import io
 import logging
 import resource
-import time
 from dataclasses import dataclass
 
 import mlflow
@@ -17,28 +16,39 @@ import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.data.chosen import located, pictures_to_fit
-from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.detector.augment import Trial, extract_to_fit, try_some
-from dfm_mlflow.errors import DataError
+from dfm_mlflow.detector.augment import Trial
+from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.jobs.fit import Trained, fit_pictures
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.builder import build_extractor, load_roi
-from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.registry.golden import log_golden
+from dfm_mlflow.report.look import LookSection
+from dfm_mlflow.scores.copies import find_copies
 from dfm_mlflow.scores.evaluation import (
     Evaluation,
+    counted,
     image_metrics,
     measured_sentence,
     metric_name,
     pixel_metrics_of,
     score_items,
 )
+from dfm_mlflow.scores.training import TrainingLook, look_at_training
 from dfm_mlflow.tracking.kept import kept_on_outage
-from dfm_mlflow.tracking.run import log_dataset, log_parameters, log_results, run_of, timed
+from dfm_mlflow.tracking.run import (
+    log_dataset,
+    log_parameters,
+    log_results,
+    log_training,
+    run_of,
+    timed,
+)
+from dfm_mlflow.tuning.drawn import SyntheticRecall, synthetic_recall
 
 # Options that tell runs of one preset apart.
 _NAMED = (
@@ -51,7 +61,6 @@ _NAMED = (
     "aggregate",
     "normalize",
 )
-MAX_BAD_SHARE = 0.05  # of the training pictures; above it something is wrong with the folder
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +100,10 @@ class TrainResult:
 class _Fitted:
     detector: AnomalyDetector
     items: list[Item]  # that it was fitted on
+    held_out: HeldOutScores  # of `items`
     evaluation: Evaluation
+    look: TrainingLook
+    drawn: SyntheticRecall | None
     metrics: dict[str, float]
     sentences: list[str]
     trial: Trial  # of copies
@@ -195,68 +207,50 @@ def fit_and_register(
 def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> _Fitted:
-    fit = _fit_on_spark if options.engine == "spark" else _fit_here
-    detector, fitted_on, n_bad, trial, (extract_seconds, fit_seconds) = fit(
-        options, catalog, extractor, weights
-    )
+    trained = fit_pictures(options, catalog, extractor, weights)
+    detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
+    trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
     short = detector.effective_fpr() > options.fpr  # fewer pictures than the promise needs
     _logger.log(logging.WARNING if short else logging.INFO, detector.calibration_sentence())
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     catalog.note(evaluation.looks())
+    copies = find_copies(catalog)
+    if options.test_copies == "leave_out":
+        evaluation = evaluation.leaving_out(copies.left_out)
+    look = look_at_training(
+        options, catalog, fitted_on, trained.held_out, trained.groups, evaluation, copies
+    )
+    for warning in look.warnings:
+        _logger.warning(warning)
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= facts_of(detector, table, len(fitted_on), n_bad)
     metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
     metrics["n_unused_files"] = float(catalog.account.n_unused)
+    metrics["n_duplicates"] = len(copies.of)
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
+    drawn = _drawn(options, trained, extractor, weights) if not len(table) else None
+    if drawn is not None:
+        metrics |= drawn.metrics()
+        sentences.append(drawn.sentence())
     _logger.info(" ".join(sentences[1:]))
-    return _Fitted(detector, fitted_on, evaluation, metrics, sentences, trial)
-
-
-def _fit_here(
-    options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
-) -> tuple[AnomalyDetector, list[Item], int, Trial, tuple[float, float]]:
-    paths, names = [i.path for i in catalog.train], [i.category for i in catalog.train]
-    (extraction, trial), extract_seconds = timed(
-        lambda: extract_to_fit(extractor, paths, names, options, progress="extracting")
+    return _Fitted(
+        detector, fitted_on, trained.held_out, evaluation, look, drawn, metrics, sentences, trial
     )
-    catalog.note(extraction.looks(paths))
-    fitted_on = kept_items(catalog.train, extraction)
-    detector, fit_seconds = timed(
-        lambda: AnomalyDetector.fit(
-            options,
-            extractor,
-            extraction,
-            [i.category for i in fitted_on],
-            weights,
-            groups_of(options.group_by, fitted_on),
-        )
+
+
+def _drawn(
+    options: Options, trained: Trained, extractor: Extractor, weights: dict[str, str]
+) -> SyntheticRecall | None:
+    """What is found of drawn defects, where there are no real ones to test on."""
+    if options.engine == "spark":
+        _logger.info("No defects are drawn: the features stayed in Spark's executors.")
+        return None
+    return synthetic_recall(
+        options, extractor, trained.extraction, trained.items, weights, trained.groups
     )
-    return detector, fitted_on, len(extraction.errors), trial, (extract_seconds, fit_seconds)
-
-
-def _fit_on_spark(
-    options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
-) -> tuple[AnomalyDetector, list[Item], int, Trial, tuple[float, float]]:
-    from dfm_mlflow.spark.fit import fit_on_spark
-
-    items = catalog.train
-    trial = try_some(extractor, [i.path for i in items], [i.category for i in items], options)
-    options = options.model_copy(update={"augment": trial.augment})
-    start = time.perf_counter()
-    extracted = start
-
-    def groups(extraction: Extraction) -> list[str] | None:
-        nonlocal extracted
-        extracted = time.perf_counter()
-        catalog.note(extraction.looks([item.path for item in items]))
-        return groups_of(options.group_by, kept_items(items, extraction))
-
-    detector, extraction = fit_on_spark(options, extractor, items, weights, groups)
-    seconds = extracted - start, time.perf_counter() - extracted
-    return detector, [items[i] for i in extraction.kept], len(extraction.errors), trial, seconds
 
 
 def _log(fitted: _Fitted, catalog: Catalog) -> str:
@@ -277,7 +271,17 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
     mlflow.set_tag("calibration", " ".join(sentences))
     if fitted.trial.sentence:
         mlflow.set_tag("dfm.augment", fitted.trial.sentence)
-    log_results(detector, catalog, fitted.evaluation, metrics, sentences, model_uri=info.model_uri)
+    look = LookSection(fitted.look, fitted.held_out, fitted.drawn)
+    log_results(
+        detector,
+        catalog,
+        fitted.evaluation,
+        metrics,
+        sentences,
+        model_uri=info.model_uri,
+        look=look,
+    )
+    log_training(fitted.look)
     log_golden(detector, fitted.items, catalog.test)
     return info.model_uri
 
@@ -296,38 +300,6 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
         "torch_version": torch.__version__,
         "torchvision_version": torchvision.__version__,
     }
-
-
-def kept_items(items: list[Item], extraction: Extraction, purpose: str = "training") -> list[Item]:
-    """Leave out pictures that cannot be read, with a warning for each.
-
-    Parameters
-    ----------
-    items : list of Item
-    extraction : Extraction
-        Of these.
-    purpose : str
-        What the pictures are for, in the error.
-
-    Returns
-    -------
-    list of Item
-
-    Raises
-    ------
-    DataError
-        If they are more than :data:`MAX_BAD_SHARE`.
-    """
-    for i, why in extraction.errors.items():
-        _logger.warning("Left out %s: %s", items[i].path, why)
-    share = len(extraction.errors) / len(items)
-    if share > MAX_BAD_SHARE:
-        i, why = min(extraction.errors.items())
-        raise DataError(
-            f"{len(extraction.errors)} of {len(items)} {purpose} pictures cannot be read, more "
-            f"than {MAX_BAD_SHARE:.0%}; the first is {items[i].path}: {why} Replace or remove them."
-        )
-    return [items[i] for i in extraction.kept]
 
 
 def facts_of(
@@ -352,7 +324,7 @@ def facts_of(
         "threshold": max(thresholds.values()),
         "effective_fpr": detector.effective_fpr(),
         "n_train": n_train,
-        "n_test": int(table["error"].isna().sum()),
+        "n_test": len(counted(table)),
         "n_unreadable": n_bad + int(table["error"].notna().sum()),
         "n_components": detector.n_components,
     }

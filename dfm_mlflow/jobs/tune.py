@@ -3,8 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -23,16 +22,12 @@ from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.jobs.train import TrainResult, fit_and_register
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.pooling import base_rule
-from dfm_mlflow.network.tiles import scaled_mask
-from dfm_mlflow.storage.store import threads_for
 from dfm_mlflow.tracking.run import run_of
 from dfm_mlflow.tuning.candidates import (
     SEARCHED,
@@ -44,6 +39,7 @@ from dfm_mlflow.tuning.candidates import (
     layers_of,
     score_candidates,
 )
+from dfm_mlflow.tuning.drawn import network_inputs, regions_of
 from dfm_mlflow.tuning.sheet import write_sheet
 from dfm_mlflow.tuning.synthetic import Plan, draw_all, plans
 
@@ -201,10 +197,10 @@ def _draw(
     folds = assign_folds(len(order), _FOLDS, groups=groups, keys=keys, seed=options.seed)
     dealt = plans(min(most, N_DEFECTS), options.seed)
     sources = np.resize(np.arange(len(order)), len(dealt))
-    inside = _inside(extractor, good.sizes)
+    inside = regions_of(extractor, good.sizes)
     drawn = list(
         draw_all(
-            _network_inputs(extractor, [order[i] for i in sources]),
+            network_inputs(extractor, [order[i] for i in sources]),
             dealt,
             options.seed,
             [inside[i] for i in sources],
@@ -231,36 +227,6 @@ def _affordable(extractor: Extractor, items: Sequence[Item]) -> int:
         return _FEWEST
     size = sum(f[0].numel() * f.element_size() for f in first.features)
     return max(_FEWEST, _MEMORY // size)
-
-
-def _network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.ndarray]:
-    """Give pictures at the size at which the network sees them, without padding."""
-
-    def load(item: Item) -> np.ndarray:
-        image = decode_image(read_picture(item.path))
-        pixels = extractor.resized(image).permute(1, 2, 0).numpy()
-        return np.ascontiguousarray(_without_padding(extractor, pixels, image.shape[:2]))
-
-    with ThreadPoolExecutor(threads_for([i.path for i in items])) as pool:
-        yield from pool.map(load, items)
-
-
-def _without_padding(extractor: Extractor, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    parts = extractor.filled_part(size)
-    high, wide = (round(s * part) for s, part in zip(extractor.size, parts, strict=True))
-    top, left = (extractor.size[0] - high) // 2, (extractor.size[1] - wide) // 2
-    return pixels[top : top + high, left : left + wide]
-
-
-def _inside(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray | None]:
-    if extractor.roi is None:
-        return [None] * len(sizes)
-    seen: list[np.ndarray | None] = []
-    for size in sizes:
-        parts = extractor.filled_part(size)
-        target = tuple(round(s * part) for s, part in zip(extractor.size, parts, strict=True))
-        seen.append(scaled_mask(extractor.roi, (target[0], target[1])))
-    return seen
 
 
 # -- logging ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from mlflow.models import Model
 
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.scores.evaluation import counted
 
 SCORES = "scores.parquet"
 
@@ -91,7 +92,8 @@ def read_scores(run: Run) -> pd.DataFrame:
     missing = {"path", "category", "label", "defective", "anomaly_score", "error"} - set(table)
     if missing:
         raise DataError(f"{SCORES} of {name} lacks {', '.join(sorted(missing))}: run it anew.")
-    table = table[table["error"].isna() & table["defective"].notna()]
+    table = counted(table)
+    table = table[table["defective"].notna()]
     if table.empty:
         raise DataError(f"{name} has no labelled pictures: compare runs that have a test set.")
     return table.reset_index(drop=True)

@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.ndimage import binary_dilation
+from torch import Tensor
 
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.data.item import Mask
 from dfm_mlflow.data.masks import fitted_mask
-from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.report.overlay import overlay
-from dfm_mlflow.scores.evaluation import Evaluation, metric_name
+from dfm_mlflow.scores.evaluation import Evaluation, counted, metric_name
 from dfm_mlflow.storage import store
 
 MOST, MOST_GOOD = 6, 3  # pictures of each kind
@@ -82,11 +83,12 @@ def build_gallery(
     """
     masks = {str(item.path): item.mask for item in catalog.items}
     gallery: dict[str, list[Shown]] = {}
-    for title, rows in _choose(evaluation.table[evaluation.table["error"].isna()]).items():
+    for title, rows in _choose(counted(evaluation.table)).items():
         gallery[title] = []
         for i, row in rows.iterrows():
             try:
-                shown = _draw(detector, row, evaluation.seen[cast(int, i)], masks.get(row["path"]))
+                values = evaluation.seen[cast(int, i)].map
+                shown = draw_case(detector, row, values, masks.get(row["path"]))
             except (DfmError, OSError) as error:  # it was there a minute ago
                 _logger.warning("%s is not in the report: %s", row["path"], error)
             else:
@@ -121,19 +123,41 @@ def _typical(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return rows.loc[turn.index[:most]]
 
 
-def _draw(
+def draw_case(
     detector: AnomalyDetector,
     row: pd.Series,
-    seen: Observation,
-    mask: Mask | None,
+    values: Tensor,
+    mask: Mask | None = None,
 ) -> Shown:
-    pixels = shrunk(decode_image(store.read(row["path"])), _SIDE)
+    """Read a picture and draw its map over it.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    row : Series
+        With ``path`` and ``predicted_class``; it goes into the result.
+    values : Tensor of shape (h, w)
+        The anomaly map.
+    mask : Mask, optional
+        Of the defects.
+
+    Returns
+    -------
+    Shown
+
+    Raises
+    ------
+    DfmError
+        If the picture can no longer be read.
+    """
+    whole = decode_image(store.read(row["path"]))
+    pixels = shrunk(whole, _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
-    marked = overlay(pixels, to_level(detector.full_map(seen.map, size), scale))
+    marked = overlay(pixels, to_level(detector.full_map(values, size), scale))
     if mask is not None:
         try:
-            marked = outline(marked, fitted_mask(mask, seen.size, _source(row["path"])))
+            marked = outline(marked, fitted_mask(mask, whole.shape[:2], _source(row["path"])))
         except DfmError:  # the metrics have named it
             mask = None
     return Shown(row, pixels, marked, mask is not None)

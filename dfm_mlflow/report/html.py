@@ -1,12 +1,9 @@
 """One self-contained HTML page about a run: no script, no request, light and dark."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
@@ -16,10 +13,11 @@ from PIL import Image
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.report import figures, words
-from dfm_mlflow.report.gallery import Shown, shrunk
-from dfm_mlflow.scores.evaluation import Evaluation, defect_table
+from dfm_mlflow.report.gallery import Shown
+from dfm_mlflow.report.look import LookSection
+from dfm_mlflow.report.thumbnail import data_url
+from dfm_mlflow.scores.evaluation import Evaluation, counted, defect_table
 
-_THUMBNAIL = 240  # pixels a side: 42 pictures of pure noise stay under 3 MB
 _MOST_HISTOGRAMS = 6  # of categories
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _TIMES = {
@@ -39,6 +37,7 @@ def write_report(
     sentences: list[str],
     gallery: Mapping[str, list[Shown]],
     provenance: Mapping[str, str],
+    look: LookSection | None = None,
 ) -> None:
     """Write ``report.html`` and its pictures as files beside it.
 
@@ -56,9 +55,11 @@ def write_report(
         Of :func:`~dfm_mlflow.report.gallery.build_gallery`.
     provenance : dict of str to str
         Where the model and the pictures come from.
+    look : LookSection, optional
+        What is said of the training pictures.
     """
     folder.mkdir(parents=True)
-    table = evaluation.table[evaluation.table["error"].isna()]
+    table = counted(evaluation.table)
     for case in (case for cases in gallery.values() for case in cases):
         (folder / "overlays").mkdir(exist_ok=True)
         Image.fromarray(case.marked).save(folder / "overlays" / case.file)
@@ -76,6 +77,7 @@ def write_report(
             n_classes=len(detector.classes),
             curves=_curves(folder, detector, table, metrics),
             rates=words.rates(detector, table),
+            look=look.html(folder, detector) if look is not None else "",
             kinds=kinds.to_dict("records"),
             several=len(kinds) > 0 and kinds["category"].nunique() > 1,
             good=GOOD,
@@ -162,8 +164,8 @@ def _curves(
 def _case(case: Shown) -> dict[str, object]:
     row = case.row
     return {
-        "picture": _data_url(case.picture),
-        "marked": _data_url(case.marked),
+        "picture": data_url(case.picture),
+        "marked": data_url(case.marked),
         "outlined": case.outlined,
         "name": case.name,
         "path": row["path"],
@@ -172,9 +174,3 @@ def _case(case: Shown) -> dict[str, object]:
         "score": row["anomaly_score"],
         "p_value": row["p_value"],
     }
-
-
-def _data_url(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(shrunk(pixels, _THUMBNAIL)).save(buffer, format="JPEG", quality=78)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

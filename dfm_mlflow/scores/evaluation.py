@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,10 +39,31 @@ class Evaluation:
     table: pd.DataFrame
     seen: dict[int, Observation]
 
+    def leaving_out(self, reasons: Mapping[str, str]) -> "Evaluation":
+        """Say of pictures, by path, why metrics leave them out; see :func:`counted`."""
+        table = self.table.assign(left_out=self.table["path"].map(dict(reasons)).astype(object))
+        return Evaluation(table, self.seen)
+
     def looks(self) -> dict[str, Look]:
         """Digest and size of the pictures that were read from files, by their paths."""
         paths = self.table["path"]
         return {paths[i]: Look(o.digest, o.size) for i, o in self.seen.items() if o.digest}
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a scored set that metrics count: those that could be read and are not left out.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of an :class:`Evaluation`, with a column ``left_out`` of reasons or without.
+
+    Returns
+    -------
+    DataFrame
+    """
+    table = table[table["error"].isna()]
+    return table[table["left_out"].isna()] if "left_out" in table else table
 
 
 def score_items(
@@ -104,7 +125,11 @@ def pixel_metrics_of(
     """
     if not any(item.mask for item in items):
         return {}
-    usable = [i for i in evaluation.seen if items[i].label == GOOD or items[i].mask is not None]
+    usable = [
+        i
+        for i in counted(evaluation.table).index
+        if items[i].label == GOOD or items[i].mask is not None
+    ]
 
     missing = sum(item.label != GOOD and item.mask is None for item in items)
 
@@ -139,9 +164,9 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     Parameters
     ----------
     table : DataFrame
-        Of an :class:`Evaluation`; rows with an error are left out.
+        Of an :class:`Evaluation`; rows with an error are left out, see :func:`counted`.
     """
-    table = table[table["error"].isna()]
+    table = counted(table)
     if table.empty:
         return {}
     defective = table["defective"].to_numpy(bool)
@@ -193,7 +218,7 @@ def defect_table(table: pd.DataFrame) -> pd.DataFrame:
         then its defects by name.
     """
     rows = []
-    table = table[table["error"].isna()]
+    table = counted(table)
     for category, of_category in table.groupby("category", sort=False):
         for label in [GOOD, *sorted(set(of_category["label"]) - {GOOD})]:
             mine = of_category[of_category["label"] == label]
@@ -268,7 +293,8 @@ def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[st
     -------
     list of str
     """
-    good = table[(table["label"] == GOOD) & table["error"].isna()]
+    table = counted(table)
+    good = table[table["label"] == GOOD]
     if good.empty:
         return []
     flagged = int(good["is_anomaly"].astype(bool).sum())

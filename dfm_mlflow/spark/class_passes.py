@@ -27,6 +27,8 @@ from torch import Tensor
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
+from dfm_mlflow.core.duplicates import MOST
+from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_fit import (
     Deal,
@@ -37,11 +39,14 @@ from dfm_mlflow.detector.class_fit import (
 )
 from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, score_maps
 from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.errors import FitError
-from dfm_mlflow.spark.blocks import HeldOutBlock, Passes
+from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 from dfm_mlflow.spark.layer_passes import by_key, fit_layer
 from dfm_mlflow.spark.quantiles import lower_counts, quantile_of_counts, upper_counts
+
+MOST_MAPS = 64  # of the most unusual pictures of a class, that come to this process
 
 
 def fit_class_in_passes(
@@ -51,8 +56,8 @@ def fit_class_in_passes(
     deal: Deal,
     grids: Sequence[Grid],
     options: Options,
-) -> ClassModel:
-    """Fit and calibrate a class, as ``fit_class`` does, up to rounding.
+) -> tuple[ClassModel, HeldOutScores]:
+    """Fit and calibrate a class, as ``fit_class_held_out`` does, up to rounding.
 
     Parameters
     ----------
@@ -66,6 +71,13 @@ def fit_class_in_passes(
     grids : sequence of Grid
     options : Options
         Resolved.
+
+    Returns
+    -------
+    model : ClassModel
+    held_out : HeldOutScores
+        Of the pictures that could be read, in the order of the list; with the maps of the most
+        unusual ones alone.
 
     Raises
     ------
@@ -99,11 +111,12 @@ def fit_class_in_passes(
         mine = folds[block.index]
         return score_maps(maps, [u[mine] for u in usual], nothing, grids, options)
 
+    order = np.argsort(np.concatenate(list(held.each(lambda block: block.index))))
     scores = (
         _nll(held, subspaces)
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
-    )
+    )[order]
     calibration = calibrate(scores, deal, options)
 
     def inside(block: HeldOutBlock) -> np.ndarray:
@@ -115,9 +128,36 @@ def fit_class_in_passes(
         held.total(lambda block: upper_counts(inside(block)), np.add),
         lambda upper: held.total(lambda block: lower_counts(inside(block), upper), np.add),
     )
+    most_unusual = np.argsort(-scores)[:MOST_MAPS]
+    listed = np.flatnonzero(folds >= 0)[most_unusual]  # their places in the list of the class
+
+    def maps_of(block: HeldOutBlock) -> dict[int, Tensor]:
+        mine = [i for i, place in enumerate(block.index) if place in listed]
+        if not mine:
+            return {}
+        combined = scored(block)[1]
+        return {int(block.index[i]): combined[i] for i in mine}
+
+    maps = held.total(maps_of, lambda a, b: a | b)
+    held_out = HeldOutScores(
+        scores.astype(np.float64),
+        held_out_p_values(scores, deal.groups),
+        {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)},
+        _sketches(passes, grids) if len(scores) <= MOST else None,
+    )
     for _, part in parts:
         part.drop()
-    return ClassModel(name, tuple(layers), calibration, scale)
+    return ClassModel(name, tuple(layers), calibration, scale), held_out
+
+
+def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
+    def sketches(block: Block) -> tuple[np.ndarray, np.ndarray]:
+        own = [torch.from_numpy(f[: len(block.index)]) for f in block.features]  # without copies
+        return block.index, sketches_of(own, grids)
+
+    index, rows = zip(*passes.each(sketches, large=True), strict=True)
+    ordered: np.ndarray = np.concatenate(rows)[np.argsort(np.concatenate(index))]
+    return ordered
 
 
 def _leading(held: Passes) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
+from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.errors import FitError, SparkError
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.copies import Copy, augment_of, copies_of
@@ -179,7 +180,7 @@ def fit_on_spark(
     *,
     session: Any = None,
     partitions: int | None = None,
-) -> tuple[AnomalyDetector, Extraction]:
+) -> tuple[AnomalyDetector, HeldOutScores, Extraction]:
     """Fit and calibrate a detector on good pictures that the executors read.
 
     The result is that of :meth:`AnomalyDetector.fit` on one machine, up to rounding and whatever
@@ -206,6 +207,9 @@ def fit_on_spark(
     Returns
     -------
     detector : AnomalyDetector
+    held_out : HeldOutScores
+        Of the pictures that could be read, in their order; with the maps of the most unusual ones
+        of each class alone.
     extraction : Extraction
         Of all pictures, without their features, which stayed in the executors.
 
@@ -238,7 +242,7 @@ def fit_on_spark(
         if len(everything.kept) < 2:
             raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
         grids = grids_of(shapes, extractor.roi_cells)
-        models = []
+        models, held_out = [], []
         for name, mine in places.items():
             folds = np.full(len(mine), -1)
             kept = parts[name].kept
@@ -252,11 +256,16 @@ def fit_on_spark(
                     _logger.warning("The class %s: %s", name, warning)
                 folds[kept] = deal.folds
                 read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
-                models.append(fit_class_in_passes(name, read, folds, deal, grids, options))
+                model, seen = fit_class_in_passes(name, read, folds, deal, grids, options)
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
+            models.append(model)
+            held_out.append(seen)
             passes[name].drop()
-    return AnomalyDetector(options, extractor, grids, models, weights), everything
+    at = {i: row for row, i in enumerate(everything.kept)}
+    rows = [np.array([at[places[name][i]] for i in parts[name].kept]) for name in names]
+    detector = AnomalyDetector(options, extractor, grids, models, weights)
+    return detector, HeldOutScores.joined(held_out, rows), everything
 
 
 def _context(spark: Any) -> Any:

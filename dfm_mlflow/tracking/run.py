@@ -26,8 +26,10 @@ from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
 from dfm_mlflow.report.gallery import build_gallery, worst_cases
 from dfm_mlflow.report.html import write_report
+from dfm_mlflow.report.look import LookSection
 from dfm_mlflow.report.words import verdict
-from dfm_mlflow.scores.evaluation import STEPS, Evaluation, curve_points
+from dfm_mlflow.scores.evaluation import STEPS, Evaluation, counted, curve_points
+from dfm_mlflow.scores.training import TrainingLook
 from dfm_mlflow.tracking.outage import end_failed, outages_in_words
 
 
@@ -118,6 +120,7 @@ def log_results(
     *,
     labelled: bool = True,
     model_uri: str | None = None,
+    look: LookSection | None = None,
 ) -> None:
     """Log the report with its pictures, curves as metrics, scored pictures and the worst of them.
 
@@ -134,6 +137,8 @@ def log_results(
         Whether the pictures' labels are known.
     model_uri : str, optional
         Named in the report.
+    look : LookSection, optional
+        What the report says of the training pictures.
     """
     if not labelled:
         table = evaluation.table.assign(label="unlabelled", defective=None)
@@ -147,7 +152,9 @@ def log_results(
     origin = _provenance(run, detector, catalog, model_uri)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_report(folder / "report", detector, evaluation, metrics, sentences, gallery, origin)
+        write_report(
+            folder / "report", detector, evaluation, metrics, sentences, gallery, origin, look
+        )
         mlflow.log_artifacts(str(folder / "report"), "report")
         if len(evaluation.table):
             contents = [catalog.contents[path] for path in evaluation.table["path"]]
@@ -157,11 +164,27 @@ def log_results(
     worst = worst_cases(gallery)
     if len(worst):
         mlflow.log_table(worst, "worst_cases.json")
-    read = evaluation.table[evaluation.table["error"].isna()]
+    read = counted(evaluation.table)
     if labelled:
         _log_curves(run.info.run_id, read)
     if MLFLOW_RUN_NOTE not in run.data.tags:  # the description at the top of the run's page
         mlflow.set_tag(MLFLOW_RUN_NOTE, verdict(detector, read, metrics))
+
+
+def log_training(look: TrainingLook) -> None:
+    """Log the tables of the training pictures, and the groups of those that nearly equal others.
+
+    Parameters
+    ----------
+    look : TrainingLook
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        look.scores.to_parquet(folder / "train_scores.parquet", index=False)
+        look.pictures.to_csv(folder / "training.csv", index=False)
+        if len(look.groups):
+            look.groups.to_csv(folder / "groups.csv", index=False)
+        mlflow.log_artifacts(name)
 
 
 def _log_curves(run_id: str, table: pd.DataFrame) -> None:

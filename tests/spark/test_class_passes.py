@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import class_fit
+from dfm_mlflow.detector.class_fit import fit_class_held_out
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
+from dfm_mlflow.spark import class_passes
 from dfm_mlflow.spark import layer_passes as passes
 from dfm_mlflow.spark.blocks import Block, LocalPasses
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
@@ -65,14 +66,20 @@ def both(size, *, groups=None, roi=None, unread=(), **given):
     copies = [features(seed=9)] if chosen.augment == "flips" else []
     mine = deal(N, groups, chosen.seed)
     everything = [torch.cat(parts) for parts in zip(found, *copies, strict=True)]
-    here = class_fit.fit_class("a", everything, mine, where, chosen)
+    here, seen = fit_class_held_out("a", everything, mine, where, chosen)
     blocks, index, n = dealt(found, size, unread)
     for more in copies:
         beside, _, _ = dealt(more, size, unread)
         blocks = blocks.join(beside, with_copies)
     folds = np.full(n, -1)
     folds[index] = mine.folds
-    there = fit_class_in_passes("a", blocks, folds, mine, where, chosen)
+    there, held_out = fit_class_in_passes("a", blocks, folds, mine, where, chosen)
+    np.testing.assert_allclose(held_out.score, seen.score, rtol=1e-3)
+    np.testing.assert_allclose(held_out.p_value, seen.p_value, atol=1e-9)
+    assert 0 < len(held_out.maps) <= class_passes.MOST_MAPS
+    for i, values in held_out.maps.items():
+        torch.testing.assert_close(values, seen.maps[i], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(held_out.sketches, seen.sketches)
     return here, there, where, chosen
 
 
@@ -174,6 +181,7 @@ def test_what_comes_back_does_not_grow_with_the_pictures(monkeypatch):
         def join(self, other, merge):
             return Measured(super().join(other, merge).blocks)
 
+    monkeypatch.setattr(class_passes, "MOST", 199)  # more are not looked through for duplicates
     seen = []
     for n in (200, 400):
         totals, each = [], []

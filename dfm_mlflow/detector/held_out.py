@@ -1,0 +1,103 @@
+"""What good pictures looked like while they were held out: the fit computes it, jobs show it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfm_mlflow.core.duplicates import WIDTH, sketch
+from dfm_mlflow.detector.grid import Grid
+
+_CELLS = 8  # most cells a side of the maps that are compared
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutScores:
+    """Held-out scores and maps of the n good pictures that a detector was fitted to.
+
+    Attributes
+    ----------
+    score : ndarray of shape (n,), float64
+        Anomaly score of each picture under a model that was fitted without its fold, in the order
+        in which the pictures were given.
+    p_value : ndarray of shape (n,), float64
+        Of that score among the others of its class: the share of groups (pictures, where there are
+        no groups) that score at least as high, its own counted once.
+    maps : mapping of int to Tensor of shape (h, w)
+        Anomaly map of the same model, on the CPU, by the picture's place; of all pictures where
+        they are at hand, of the most unusual ones where the features are elsewhere.
+    sketches : ndarray of shape (n, layers, s), float32, or None
+        What near-duplicates are found by: :func:`sketches_of` the features; None where the pictures
+        are more than :data:`~dfm_mlflow.core.duplicates.MOST`.
+    """
+
+    score: np.ndarray
+    p_value: np.ndarray
+    maps: Mapping[int, Tensor]
+    sketches: np.ndarray | None
+
+    @classmethod
+    def joined(
+        cls, parts: Sequence["HeldOutScores"], places: Sequence[np.ndarray]
+    ) -> "HeldOutScores":
+        """Put the pictures of several classes back into their common order.
+
+        Parameters
+        ----------
+        parts : sequence of HeldOutScores
+            One for each class.
+        places : sequence of ndarray of shape (n_class,), int
+            Place of each picture of a class in the common order; together 0 to n - 1.
+
+        Returns
+        -------
+        HeldOutScores
+        """
+        order = np.argsort(np.concatenate(places))
+        maps: dict[int, Tensor] = {}
+        for part, mine in zip(parts, places, strict=True):
+            maps |= {int(mine[i]): values for i, values in part.maps.items()}
+        score, p_value = (
+            np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("score", "p_value")
+        )
+        sketches = [part.sketches for part in parts if part.sketches is not None]
+        whole = len(sketches) == len(parts)
+        return cls(score, p_value, maps, np.concatenate(sketches)[order] if whole else None)
+
+
+def sketches_of(features: Sequence[Tensor], grids: Sequence[Grid]) -> np.ndarray:
+    """Random projections of the features of n pictures, of each layer alike many numbers.
+
+    Of fine maps first means of larger cells are taken, which a shift of a pixel or two hardly
+    moves.
+
+    Parameters
+    ----------
+    features : sequence of Tensor of shape (n, C, h, w)
+        One for each layer.
+    grids : sequence of Grid
+
+    Returns
+    -------
+    ndarray of shape (n, layers, s), float32
+    """
+    width = WIDTH // len(grids)
+    layers = [
+        sketch(_coarse(feature, grid).flatten(1), width, seed=j)
+        for j, (feature, grid) in enumerate(zip(features, grids, strict=True))
+    ]
+    return torch.stack(layers, dim=1).cpu().numpy()
+
+
+def _coarse(feature: Tensor, grid: Grid) -> Tensor:
+    """Bring a map of shape (n, C, h, w) to few cells; those that do not count are 0."""
+    if not grid.cells.all():
+        feature = feature * torch.from_numpy(grid.cells).to(feature.device)
+    high, wide = feature.shape[-2:]
+    if max(high, wide) <= _CELLS:
+        return feature
+    return F.adaptive_avg_pool2d(feature, (min(high, _CELLS), min(wide, _CELLS)))
