@@ -22,8 +22,7 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.augment import Trial, extract_to_fit, try_some
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.images.depth import BYTES
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.builder import build_extractor, load_roi
 from dfm_mlflow.network.extraction import Extraction
@@ -172,11 +171,14 @@ def fit_and_register(
     """
     options = options.model_copy(update={"registered_model": options.model_name or "none"})
     known = _parameters(options, weights)
-    if options.augment == "auto":  # the pictures decide, and a parameter cannot change
-        del known["resolved_augment"]
+    for name in ("augment", "bits"):  # the pictures decide, and a parameter cannot change
+        if getattr(options, name) == "auto":
+            del known[f"resolved_{name}"]
     log_parameters(run_id, known)
     fitted = _fit(options, catalog, extractor, weights)
     parameters = _parameters(fitted.detector.options, weights)
+    if (depth := fitted.detector.extractor.decoder.depth) is not None:
+        parameters["resolved_bits"] = depth.bits
 
     def log_elsewhere(run_id: str) -> None:
         log_parameters(run_id, parameters)
@@ -211,6 +213,8 @@ def _fit(
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
+    if (depth := detector.extractor.decoder.depth) not in (None, BYTES):
+        sentences.append(depth.sentence())
     _logger.info(" ".join(sentences[1:]))
     return _Fitted(detector, fitted_on, evaluation, metrics, sentences, trial)
 
@@ -219,7 +223,7 @@ def _fit_here(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> tuple[AnomalyDetector, list[Item], int, Trial, tuple[float, float]]:
     paths, names = [i.path for i in catalog.train], [i.category for i in catalog.train]
-    (extraction, trial), extract_seconds = timed(
+    (known, extraction, trial), extract_seconds = timed(
         lambda: extract_to_fit(extractor, paths, names, options, progress="extracting")
     )
     catalog.note(extraction.looks(paths))
@@ -227,7 +231,7 @@ def _fit_here(
     detector, fit_seconds = timed(
         lambda: AnomalyDetector.fit(
             options,
-            extractor,
+            known,
             extraction,
             [i.category for i in fitted_on],
             weights,
@@ -266,7 +270,7 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
     info = log_model(
         detector,
         name="model",
-        input_example=example_of(fitted.items[0], detector.options.size),
+        input_example=example_of(fitted.items[0], detector.extractor),
         metadata={"calibration": sentences[0]},
     )
     size = Model.load(info.model_uri).model_size_bytes
@@ -361,9 +365,9 @@ def facts_of(
     return facts
 
 
-def example_of(item: Item, size: tuple[int, int]) -> pd.DataFrame:
-    """Shrink the picture of an `item` to the input's `size`, (height, width), as PNG bytes."""
-    image = Image.fromarray(decode_image(read_picture(item.path))).resize(size[::-1])
+def example_of(item: Item, extractor: Extractor) -> pd.DataFrame:
+    """Shrink the picture of an `item` to the input's size of an `extractor`, as PNG bytes."""
+    image = Image.fromarray(extractor.read(item.path)).resize(extractor.size[::-1])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return pd.DataFrame({"image": [buffer.getvalue()]})

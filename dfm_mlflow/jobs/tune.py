@@ -23,8 +23,6 @@ from dfm_mlflow.data.chosen import located, pictures_to_fit
 from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.jobs.train import TrainResult, fit_and_register
 from dfm_mlflow.network.backbones import layer_names
 from dfm_mlflow.network.builder import build_extractor
@@ -237,7 +235,7 @@ def _network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.
     """Give pictures at the size at which the network sees them, without padding."""
 
     def load(item: Item) -> np.ndarray:
-        image = decode_image(read_picture(item.path))
+        image = extractor.read(item.path)
         pixels = extractor.resized(image).permute(1, 2, 0).numpy()
         return np.ascontiguousarray(_without_padding(extractor, pixels, image.shape[:2]))
 

@@ -18,7 +18,6 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.report.overlay import overlay
 from dfm_mlflow.scores.evaluation import Evaluation, metric_name
 from dfm_mlflow.storage import store
@@ -127,7 +126,7 @@ def _draw(
     seen: Observation,
     mask: Mask | None,
 ) -> Shown:
-    pixels = shrunk(decode_image(store.read(row["path"])), _SIDE)
+    pixels = shrunk(detector.extractor.decoder.decode(store.read(row["path"]))[0], _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
     marked = overlay(pixels, to_level(detector.full_map(seen.map, size), scale))
