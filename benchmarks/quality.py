@@ -121,7 +121,7 @@ def measure(
         good = [good[i] for i in sorted(rng.permutation(len(good))[:n])]
     names = [i.category for i in good]
     start = time.perf_counter()
-    extraction, trial = extract_to_fit(
+    extractor, extraction, trial = extract_to_fit(
         extractor, [i.path for i in good], names, options, progress=category
     )
     labels = [names[i] for i in extraction.kept]

@@ -18,16 +18,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dfm_mlflow.columns import COLUMNS, check_on_error
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
+from dfm_mlflow.images.picture import Picture, listed, taken
 from dfm_mlflow.storage.whole_file import whole_file
 
-Picture = str | Path | bytes | np.ndarray
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".pgm", ".ppm"),
+)
 _ROWS = 64  # pictures in one request: a server answers them long before it gives up on a request
 _LONGEST_PAUSE = 5.0
 
@@ -51,8 +52,9 @@ def score(
     ----------
     url : str
         Of the server, with or without ``/invocations``.
-    images : sequence of str, Path, bytes or ndarray
-        Files, encoded pictures, or RGB arrays of shape (H, W, 3), uint8, which are sent as PNG.
+    images : sequence of Picture
+        Files (``str`` or ``Path``), encoded pictures (bytes-like), PIL images, and arrays of shape
+        (H, W, 3), RGB, or (H, W), grey, uint8, of any strides; the last two are sent as PNG.
     fpr : float, optional
         False-positive rate of the decision; the model's own by default.
     category : str
@@ -74,7 +76,8 @@ def score(
     Returns
     -------
     DataFrame
-        One row an image, in their order.
+        One row an image, in their order; an image that cannot be scored has null in every column
+        but ``error``.
 
     Raises
     ------
@@ -85,8 +88,7 @@ def score(
     ConfigError
         For an argument that cannot be used.
     """
-    if isinstance(images, str | Path | bytes):
-        raise ConfigError("images is a single one: give a list of images.")
+    images = listed(images)
     check_on_error(on_error)
     # what is the server's default is not sent: only JSON carries parameters through MLflow, and
     # parquet is several times faster
@@ -103,7 +105,7 @@ def score(
         names = [(i, images[i]) for i, _ in part]
         answer = _post(request, timeout, retries, names)
         rows |= dict(zip((i for i, _ in part), answer, strict=True))
-    nothing = dict.fromkeys(next(iter(rows.values()), COLUMNS)) | {"is_anomaly": False}
+    nothing = dict.fromkeys(next(iter(rows.values()), COLUMNS))
     rows |= {i: nothing | {"error": why} for i, why in errors.items()}
     return pd.DataFrame(
         {
@@ -206,23 +208,19 @@ def _parts(
 
 
 def _encoded(image: Picture) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str | Path):
+    picture = taken(image)
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, Path):
         try:
-            return Path(image).read_bytes()
-        except OSError as error:
-            raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(
-            f"An array of {array.dtype} and shape {array.shape} is not a picture: give uint8 of "
-            "shape (H, W, 3), RGB."
-        )
+            return picture.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            why = getattr(error, "strerror", None) or error
+            raise ImageError(f"The file cannot be read ({why}): check it.") from None
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 

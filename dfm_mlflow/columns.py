@@ -2,11 +2,11 @@
 
 from dfm_mlflow.errors import ConfigError
 
-# With their pandas dtypes.
+# With their pandas dtypes. An image that could not be scored is null in each but `error`.
 COLUMNS = {
     "anomaly_score": "float64",
     "p_value": "float64",
-    "is_anomaly": "bool",
+    "is_anomaly": "boolean",
     "predicted_class": "object",
     "fre": "float64",
     "nll": "float64",

@@ -19,7 +19,7 @@ from dfm_mlflow.config import Options, PromoteOptions, SweepOptions
 from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.train import train
-from dfm_mlflow.serving.pyfunc import to_bytes
+from dfm_mlflow.serving.pyfunc import to_picture
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import S3Folder
 
@@ -189,4 +189,4 @@ def test_a_request_never_makes_the_server_open_a_file_or_call_a_host(watched, tm
             seen, watched["seen"] = watched["seen"], None
             assert caught.value.get_http_status_code() == 400
             assert [s for s in seen if s[0] != "open" or not s[1].endswith((".py", ".pyc"))] == []
-        assert to_bytes(text) != secret.read_bytes()
+        assert to_picture(text, files=False) != secret.read_bytes()

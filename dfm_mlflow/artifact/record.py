@@ -14,14 +14,13 @@ READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.
 _OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {"augment": "none"}
 DETECTOR = "detector.json"
-_SINCE_2 = {"rule"}
+_SINCE_2 = {"rule", "depth"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
 _Pictures = Annotated[int, Field(ge=2, le=1 << 30)]
-_MOST_ROI = 50_000_000  # pixels, as in any picture
 
 
 class SubspaceRecord(BaseModel):
@@ -107,6 +106,26 @@ class LayerRecord(BaseModel):
     shape: list[_Size] = Field(min_length=3, max_length=3)
 
 
+class DepthRecord(BaseModel):
+    """Of the training pictures' values; :class:`~dfm_mlflow.images.depth.Depth` says what it means.
+
+    Attributes
+    ----------
+    bits, shift, darkest : int
+    """
+
+    model_config = _STRICT
+    bits: Literal[8, 10, 12, 14, 16]
+    shift: Literal[0, 2, 4, 6, 8]
+    darkest: int = Field(ge=0, le=65535)
+
+    @model_validator(mode="after")
+    def _fill_a_word(self) -> "DepthRecord":
+        if self.shift and self.bits + self.shift != 16:
+            raise ValueError(f"{self.bits} bits above {self.shift} others: a word has 16")
+        return self
+
+
 class Record(BaseModel):
     """What ``detector.json`` holds.
 
@@ -120,6 +139,8 @@ class Record(BaseModel):
     layers : list of LayerRecord
     roi_shape : list of int or None
         Height and width of the mask of the region of interest in pixels.
+    depth : DepthRecord or None
+        None where none is known, and 65535 is white in any picture of 16-bit words.
     precision : {"fp32", "bf16", "fp16"}
         Arithmetic that it was calibrated in.
     classes : list of ClassRecord
@@ -135,6 +156,7 @@ class Record(BaseModel):
     options: dict[str, str | int | float | bool]
     layers: list[LayerRecord] = Field(min_length=1)
     roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
+    depth: DepthRecord | None = None
     precision: str = Field(pattern="^(fp32|bf16|fp16)$")
     classes: list[ClassRecord] = Field(min_length=1)
     weights: dict[str, str]
@@ -154,8 +176,10 @@ class Record(BaseModel):
                 raise ValueError(
                     f"the class {c.name} has {len(c.layers)} layers, expected {len(self.layers)}"
                 )
-        if self.roi_shape and self.roi_shape[0] * self.roi_shape[1] > _MOST_ROI:
-            raise ValueError(f"a region of interest of more than {_MOST_ROI} pixels")
+        stated = self.options.get("max_megapixels", 50)
+        most = (stated if isinstance(stated, int) else 50) * 1_000_000  # as in any picture
+        if self.roi_shape and self.roi_shape[0] * self.roi_shape[1] > most:
+            raise ValueError(f"a region of interest of more than {most} pixels")
         return self
 
 

@@ -7,6 +7,7 @@ anything is computed.
 import math
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from dfm_mlflow.artifact.record import (
     DETECTOR,
     FORMAT,
     ClassRecord,
+    DepthRecord,
     LayerRecord,
     Record,
     SubspaceRecord,
@@ -43,6 +45,7 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.errors import ArtifactError, DfmError, WeightsError
+from dfm_mlflow.images.depth import Depth
 from dfm_mlflow.network.backbones import Backbone, build_backbone
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extractor import Extractor
@@ -158,7 +161,10 @@ def _build(
         load_numpy, folder / STATISTICS, record.sha256.get(STATISTICS), most_statistics(record)
     )
     roi = roi_of(record, statistics)
-    extractor = Extractor.of(backbone, options, device, record.precision, batch_size, roi=roi)
+    depth = Depth(**record.depth.model_dump()) if record.depth else None
+    extractor = Extractor.of(
+        backbone, options, device, record.precision, batch_size, roi=roi, depth=depth
+    )
     grids = grids_of(shapes.maps, extractor.roi_cells)
     classes = classes_of(record, statistics, grids, options.tail)
     detector = AnomalyDetector(options, extractor, grids, classes, record.weights, record.rule)
@@ -247,7 +253,7 @@ def _noise(size: tuple[int, int]) -> np.ndarray:
 
 
 def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
-    roi = detector.extractor.roi
+    roi, depth = detector.extractor.roi, detector.extractor.decoder.depth
     names = [name for name, _ in detector.options.feature_maps]
     return Record(
         format=FORMAT,
@@ -258,6 +264,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
             for name, grid in zip(names, detector.grids, strict=True)
         ],
         roi_shape=None if roi is None else list(roi.shape),
+        depth=DepthRecord(**asdict(depth)) if depth else None,
         precision=detector.extractor.precision,
         classes=[
             ClassRecord(

@@ -17,6 +17,7 @@ from dfm_mlflow.config.base import (
 )
 from dfm_mlflow.errors import ConfigError
 
+_REAL = r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
 _SHARP = {
     "backbone": "resnet18",
@@ -212,6 +213,26 @@ class Options(StrictOptions):
         "none or a multiple of 128 up to 1024",
         "^(none|128|256|384|512|640|768|896|1024)$",
     )
+    max_megapixels: int = option(
+        50,
+        "Limit of a picture in millions of pixels; more than 50 needs tile.",
+        "a whole number from 50 to 1000",
+        ge=50,
+        le=1000,
+    )
+    bits: str = option(
+        "auto",
+        "Bits that data in 16-bit words fill; auto looks at the training pictures' largest value "
+        "and lowest bits.",
+        "auto, 8, 10, 12, 14 or 16",
+        "^(auto|8|10|12|14|16)$",
+    )
+    float_range: str = option(
+        "none",
+        "Black and white of floating-point TIFFs, such as 0:1; without, they are refused.",
+        "none or LOW:HIGH, two numbers",
+        rf"^(none|{_REAL}:{_REAL})$",
+    )
     group_by: str = option(
         "none",
         "Regular expression on the path; images with the same match (burst captures) are "
@@ -300,6 +321,24 @@ class Options(StrictOptions):
         return None if self.tile == "none" else int(self.tile)
 
     @property
+    def max_pixels(self) -> int:
+        """Pixels that a picture may have."""
+        return self.max_megapixels * 1_000_000
+
+    @property
+    def stated_bits(self) -> int | None:
+        """Bits that data in 16-bit words fill, or None where they are looked for."""
+        return None if self.bits == "auto" else int(self.bits)
+
+    @property
+    def real_range(self) -> tuple[float, float] | None:
+        """Black and white of floating-point pictures, or None where they are refused."""
+        if self.float_range == "none":
+            return None
+        low, high = map(float, self.float_range.split(":"))
+        return low, high
+
+    @property
     def model_name(self) -> str | None:
         """Registered model name, or None when the model is not registered."""
         if self.registered_model == "none":
@@ -360,6 +399,16 @@ class Options(StrictOptions):
             raise ConfigError(
                 f"tile={self.tile} does not cut image_size={self.image_size}: give sizes that are "
                 "multiples of 32 and at least the tile's."
+            )
+        if self.max_megapixels > 50 and not self.tile_size:
+            raise ConfigError(
+                f"max_megapixels={self.max_megapixels} needs tile: give tile=512 and the "
+                "image_size that large pictures are brought to, or scale them down."
+            )
+        if self.real_range and not self.real_range[0] < self.real_range[1]:
+            raise ConfigError(
+                f"float_range={self.float_range} does not rise: give the value of black, then that "
+                "of white."
             )
         if self.retest_rate is not None and not self.fpr < self.retest_rate < 1:
             raise ConfigError(

@@ -21,7 +21,9 @@ from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
+from dfm_mlflow.images.picture import listed
 from dfm_mlflow.network.copies import augment_of
+from dfm_mlflow.network.depths import check_read, settled
 from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
@@ -174,6 +176,8 @@ class AnomalyDetector:
         """
         if len(extraction.kept) < 2:
             raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
+        known = settled(extractor, extraction, options.stated_bits)
+        check_read(extractor, known, extraction)
         grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
         keys, n = keys_of(extraction), len(extraction.kept)
         times = len(extraction.features[0]) // n  # each image and its copies
@@ -195,7 +199,7 @@ class AnomalyDetector:
             models.append(model)
             held_out.append(seen)
             places.append(np.array(mine))
-        detector = cls(options, extractor, grids, models, weights)
+        detector = cls(options, known, grids, models, weights)
         return detector, HeldOutScores.joined(held_out, places)
 
     def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
@@ -331,8 +335,9 @@ class AnomalyDetector:
 
         Parameters
         ----------
-        images : sequence of bytes, Path or ndarray
-            Encoded pictures, files, or RGB arrays of shape (H, W, 3), uint8.
+        images : sequence of Picture
+            Files (``str`` or ``Path``), encoded pictures (bytes-like), PIL images, and arrays of
+            shape (H, W, 3), RGB, or (H, W), grey, uint8, of any strides.
         fpr : float, optional
             False-positive rate of the decision; the model's own by default.
         category : str
@@ -350,14 +355,16 @@ class AnomalyDetector:
         Returns
         -------
         DataFrame
-            One row an image, in their order, with :data:`COLUMNS`.
+            One row an image, in their order, with :data:`COLUMNS`; an image that cannot be scored
+            has null in every column but ``error``.
 
         Raises
         ------
         ImageError
             With ``on_error="raise"``, for the first picture that cannot be read.
         ConfigError
-            For an `fpr` outside (0, 1), another `on_error`, or a `category` that is no class.
+            For a single picture in place of a list, an `fpr` outside (0, 1), another `on_error`,
+            or a `category` that is no class.
         """
         import pandas as pd
 
@@ -370,7 +377,7 @@ class AnomalyDetector:
                 f"The model has no such category: it has {', '.join(self.class_names)}; give one "
                 "of them, or auto."
             )
-        rows: list[dict[str, Any]] = []
+        images, rows = listed(images), []
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
             extraction = self.extractor.extract(chunk, progress=progress)
@@ -417,7 +424,7 @@ class AnomalyDetector:
         on_image: OnImage | None,
         first: int,
     ) -> list[dict[str, Any]]:
-        nothing = dict.fromkeys((*COLUMNS, *DECISION)) | {"is_anomaly": False}
+        nothing = dict.fromkeys((*COLUMNS, *DECISION))
         rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
         if not extraction.kept:
             return rows

@@ -19,6 +19,7 @@ from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.copies import COPIES
+from dfm_mlflow.network.depths import extract_settled
 from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
@@ -128,7 +129,7 @@ def extract_to_fit(
     options: Options,
     *,
     progress: str | None = None,
-) -> tuple[Extraction, Trial]:
+) -> tuple[Extractor, Extraction, Trial]:
     """Extract good pictures, and the copies of them that the fit is to see.
 
     Parameters
@@ -144,22 +145,25 @@ def extract_to_fit(
 
     Returns
     -------
+    extractor : Extractor
+        That knows the depth of the pictures.
     extraction : Extraction
     trial : Trial
         With what was decided, or given.
     """
+    given = "none" if options.augment == "auto" else options.augment
+    known, extraction = extract_settled(
+        extractor, sources, options.stated_bits, copies=COPIES[given], progress=progress
+    )
     if options.augment != "auto":
-        copies = COPIES[options.augment]
-        extraction = extractor.extract(sources, copies=copies, progress=progress)
-        return extraction, Trial(options.augment)
-    extraction = extractor.extract(sources, progress=progress)
-    trial = try_copies(extractor, sources, labels, extraction, options)
+        return known, extraction, Trial(options.augment)
+    trial = try_copies(known, sources, labels, extraction, options)
     if trial.augment != "none":
-        extractor.take_back(sources, extraction)
+        known.take_back(sources, extraction)
         del extraction  # the table of all copies has room for it then
         copies = COPIES[trial.augment]
-        extraction = extractor.extract(sources, copies=copies, progress=f"{trial.augment} of them")
-    return extraction, trial
+        extraction = known.extract(sources, copies=copies, progress=f"{trial.augment} of them")
+    return known, extraction, trial
 
 
 def try_some(

@@ -299,7 +299,18 @@ def _metadata(detector: AnomalyDetector) -> dict[str, str]:
         "dfm.thresholds": json.dumps(detector.thresholds()),
         "dfm.map_scale": json.dumps({c.name: c.map_scale for c in detector.classes}),
         "dfm.calibration": detector.calibration_sentence(),
+        **_preprocessing(detector),
     }
+
+
+def _preprocessing(detector: AnomalyDetector) -> dict[str, str]:
+    """What becomes of a picture's values before the graph, whose input has 8 bits."""
+    depth, reals = detector.extractor.decoder.depth, detector.extractor.decoder.real_range
+    known = {} if reals is None else {"dfm.float_range": json.dumps(reals)}
+    if depth is not None:
+        known |= {"dfm.bits": str(depth.bits), "dfm.shift": str(depth.shift)}
+        known |= {"dfm.white": str(depth.white)}
+    return known
 
 
 def _difference(data: bytes, detector: AnomalyDetector) -> float:

@@ -3,32 +3,128 @@
 import io
 import warnings
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.container import check_parts, check_scans, is_plain, may_turn, webp_size
+from dfm_mlflow.images.container import check_parts, is_plain, may_turn, webp_size
+from dfm_mlflow.images.depth import FULL, Depth, Words, words_of
 from dfm_mlflow.images.fast import decode_fast, spread
+from dfm_mlflow.images.foreign import refusal_of
+from dfm_mlflow.images.limits import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    check_size,
+    check_work,
+    too_many_bytes,
+)
 from dfm_mlflow.images.mask import marked_pixels
+from dfm_mlflow.images.netpbm import Head, head_of, is_netpbm, values_of
+from dfm_mlflow.images.wide import (
+    Values,
+    check_numbers,
+    has_wide_colours,
+    reals_to_8_bits,
+    to_8_bits,
+    wide_colours,
+    wide_values,
+)
 
-MAX_PIXELS = 50_000_000
-MAX_BYTES = 64 * 1024 * 1024
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 
-_BITS, _MEANING, _TILE_WIDTH, _TILE_LENGTH = 258, 262, 322, 323  # tags of a TIFF
-_WHITE_IS_ZERO = 0
-_RUN_LENGTHS = (1, 2)  # compressions of a BMP
-_MOST_LAYERS = 8  # of strips or tiles over the whole picture: one for each colour at most
-
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How one model turns the bytes of a picture into 8 bits, and what it refuses.
+
+    Attributes
+    ----------
+    depth : Depth or None
+        Of the pictures; None for models that know none, as all did before: 65535 is white, and of
+        16-bit colours only the upper bytes count.
+    real_range : tuple of float or None
+        Black and white of floating-point pictures, which are refused without.
+    max_pixels : int
+        Limit, checked before any pixel is decoded.
+    strict : bool
+        Whether pictures of another depth are refused; while it is being looked for, none is.
+    """
+
+    depth: Depth | None = None
+    real_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+    strict: bool = True
+
+    @property
+    def max_bytes(self) -> int:
+        """Limit of a file, in bytes: larger pictures may be as large as raw colours are."""
+        return MAX_BYTES if self.max_pixels <= MAX_PIXELS else 6 * self.max_pixels
+
+    def decode(self, data: bytes) -> tuple[np.ndarray, Words | None]:
+        """Decode one picture.
+
+        Parameters
+        ----------
+        data : bytes
+
+        Returns
+        -------
+        pixels : ndarray of shape (height, width, 3), uint8
+            RGB.
+        words : Words or None
+            What its 16-bit values show; None where 8 bits are all that it has, or it says itself
+            what is white.
+
+        Raises
+        ------
+        ImageError
+            As :func:`decode_image`, and for another depth.
+        """
+        words: Words | None = None
+
+        def convert(values: Values) -> np.ndarray:
+            nonlocal words
+            array, white = values.array, values.white or FULL
+            if array.dtype.kind == "f":
+                return spread(self._of_reals(array))
+            if self.depth and values.white is None:
+                words, white = words_of(array), self.depth.white
+                self.check(words)
+            return spread(to_8_bits(array, white, values.inverted))
+
+        def to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
+            return _to_rgb(image, data, convert, colours=self.depth is not None)
+
+        pixels = _guarded(data, self.max_pixels, self.max_bytes, to_rgb, convert)
+        return pixels, words
+
+    def check(self, words: Words | None) -> None:
+        """Refuse a picture of another depth, by its `words`.
+
+        Raises
+        ------
+        ImageError
+        """
+        if words and self.depth and self.strict and (why := self.depth.refusal(words)):
+            raise ImageError(why)
+
+    def _of_reals(self, array: np.ndarray) -> np.ndarray:
+        if self.real_range is None:
+            raise ImageError(
+                "The image has floating-point pixels, whose range is unknown: train with "
+                "float_range=LOW:HIGH, or save it as 8 or 16 bit."
+            )
+        return reals_to_8_bits(array, *self.real_range)
 
 
 def decode_image(
     data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> np.ndarray:
-    """Decode PNG, JPEG, BMP, TIFF or WebP.
+    """Decode PNG, JPEG, BMP, TIFF, WebP, PGM or PPM, of no known depth.
 
     The first frame of an animation is used, EXIF rotation is applied, transparency is dropped,
     and 16-bit grey is scaled (65535 becomes 255), not clipped. ``docs/images.md`` has the rest.
@@ -50,7 +146,9 @@ def decode_image(
     ImageError
         If the bytes are empty, too large, not one of the formats, or broken.
     """
-    return _guarded(data, max_pixels, max_bytes, _to_rgb)
+    if len(data) > max_bytes:
+        raise too_many_bytes(len(data), max_bytes)
+    return Decoder(max_pixels=max_pixels).decode(data)[0]
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -104,6 +202,8 @@ def decode_soft_mask(data: bytes) -> tuple[np.ndarray, bool]:
 def size_of(data: bytes) -> tuple[int, int] | None:
     """Height and width that the head of a picture's bytes, `data`, names; None for no picture."""
     try:
+        if is_netpbm(data):
+            return head_of(data).size[::-1]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -121,30 +221,34 @@ def _guarded(
     max_pixels: int,
     max_bytes: int,
     convert: Callable[[Image.Image, bytes], np.ndarray],
+    convert_values: Callable[[Values], np.ndarray] | None = None,
 ) -> np.ndarray:
+    """Decode within limits; netpbm by its values where those are asked for."""
     if not data:
         raise ImageError("The image is empty (0 bytes): send the bytes of a picture.")
     if len(data) > max_bytes:
-        raise ImageError(
-            f"The image has {len(data)} bytes, more than the limit of {max_bytes}: compress it."
-        )
+        raise too_many_bytes(len(data), max_bytes)
     check_parts(data)
+    if is_netpbm(data):
+        head = head_of(data)
+        check_size(head.size, max_pixels)
+        if convert_values:
+            values = values_of(data, head)
+            return spread(values) if head.white == 255 else convert_values(_declared(values, head))
     if canvas := webp_size(data):  # Pillow allocates it when it opens the file
-        _check_size(canvas, max_pixels)
+        check_size(canvas, max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.size, max_pixels)
-                _check_work(image, data, max_pixels)
+                check_size(image.size, max_pixels)
+                check_work(image, data, max_pixels)
+                check_numbers(image)
                 return convert(image, data)
     except (ImageError, MemoryError):  # a lack of memory is not the picture's fault
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            f"The bytes are not a picture in one of the formats {', '.join(FORMATS)}: "
-            "convert the file."
-        ) from None
+        raise refusal_of(data, FORMATS) from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"The image has more pixels than the limit of {max_pixels}: scale it down."
@@ -155,85 +259,26 @@ def _guarded(
         ) from None
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"The image has {width}x{height} pixels, more than the limit of {max_pixels}: "
-            "scale it down."
-        )
-    if max(width, height) > max_pixels // 4:  # a row takes 16 bytes beside its pixels
-        raise ImageError(
-            f"The image has a side of {max(width, height)} pixels, more than the limit of "
-            f"{max_pixels // 4}: cut it."
-        )
-    if width < 1 or height < 1:
-        raise ImageError(f"The image has {width}x{height} pixels: replace it.")
+def _declared(values: np.ndarray, head: Head) -> Values:
+    """Values of a PGM or PPM with its own white, unless that is just what a word can hold."""
+    return Values(values.astype(np.uint16, copy=False), None if head.white == FULL else head.white)
 
 
-def _check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    if image.format in ("JPEG", "MPO"):
-        check_scans(data, image.width * image.height, max_pixels)
-    elif image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
-        raise ImageError(  # Pillow goes over it byte by byte
-            "The image is a BMP with run-length encoding: save it without, or as PNG."
-        )
-    elif image.format == "TIFF":  # a tile may be far larger than the picture
-        tags = getattr(image, "tag_v2", {})
-        if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
-            _check_size((tags[_TILE_WIDTH], tags[_TILE_LENGTH]), max_pixels)
-    if image.format in ("BMP", "TIFF"):
-        _check_strips(image)
-
-
-def _check_strips(image: Image.Image) -> None:
-    """Look at the parts that Pillow itself reads; they may lie over each other."""
-    extents = [tile[1] for tile in getattr(image, "tile", [])]
-    area = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
-    if area > _MOST_LAYERS * image.width * image.height:
-        raise ImageError("The image has strips that overlap: save it anew.")
-    # Pillow copies an unfinished row for every block that it reads: let a block hold one.
-    row = 8 * max((right - left for left, _, right, _ in extents), default=0)
-    image.decodermaxblock = max(image.decodermaxblock, row)  # type: ignore[attr-defined]
-
-
-def _to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
+def _to_rgb(
+    image: Image.Image,
+    data: bytes,
+    convert: Callable[[Values], np.ndarray],
+    *,
+    colours: bool,
+) -> np.ndarray:
+    """Decode to RGB; `colours` of 16 bits count with both bytes, or with the upper one."""
+    both_bytes = colours and has_wide_colours(image)  # told before anything is decoded
     orientation = _orientation(image, data)
     pixels = decode_fast(data, image)
-    return _turned(_by_pillow(image) if pixels is None else pixels, orientation)
-
-
-def _by_pillow(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ImageError(
-            "The image has floating-point pixels, whose range is unknown: save it as 8 or 16 bit."
-        )
-    if image.mode.startswith("I"):
-        white, inverted = _meaning(image)
-        wide = np.asarray(image)
-        if wide.dtype.itemsize > 2 and (wide.min() < 0 or wide.max() > 65535):
-            raise ImageError(
-                "The image has 32-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
-            )
-        table = _table_to_8_bit(white)
-        return spread((255 - table if inverted else table)[wide])
-    return np.array(image.convert("RGB"))
-
-
-def _meaning(image: Image.Image) -> tuple[int, bool]:
-    """Give the value of white in grey of more than 8 bits, and whether 0 is white instead."""
-    if image.format != "TIFF":
-        return 65535, False
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS, (16,))[0]
-    return (2**bits - 1 if 8 < bits < 16 else 65535, tags.get(_MEANING) == _WHITE_IS_ZERO)
-
-
-@cache
-def _table_to_8_bit(white: int) -> np.ndarray:
-    """What each 16-bit value becomes: `white` becomes 255, all between in proportion, rounded."""
-    values = np.minimum(np.arange(65536), white)
-    return ((values * 255 + white // 2) // white).astype(np.uint8)
+    if pixels is None:
+        values = wide_colours(image, data) if both_bytes else wide_values(image)
+        pixels = convert(values) if values else np.array(image.convert("RGB"))
+    return _turned(pixels, orientation)
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -4,17 +4,20 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import MAX_BYTES, size_of
+from dfm_mlflow.errors import DfmError, ImageError
+from dfm_mlflow.images.decode import size_of
+from dfm_mlflow.images.limits import MAX_BYTES, too_many_bytes
 from dfm_mlflow.storage.store import S3Object
 
 
-def read_picture(source: Path | S3Object) -> bytes:
+def read_picture(source: Path | S3Object, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the bytes of one picture.
 
     Parameters
     ----------
     source : Path or S3Object
+    max_bytes : int
+        That a picture may have.
 
     Returns
     -------
@@ -29,13 +32,14 @@ def read_picture(source: Path | S3Object) -> bytes:
     """
     try:
         size = source.size if isinstance(source, S3Object) else source.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError(
-                f"The image has {size} bytes, more than the limit of {MAX_BYTES}: compress it."
-            )
+        if size > max_bytes:
+            raise too_many_bytes(size, max_bytes)
         return source.read_bytes()
-    except OSError as error:
-        raise ImageError(f"The file cannot be read ({error.strerror}): check it.") from None
+    except DfmError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise ImageError(f"The file cannot be read ({why}): check it.") from None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,16 @@ class Look:
 
 
 def look_at(source: Path | S3Object) -> Look:
-    """Read a picture for its digest and size alone."""
+    """Read a picture for its digest and size alone.
+
+    Parameters
+    ----------
+    source : Path or S3Object
+
+    Returns
+    -------
+    Look
+    """
     try:
         data = read_picture(source)
     except ImageError:

@@ -17,6 +17,8 @@ MAX_STRIPS = 50_000  # or tiles; Pillow takes 6 microseconds for each
 MAX_SCANS = 12  # of a JPEG inside; the standard wants one for each colour
 
 _COMPRESSION, _RAW, _JPEGS = 259, 1, (6, 7)
+_BITS, _CHANNELS, _FORMAT = 258, 277, 339
+_FORMATS = {1: "whole numbers", 2: "signed whole numbers", 3: "floating-point numbers"}
 _OFFSETS, _LENGTHS = (273, 324), (279, 325)  # of strips, or of tiles
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _NUMBERS = {1: "u1", 3: "u2", 4: "u4", 6: "u1", 8: "u2", 9: "u4", 13: "u4", 16: "u8", 17: "u8"}
@@ -106,3 +108,30 @@ def _numbers(data: bytes, tags: dict[int, _Entry], *either: int) -> list[int]:
     order = ">" if data[:1] == b"M" else "<"
     numbers: list[int] = np.frombuffer(data, order + _NUMBERS[kind], n, place).tolist()
     return numbers
+
+
+def kind_of(data: bytes) -> str:
+    """Say what numbers the first picture of a TIFF holds; empty where that cannot be read.
+
+    Parameters
+    ----------
+    data : bytes
+
+    Returns
+    -------
+    str
+        Such as ``5 channels of 16-bit whole numbers``.
+    """
+    try:
+        tags = _directory(data)
+        bits, channels, formats, meaning, compression = (
+            _numbers(data, tags, tag) or [default]
+            for tag, default in ((_BITS, 1), (_CHANNELS, 1), (_FORMAT, 1), (262, 0), (259, 1))
+        )
+    except (ImageError, struct.error, ValueError):
+        return ""
+    what = _FORMATS.get(formats[0], "unknown numbers")
+    if channels[0] in (1, 3) and bits[0] in (8, 16) and formats[0] == 1:
+        return f"a kind that is not read (photometric {meaning[0]}, compression {compression[0]})"
+    many = f"{channels[0]} channels of " if channels[0] != 1 else ""
+    return f"{many}{bits[0]}-bit {what}"

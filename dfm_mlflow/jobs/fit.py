@@ -83,7 +83,7 @@ def _fit_here(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> Trained:
     paths, names = [i.path for i in catalog.train], [i.category for i in catalog.train]
-    (extraction, trial), extract_seconds = timed(
+    (known, extraction, trial), extract_seconds = timed(
         lambda: extract_to_fit(extractor, paths, names, options, progress="extracting")
     )
     catalog.note(extraction.looks(paths))
@@ -92,7 +92,7 @@ def _fit_here(
     (detector, held_out), fit_seconds = timed(
         lambda: AnomalyDetector.fit_held_out(
             options,
-            extractor,
+            known,
             extraction,
             [i.category for i in fitted_on],
             weights,

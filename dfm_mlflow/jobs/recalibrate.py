@@ -152,7 +152,7 @@ def _log(made: _Recalibrated, catalog: Catalog) -> str:
     info = log_model(
         made.detector,
         name="model",
-        input_example=example_of(made.items[0], made.detector.options.size),
+        input_example=example_of(made.items[0], made.detector.extractor),
         metadata={"calibration": made.sentences[0], "recalibrated_from": made.origin},
         model_config=made.settings,
     )

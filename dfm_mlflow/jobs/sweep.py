@@ -57,6 +57,9 @@ _NETWORK = (
     "device",
     "precision",
     "augment",
+    "max_megapixels",
+    "bits",
+    "float_range",
 )
 _FIT = ("layers", "pooling", "pca_level", "seed", "group_by")
 
@@ -200,7 +203,9 @@ class _Shared:
             first.model_copy(update=widest), catalog.train
         )
         paths, labels = [i.path for i in catalog.train], [i.category for i in catalog.train]
-        train, trial = extract_to_fit(self._extractor, paths, labels, about, progress=catalog.name)
+        self._extractor, train, trial = extract_to_fit(
+            self._extractor, paths, labels, about, progress=catalog.name
+        )
         self._about = {
             "device": about.device,
             "precision": about.precision,

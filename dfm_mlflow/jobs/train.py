@@ -20,8 +20,7 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.augment import Trial
 from dfm_mlflow.detector.held_out import HeldOutScores
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.images.depth import BYTES
 from dfm_mlflow.jobs.fit import Trained, fit_pictures
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.builder import build_extractor, load_roi
@@ -184,11 +183,14 @@ def fit_and_register(
     """
     options = options.model_copy(update={"registered_model": options.model_name or "none"})
     known = _parameters(options, weights)
-    if options.augment == "auto":  # the pictures decide, and a parameter cannot change
-        del known["resolved_augment"]
+    for name in ("augment", "bits"):  # the pictures decide, and a parameter cannot change
+        if getattr(options, name) == "auto":
+            del known[f"resolved_{name}"]
     log_parameters(run_id, known)
     fitted = _fit(options, catalog, extractor, weights)
     parameters = _parameters(fitted.detector.options, weights)
+    if (depth := fitted.detector.extractor.decoder.depth) is not None:
+        parameters["resolved_bits"] = depth.bits
 
     def log_elsewhere(run_id: str) -> None:
         log_parameters(run_id, parameters)
@@ -231,7 +233,9 @@ def _fit(
     n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
     metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
-    drawn = _drawn(options, trained, extractor, weights) if not len(table) else None
+    if (depth := detector.extractor.decoder.depth) not in (None, BYTES):
+        sentences.append(depth.sentence())
+    drawn = _drawn(options, trained, detector.extractor, weights) if not len(table) else None
     if drawn is not None:
         metrics |= drawn.metrics()
         sentences.append(drawn.sentence())
@@ -260,7 +264,7 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
     info = log_model(
         detector,
         name="model",
-        input_example=example_of(fitted.items[0], detector.options.size),
+        input_example=example_of(fitted.items[0], detector.extractor),
         metadata={"calibration": sentences[0]},
     )
     size = Model.load(info.model_uri).model_size_bytes
@@ -333,9 +337,9 @@ def facts_of(
     return facts
 
 
-def example_of(item: Item, size: tuple[int, int]) -> pd.DataFrame:
-    """Shrink the picture of an `item` to the input's `size`, (height, width), as PNG bytes."""
-    image = Image.fromarray(decode_image(read_picture(item.path))).resize(size[::-1])
+def example_of(item: Item, extractor: Extractor) -> pd.DataFrame:
+    """Shrink the picture of an `item` to the input's size of an `extractor`, as PNG bytes."""
+    image = Image.fromarray(extractor.read(item.path)).resize(extractor.size[::-1])
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return pd.DataFrame({"image": [buffer.getvalue()]})

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ from tqdm.auto import tqdm
 CONDA_FILE, PYTHON_FILE = _CONDA_ENV_FILE_NAME, _PYTHON_ENV_FILE_NAME
 REQUIREMENTS_FILE, CONSTRAINTS_FILE = _REQUIREMENTS_FILE_NAME, _CONSTRAINTS_FILE_NAME
 
+# Of ``mlflow models predict``, and of the server that ``spark_udf`` may start.
+_JSON_SCRIPTS = ("_mlflow_pyfunc_backend_predict.py", "stdin_server.py")
+
 save_example = _save_example
 download = _download_artifact_from_uri
 conda_env_of: Callable[..., dict[str, Any]] = _mlflow_conda_env
@@ -62,6 +66,12 @@ def is_random_name(name: str) -> bool:
 def in_scoring_server() -> bool:
     """Whether this process is one of MLflow's scoring server."""
     return _SERVER_MODEL_PATH in os.environ
+
+
+def answers_in_json() -> bool:
+    """Whether what a model predicts goes out as JSON: served, by ``mlflow models predict``, ..."""
+    script = os.path.basename(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    return in_scoring_server() or script in _JSON_SCRIPTS
 
 
 def widen_thread_pool(threads: int) -> None:

@@ -76,10 +76,10 @@ def get_default_conda_env(backbone: str | None = None) -> dict[str, Any]:
 def signature_of(options: Options) -> ModelSignature:
     """Describe the columns and parameters of scoring with a model of these `options`."""
     columns = columns_of(options.retest_rate is not None)
-    kinds = {"float64": DataType.double, "bool": DataType.boolean, "object": DataType.string}
-    # a row of a picture that cannot be read has nulls, and is no anomaly
+    kinds = {"float64": DataType.double, "boolean": DataType.boolean, "object": DataType.string}
+    # a row of a picture that cannot be scored has nulls
     outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(kinds[kind], name, required=kind == "bool") for name, kind in columns.items()
+        ColSpec(kinds[kind], name, required=False) for name, kind in columns.items()
     ]
     params = [
         ParamSpec("fpr", DataType.double, options.fpr),

@@ -15,10 +15,12 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, FitError, ImageError
-from dfm_mlflow.images.decode import decode_image, decode_soft_mask
+from dfm_mlflow.images.decode import Decoder, decode_soft_mask
+from dfm_mlflow.images.depth import Words
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.network.depths import guessed
 from dfm_mlflow.network.device import choose_device, choose_precision, half_precision
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.weights import load_weights
@@ -61,7 +63,7 @@ def build_extractor(
     device = choose_device(options.device)
     half = half_precision(device) if options.precision == "auto" and items else None
     with ThreadPoolExecutor(1) as beside:  # pictures are decoded while the network is built
-        sample = beside.submit(read_sample, items) if half else None
+        look = beside.submit(_look, options, items, bool(half))
         weights = load_weights(options.weights, options.backbone, options.seed)
         take = weights.take if weights.state is not None else None
         backbone = build_backbone(
@@ -69,14 +71,24 @@ def build_extractor(
         )
         cache = FeatureCache() if options.cache else None
         roi = load_roi(options.roi) if roi is None else roi
+        decoder, sample = look.result()
 
         def make(precision: str) -> Extractor:
-            return Extractor.of(backbone, options, device, precision, roi=roi, cache=cache)
+            return Extractor.of(
+                backbone,
+                options,
+                device,
+                precision,
+                roi=roi,
+                cache=cache,
+                depth=decoder.depth,
+                strict=decoder.strict,
+            )
 
         extractor = make(choose_precision(options.precision, device))
-        if half and sample:
+        if half:
             candidate = make(half)
-            if _stands(extractor, candidate, sample.result(), options):
+            if _stands(extractor, candidate, sample, options):
                 extractor = candidate
     resolved = options.model_copy(
         update={
@@ -89,6 +101,15 @@ def build_extractor(
         "%s to %s on %s in %s", options.backbone, resolved.layers, device, extractor.precision
     )
     return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
+
+
+def _look(
+    options: Options, items: Sequence[Item], with_sample: bool
+) -> tuple[Decoder, list["Seen"]]:
+    """Guess the depth of pictures, and read a few of them where that is asked for."""
+    decoder = Decoder(None, options.real_range, options.max_pixels)
+    decoder = guessed(decoder, [item.path for item in items], options.stated_bits)
+    return decoder, read_sample(items, decoder) if with_sample else []
 
 
 def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options) -> bool:
@@ -149,7 +170,8 @@ def precision_change(
     before, after = full.run_batch(pixels), half.run_batch(pixels)
     for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
         for i, one in enumerate(sample):
-            extractor.remember(one.path, one.digest, [m[i] for m in maps], one.image.shape[:2])
+            size = (one.image.shape[0], one.image.shape[1])
+            extractor.remember(one.path, one.digest, [m[i] for m in maps], size, one.words)
     change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
     if known:
         known.put(key, [np.array(change)])
@@ -166,27 +188,41 @@ class Seen:
     digest : str
         SHA-256 of the file, hexadecimal.
     image : ndarray of shape (H, W, 3), uint8
+    words : Words or None
+        What its 16-bit values show.
     """
 
     path: Path | S3Object
     digest: str
     image: np.ndarray
+    words: Words | None = None
 
 
-def read_sample(items: Sequence[Item]) -> list[Seen]:
-    """Read a few of `items`, of the first class, evenly spread; unreadable ones are left out."""
+def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[Seen]:
+    """Read a few pictures of the first class, evenly spread; unreadable ones are left out.
+
+    Parameters
+    ----------
+    items : sequence of Item
+    decoder : Decoder, optional
+
+    Returns
+    -------
+    list of Seen
+    """
+    decoder = decoder or Decoder()
+
+    def seen(path: Path | S3Object) -> Seen | None:
+        try:
+            data = read_picture(path, decoder.max_bytes)
+            return Seen(path, hashlib.sha256(data).hexdigest(), *decoder.decode(data))
+        except ImageError:  # the extraction reports it
+            return None
+
     mine = [i for i in items if i.category == items[0].category]
     step = max(1, len(mine) // N_MEASURED)
-    found = map_in_threads(_seen, [i.path for i in mine[::step][:N_MEASURED]])
+    found = map_in_threads(seen, [i.path for i in mine[::step][:N_MEASURED]])
     return [one for one in found if one]
-
-
-def _seen(path: Path | S3Object) -> Seen | None:
-    try:
-        data = read_picture(path)
-        return Seen(path, hashlib.sha256(data).hexdigest(), decode_image(data))
-    except ImageError:  # the extraction reports it
-        return None
 
 
 def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:

@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from dfm_mlflow.images.depth import Words
 from dfm_mlflow.images.read import Look
 from dfm_mlflow.storage.store import threads_for
 
@@ -35,6 +36,8 @@ class Extraction:
         Height and width of each kept picture in pixels.
     digests : dict of int to str
         SHA-256 of each file or object that was read, hexadecimal, by its index.
+    words : dict of int to Words
+        What the values of each picture of 16-bit words show, by its index.
     """
 
     features: list[Tensor]
@@ -42,6 +45,7 @@ class Extraction:
     errors: dict[int, str]
     sizes: list[tuple[int, int]]
     digests: dict[int, str] = field(default_factory=dict)
+    words: dict[int, Words] = field(default_factory=dict)
 
     def looks(self, paths: Sequence[object]) -> dict[str, Look]:
         """Digest and size of the pictures that were read, by their `paths`, one a source."""
@@ -86,6 +90,8 @@ class Prepared:
         Under which the cache is to keep the maps.
     digest : str or None
         SHA-256 of the file that it was read from.
+    words : Words or None
+        What its 16-bit values show.
     """
 
     size: tuple[int, int]
@@ -93,6 +99,7 @@ class Prepared:
     cached: list[np.ndarray] | None = None
     key: str | None = None
     digest: str | None = None
+    words: Words | None = None
 
 
 class Table:

@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from threading import BoundedSemaphore
 
 import numpy as np
 import torch
@@ -14,6 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.images.decode import Decoder
+from dfm_mlflow.images.depth import Depth, Words
+from dfm_mlflow.images.limits import MAX_PIXELS
+from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.copies import UPRIGHT, Copy
@@ -21,12 +28,15 @@ from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, 
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
 from dfm_mlflow.network.pooling import Rule
-from dfm_mlflow.network.reading import Reading, Source, Unreadable, key_of
+from dfm_mlflow.network.reading import Reading, Source, Unreadable, facts_of, key_of
+from dfm_mlflow.storage.store import S3Object
 
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
 Runner = Callable[[Tensor], list[Tensor]]
 
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
+_AHEAD = 1 << 28  # bytes of pixels that wait for the network at most, and of one batch in any case
+_LARGE_AT_ONCE = 2  # pictures above the usual limit of pixels that are decoded at the same time
 
 
 class Extractor:
@@ -58,6 +68,8 @@ class Extractor:
     roi : ndarray of shape (H, W), bool, optional
         Region of interest; pixels outside it are painted in the mean colour before anything else,
         in pictures of another size scaled to theirs.
+    decoder : Decoder, optional
+        What becomes of the bytes of a picture; by default as in :func:`decode_image`.
     """
 
     def __init__(
@@ -73,13 +85,17 @@ class Extractor:
         *,
         tile: int | None = None,
         roi: np.ndarray | None = None,
+        decoder: Decoder | None = None,
     ):
         self.backbone, self.size, self.resize, self.pooling = backbone, size, resize, pooling
         self.tile, self.roi = tile, roi
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self.cache = cache
+        self.cache, self.decoder = cache, decoder or Decoder()
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
         self._decoding: AbstractContextManager[object] = nullcontext()
+        self._few: AbstractContextManager[object] = nullcontext()
+        if self.decoder.max_pixels > MAX_PIXELS:
+            self._few = BoundedSemaphore(_LARGE_AT_ONCE)
         self._known: dict[Source, Prepared] = {}
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
@@ -97,6 +113,8 @@ class Extractor:
         *,
         roi: np.ndarray | None = None,
         cache: FeatureCache | None = None,
+        depth: Depth | None = None,
+        strict: bool = True,
     ) -> "Extractor":
         """Prepare and pool as the options of a training say; see the class for the rest.
 
@@ -110,16 +128,35 @@ class Extractor:
         batch_size : int
         roi : ndarray of shape (H, W), bool, optional
         cache : FeatureCache, optional
+        depth : Depth, optional
+            Of the pictures; without, none is known and none refused.
+        strict : bool
+            Whether pictures of another depth are refused.
 
         Returns
         -------
         Extractor
         """
-        rules, tile = options.pooling_rules, options.tile_size
-        size, resize = options.size, options.resize
         return cls(
-            backbone, size, resize, rules, device, precision, batch_size, cache, tile=tile, roi=roi
+            backbone,
+            options.size,
+            options.resize,
+            options.pooling_rules,
+            device,
+            precision,
+            batch_size,
+            cache,
+            tile=options.tile_size,
+            roi=roi,
+            decoder=Decoder(depth, options.real_range, options.max_pixels, strict),
         )
+
+    def with_depth(self, depth: Depth, *, strict: bool = True) -> "Extractor":
+        """Return a copy for pictures of a known `depth`, which refuses others if it is `strict`."""
+        other = copy.copy(self)
+        other.decoder, other._known = replace(self.decoder, depth=depth, strict=strict), {}
+        other.fingerprint = other._make_fingerprint() if other.cache else ""
+        return other
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
         """Return a copy whose forward passes go through another hand.
@@ -136,7 +173,12 @@ class Extractor:
         return other
 
     def remember(
-        self, source: Source, digest: str, maps: Sequence[Tensor], size: tuple[int, int]
+        self,
+        source: Source,
+        digest: str,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        words: Words | None = None,
     ) -> None:
         """Keep the maps of one picture that the network has seen, for the next extraction.
 
@@ -148,11 +190,13 @@ class Extractor:
         maps : sequence of Tensor of shape (C, h, w)
         size : tuple of int
             Height and width of the picture in pixels.
+        words : Words, optional
+            What its 16-bit values show.
         """
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
-            self.cache.put(key_of(self.fingerprint, digest), [*arrays, np.array(size)])
-        self._known[source] = Prepared(size, cached=arrays, digest=digest)
+            self.cache.put(key_of(self.fingerprint, digest), [*arrays, facts_of(size, words)])
+        self._known[source] = Prepared(size, cached=arrays, digest=digest, words=words)
 
     def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
         """Remember what was extracted, for an extraction of the same pictures with copies.
@@ -166,7 +210,8 @@ class Extractor:
         for row, i in enumerate(extraction.kept):
             maps = [f[row].cpu().numpy() for f in extraction.features]
             size, digest = extraction.sizes[row], extraction.digests.get(i)
-            self._known[sources[i]] = Prepared(size, cached=maps, digest=digest)
+            words = extraction.words.get(i)
+            self._known[sources[i]] = Prepared(size, cached=maps, digest=digest, words=words)
 
     def extract(
         self,
@@ -179,8 +224,9 @@ class Extractor:
 
         Parameters
         ----------
-        sources : sequence of bytes, Path, S3Object or ndarray
-            Encoded pictures, files, objects, or RGB arrays of shape (H, W, 3), uint8.
+        sources : sequence of Picture or S3Object
+            Files, objects, encoded pictures, arrays and PIL images, as
+            :func:`~dfm_mlflow.images.picture.taken` takes them.
         copies : sequence of Copy
             What of each picture the network sees, by default itself; it is decoded once.
         progress : str, optional
@@ -189,6 +235,7 @@ class Extractor:
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
         digests: dict[int, str] = {}
+        words: dict[int, Words] = {}
         n = len(sources)
         rows_of = [range(i, n * len(copies), n) for i in range(n)]
         table = Table(n * len(copies), self.device)
@@ -213,6 +260,8 @@ class Extractor:
                     errors[i] = outcome.why
                     continue
                 sizes[i] = outcome[0].size
+                if outcome[0].words is not None:
+                    words[i] = outcome[0].words
                 for row, one in zip(rows_of[i], outcome, strict=True):
                     if one.cached is not None:
                         table.put([row], [torch.from_numpy(a)[None] for a in one.cached])
@@ -221,20 +270,22 @@ class Extractor:
             batches.finish()
         kept = sorted(sizes)
         rows = [rows_of[i][j] for j in range(len(copies)) for i in kept]
-        return Extraction(table.rows(rows), kept, errors, [sizes[i] for i in kept], digests)
+        return Extraction(table.rows(rows), kept, errors, [sizes[i] for i in kept], digests, words)
 
     def _prepare_all(
         self, sources: Sequence[Source], copies: Sequence[Copy], pool: Executor | None
     ) -> Iterator[tuple[int, list[Prepared] | Unreadable]]:
         """Decode ahead of the network in threads, at most four batches of pictures."""
-        reading = Reading(self.resized, self._decoding, self._known, self.cache, self.fingerprint)
+        reading = self._reading()
+        bytes_each = 3 * self.size[0] * self.size[1]
+        most = min(4 * self.batch_size, max(self.batch_size, _AHEAD // bytes_each))
         if pool is None:
             yield from ((i, reading.prepare(s, copies)) for i, s in enumerate(sources))
             return
         ahead: deque[tuple[int, Future[list[Prepared] | Unreadable]]] = deque()
         for i, source in enumerate(sources):
             ahead.append((i, pool.submit(reading.prepare, source, copies)))
-            if len(ahead) * len(copies) >= 4 * self.batch_size:
+            if len(ahead) * len(copies) >= most:
                 index, future = ahead.popleft()
                 yield index, future.result()
         for index, future in ahead:
@@ -250,11 +301,39 @@ class Extractor:
             arrays = [m.cpu().numpy() for m in maps]
             for row, (_, item) in enumerate(batch):
                 if item.key:
-                    entry = [*(a[row] for a in arrays), np.array(item.size)]
+                    entry = [*(a[row] for a in arrays), facts_of(item.size, item.words)]
                     if pool is None:
                         self.cache.put(item.key, entry)
                     else:  # written while the network goes on
                         pool.submit(self.cache.put, item.key, entry)
+
+    def _reading(self) -> Reading:
+        return Reading(
+            self.resized,
+            self._decoding,
+            self._known,
+            self.cache,
+            self.fingerprint,
+            self.decoder,
+            self._few,
+        )
+
+    def read(self, source: Path | S3Object) -> np.ndarray:
+        """Read and decode a picture.
+
+        Parameters
+        ----------
+        source : Path or S3Object
+
+        Returns
+        -------
+        ndarray of shape (H, W, 3), uint8
+
+        Raises
+        ------
+        ImageError
+        """
+        return self.decoder.decode(read_picture(source, self.decoder.max_bytes))[0]
 
     def resized(self, image: np.ndarray) -> Tensor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
@@ -324,6 +403,9 @@ class Extractor:
             self.precision,
             self.device.type,
             self.tile,
+            self.decoder.depth and self.decoder.depth.white,
+            self.decoder.real_range,
+            self.decoder.max_pixels,
         ]
         if self.roi is not None:
             parts += [self.roi.shape, np.packbits(self.roi).tobytes()]

@@ -4,20 +4,21 @@ import hashlib
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.images.decode import Decoder
+from dfm_mlflow.images.depth import Words
+from dfm_mlflow.images.picture import Picture, taken
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.copies import UPRIGHT, Copy, turned
 from dfm_mlflow.network.extraction import Prepared
 from dfm_mlflow.storage.store import S3Object
 
-Source = bytes | Path | S3Object | np.ndarray
+Source = Picture | S3Object
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Reading:
     cache : FeatureCache or None
     fingerprint : str
         Of the extractor, where there is a cache.
+    decoder : Decoder
+    few : context manager
+        Entered while a picture is decoded, too: it lets few through where they may be very large.
     """
 
     resized: Callable[[np.ndarray], Tensor]
@@ -57,13 +61,15 @@ class Reading:
     known: MutableMapping[Source, Prepared]
     cache: FeatureCache | None
     fingerprint: str
+    decoder: Decoder
+    few: AbstractContextManager[object]
 
     def prepare(self, source: Source, copies: Sequence[Copy]) -> list[Prepared] | Unreadable:
         """Read a picture once, and prepare copies of it.
 
         Parameters
         ----------
-        source : bytes, Path, S3Object or ndarray of shape (H, W, 3), uint8
+        source : Picture or S3Object
         copies : sequence of Copy
 
         Returns
@@ -73,15 +79,19 @@ class Reading:
         """
         digest = None
         try:
-            if isinstance(source, np.ndarray):
-                return self._turned(source, copies, {}, None)
+            picture = source if isinstance(source, S3Object) else taken(source)
+            if isinstance(picture, np.ndarray):
+                return self._turned(picture, copies, {}, Prepared(_shape(picture)))
             found: dict[Copy, Prepared] = {}
-            if self.known and source in self.known and UPRIGHT in copies:
-                found[UPRIGHT] = self.known.pop(source)
-                if len(copies) == 1:
-                    return [found[UPRIGHT]]
-            data = read_picture(source) if isinstance(source, Path | S3Object) else source
-            if self.cache or not isinstance(source, bytes):
+            if isinstance(picture, bytes):
+                data = picture
+            else:
+                if self.known and picture in self.known and UPRIGHT in copies:
+                    found[UPRIGHT] = self.known.pop(picture)
+                    if len(copies) == 1:
+                        return [found[UPRIGHT]]
+                data = read_picture(picture, self.decoder.max_bytes)
+            if self.cache or not isinstance(picture, bytes):
                 digest = hashlib.sha256(data).hexdigest()
             if self.cache and digest:
                 for one in copies:
@@ -89,8 +99,10 @@ class Reading:
                         found[one] = kept
             if len(found) == len(copies):
                 return [found[one] for one in copies]
-            with self.decoding:
-                return self._turned(decode_image(data), copies, found, digest)
+            with self.decoding, self.few:
+                image, words = self.decoder.decode(data)
+                plain = Prepared(_shape(image), digest=digest, words=words)
+                return self._turned(image, copies, found, plain)
         except ImageError as error:
             return Unreadable(str(error), digest)
 
@@ -98,24 +110,48 @@ class Reading:
         kept = self.cache.get(key_of(self.fingerprint, digest, one)) if self.cache else None
         if kept is None:
             return None
-        *maps, size = kept
-        return Prepared(tuple(size.tolist()), cached=maps, digest=digest)
+        *maps, facts = kept
+        height, width, *seen = facts.tolist()
+        words = Words(*seen) if seen else None
+        self.decoder.check(words)
+        return Prepared((height, width), cached=maps, digest=digest, words=words)
 
     def _turned(
         self,
         image: np.ndarray,
         copies: Sequence[Copy],
         found: dict[Copy, Prepared],
-        digest: str | None,
+        plain: Prepared,
     ) -> list[Prepared]:
-        plain = Prepared((image.shape[0], image.shape[1]), digest=digest)
-        result = []
+        """Give what was found, and for other copies what `plain` is, turned."""
+        result, digest = [], plain.digest
         for one in copies:
             key = key_of(self.fingerprint, digest, one) if self.cache and digest else None
             result.append(
                 found.get(one) or replace(plain, pixels=self.resized(turned(image, one)), key=key)
             )
         return result
+
+
+def facts_of(size: tuple[int, int], words: Words | None) -> np.ndarray:
+    """Put together what the cache keeps of a picture beside its maps.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Height and width in pixels.
+    words : Words or None
+        What its 16-bit values show.
+
+    Returns
+    -------
+    ndarray of shape (2,) or (4,), int
+    """
+    return np.array([*size, *(words or ())])
+
+
+def _shape(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
 
 
 def key_of(fingerprint: str, digest: str, copy: Copy = UPRIGHT) -> str:

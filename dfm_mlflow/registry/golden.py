@@ -16,8 +16,7 @@ from PIL import Image
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ImageError, PromotionError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.storage.store import S3Object
 
 GOLDEN = "golden.parquet"
 MOST = 8
@@ -62,7 +61,7 @@ def golden_table(detector: AnomalyDetector, items: Sequence[Item]) -> pd.DataFra
     kept, images = [], []
     for item in items:
         try:
-            images.append(_network_input(detector, read_picture(item.path)))
+            images.append(_network_input(detector, item.path))
         except (ImageError, OSError):
             continue
         kept.append(item)
@@ -136,8 +135,9 @@ def deviation(detector: AnomalyDetector, golden: pd.DataFrame) -> tuple[float, f
     return largest, TOLERANCE if exact else LOOSE_TOLERANCE
 
 
-def _network_input(detector: AnomalyDetector, data: bytes) -> bytes:
-    pixels = detector.extractor.resized(decode_image(data)).permute(1, 2, 0).cpu().numpy()
+def _network_input(detector: AnomalyDetector, source: Path | S3Object) -> bytes:
+    extractor = detector.extractor
+    pixels = extractor.resized(extractor.read(source)).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     return buffer.getvalue()

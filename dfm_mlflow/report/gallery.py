@@ -19,7 +19,6 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.report.overlay import overlay
 from dfm_mlflow.scores.evaluation import Evaluation, counted, metric_name
 from dfm_mlflow.storage import store
@@ -150,7 +149,7 @@ def draw_case(
     DfmError
         If the picture can no longer be read.
     """
-    whole = decode_image(store.read(row["path"]))
+    whole = detector.extractor.decoder.decode(store.read(row["path"]))[0]
     pixels = shrunk(whole, _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale

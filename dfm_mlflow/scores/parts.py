@@ -30,7 +30,7 @@ PICTURES = 1000  # in a part
 _FORMAT = 1
 # Names that this program gives its files; whatever else lies in the folder is somebody's own.
 _OURS = re.compile(rf"{DONE}|part-\d{{5}}-[0-9a-f]{{16}}\.parquet")
-_TYPES = {"float64": pa.float64(), "bool": pa.bool_(), "object": pa.string()}
+_TYPES = {"float64": pa.float64(), "boolean": pa.bool_(), "object": pa.string()}
 
 
 @dataclass(frozen=True)

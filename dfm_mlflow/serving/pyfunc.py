@@ -5,10 +5,12 @@ import binascii
 import json
 import logging
 import math
+import os
 import threading
 import time
 import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_png
 from dfm_mlflow.errors import ConfigError, ImageError
+from dfm_mlflow.images.picture import is_null, is_single, listed
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
 from dfm_mlflow.network.extractor import Extractor, Runner
@@ -44,7 +47,11 @@ from dfm_mlflow.serving.threads import (
 _logger = logging.getLogger(__name__)
 
 # First bytes of the formats that are read. None of them starts the base64 text of another one.
-_MAGIC = (b"\x89PNG", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_MAGIC = (
+    *(b"\x89PNG", b"\xff\xd8", b"BM", b"II*\0", b"MM\0*", b"RIFF"),
+    *(b"P5\n", b"P5 ", b"P5\t", b"P5\r", b"P6\n", b"P6 ", b"P6\t", b"P6\r"),
+)
+_LONGEST_NAME = 4096  # of a file, in characters
 
 
 class RequestError(MlflowException):
@@ -109,7 +116,7 @@ class PyfuncModel:
         self.detector = detector
         self._batcher: Batcher | None = None
         self._settings = settings
-        self._in_server = _compat.in_scoring_server()
+        self._in_server, self._in_json = _compat.in_scoring_server(), _compat.answers_in_json()
         if not settings.queue_size:
             return
         before = torch.get_num_threads()
@@ -154,9 +161,15 @@ class PyfuncModel:
         Parameters
         ----------
         model_input : DataFrame
-            Column ``image``: bytes of a picture, or their base64.
+            Column ``image``: bytes of a picture, or their base64; outside of a server also what
+            :meth:`AnomalyDetector.score` takes. Also a Series, a list, or a dict of that name.
         params : dict, optional
             ``fpr``, ``anomaly_map``, ``on_error``, ``category``.
+
+        Returns
+        -------
+        DataFrame
+            One row a picture, with the index of the table that came in.
 
         Raises
         ------
@@ -168,7 +181,8 @@ class PyfuncModel:
         given = {k: v for k, v in (params or {}).items() if v is not None}
         try:
             with self._batcher.admit() if self._batcher else nullcontext():
-                images = [to_bytes(value) for value in _column(model_input)]
+                values, index = _column(model_input)
+                images = [to_picture(value, files=not self._in_server) for value in values]
                 if self._in_server:
                     check_size(images, *_limits(self._settings))
                 scores = self._scorer().score(
@@ -184,7 +198,9 @@ class PyfuncModel:
                 raise refusal from None
             _logger.exception("A request failed.")
             raise refusal from error
-        if scores["error"].isna().all():
+        if index is not None:
+            scores.index = index
+        if not self._in_json or scores["error"].isna().all():
             return scores
         # JSON knows null and no NaN
         return scores.astype(object).where(scores.notna(), None)
@@ -259,45 +275,77 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _column(model_input: Any) -> list[Any]:
+def _column(model_input: Any) -> tuple[list[Any], pd.Index | None]:
+    """Find the pictures of an input, and the index of the table that they came in."""
     if isinstance(model_input, pd.DataFrame):
         if "image" in model_input.columns:
-            return model_input["image"].tolist()
+            return model_input["image"].tolist(), model_input.index
         if model_input.shape[1] == 1:
-            return model_input.iloc[:, 0].tolist()
+            return model_input.iloc[:, 0].tolist(), model_input.index
+    elif isinstance(model_input, pd.Series):
+        return model_input.tolist(), model_input.index
     elif isinstance(model_input, dict) and "image" in model_input:
-        return list(np.atleast_1d(np.asarray(model_input["image"], dtype=object)))
-    elif isinstance(model_input, list | np.ndarray | pd.Series):
-        return list(np.asarray(model_input, dtype=object).ravel())
+        given = model_input["image"]
+        return [given] if is_single(given) else _flat(given), None
+    elif isinstance(model_input, list | tuple | np.ndarray) or is_single(model_input):
+        return _flat(model_input), None
     raise ConfigError("The input has no column 'image': send the pictures under that name.")
 
 
-def to_bytes(value: Any) -> bytes:
-    """Give the bytes of a picture.
+def _flat(pictures: Any) -> list[Any]:
+    if isinstance(pictures, np.ndarray) and pictures.dtype == object:
+        return list(pictures.ravel())
+    return listed(pictures)
+
+
+def to_picture(value: Any, *, files: bool) -> Any:
+    """Take a value of a request, or of a table in this process, for what it is.
 
     Parameters
     ----------
-    value : bytes-like or str
-        Raw bytes or base64, with line breaks or without.
+    value : object
+        Bytes or their base64 in text or bytes, with line breaks or without; without a server also
+        the name of a file, an array, and whatever else Python calls a picture.
+    files : bool
+        Whether text may name a file: never in a request, whose sender is anybody.
 
     Returns
     -------
-    bytes
-        Empty where it is neither bytes nor text.
+    object
+        Bytes where the value was one of them or text; None where it is null; the value itself
+        otherwise.
     """
-    text = isinstance(value, str)
-    if text:
-        value = value.encode("ascii", "replace")
-    if not isinstance(value, bytes | bytearray | memoryview):
-        return b""
-    data = bytes(value)
+    if is_null(value):
+        return None
+    if isinstance(value, str):
+        coded = value.encode("ascii", "replace")
+        data = _from_base64(coded, broken=True)
+        if files and _names_a_file(value, data):
+            return Path(value)
+        return coded if data is None else data
+    if isinstance(value, bytes | bytearray | memoryview):
+        given = bytes(value)
+        data = _from_base64(given)
+        if data is None and not _known(given):
+            data = _from_base64(given, broken=True)
+        return given if data is None else data  # the decoder says what is wrong with it
+    return value
+
+
+def _names_a_file(text: str, decoded: bytes | None) -> bool:
+    """Whether text is the name of a file rather than base64."""
+    if not text or len(text) > _LONGEST_NAME:
+        return False
+    return decoded is None or (not _known(decoded) and os.path.isfile(text))
+
+
+def _known(data: bytes) -> bool:
+    return data.startswith(_MAGIC)
+
+
+def _from_base64(text: bytes, *, broken: bool = False) -> bytes | None:
+    """Decode base64, which `base64` breaks into lines; None where it is something else."""
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(b"".join(text.split()) if broken else text, validate=True)
     except binascii.Error:
-        pass
-    if not text and data.startswith(_MAGIC):
-        return data
-    try:  # `base64` breaks lines
-        return base64.b64decode(b"".join(data.split()), validate=True)
-    except binascii.Error:
-        return data  # the decoder says what is wrong with it
+        return None

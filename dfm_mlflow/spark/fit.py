@@ -23,8 +23,10 @@ from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.errors import FitError, SparkError
+from dfm_mlflow.images.depth import Depth, Words
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.copies import Copy, augment_of, copies_of
+from dfm_mlflow.network.depths import settled, was_misread
 from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor
@@ -39,6 +41,10 @@ _FAN_IN, _LAST = 16, 4  # sums that an executor merges, and that the driver does
 
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
+# Of each class its passes and what is known of it; shapes of the maps; what is known of all.
+_Everything = tuple[
+    dict[str, "SparkPasses"], dict[str, Extraction], list[tuple[int, int, int]], Extraction
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,9 @@ class Recipe:
         Of the backbone.
     version : str
         Of the driver's dfm-mlflow.
+    depth : Depth or None
+    strict : bool
+        Whether pictures of another depth are refused.
     """
 
     options: str
@@ -69,6 +78,8 @@ class Recipe:
     precision: str
     fingerprint: str
     version: str
+    depth: Depth | None = None
+    strict: bool = True
 
     @classmethod
     def of(cls, extractor: Extractor, options: Options) -> "Recipe":
@@ -83,6 +94,8 @@ class Recipe:
             extractor.precision,
             backbone.fingerprint(),
             dfm_mlflow.__version__,
+            extractor.decoder.depth,
+            extractor.decoder.strict,
         )
 
     def __hash__(self) -> int:
@@ -95,7 +108,7 @@ class Recipe:
         """Everything that a worker process keeps an extractor by; options name the region only."""
         region = None if self.roi is None else (self.roi.shape, np.packbits(self.roi).tobytes())
         known = (self.fingerprint, self.options, self.device, self.precision, self.version)
-        return (*known, region)
+        return (*known, region, self.depth, self.strict)
 
 
 @lru_cache(maxsize=1)
@@ -107,7 +120,15 @@ def _extractor(recipe: Recipe) -> Extractor:
         options.backbone, recipe.layers, options.size, folded=load(recipe.state)
     )
     device = choose_device(recipe.device)
-    return Extractor.of(backbone, options, device, recipe.precision, roi=recipe.roi)
+    return Extractor.of(
+        backbone,
+        options,
+        device,
+        recipe.precision,
+        roi=recipe.roi,
+        depth=recipe.depth,
+        strict=recipe.strict,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +136,7 @@ class _Extracted(Block):
     errors: dict[int, str]
     sizes: list[tuple[int, int]]
     digests: dict[int, str]
+    words: dict[int, Words]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,12 +254,21 @@ def fit_on_spark(
         places = {
             name: [i for i, item in enumerate(items) if item.category == name] for name in names
         }
-        passes, parts = {}, {}
-        for name, mine in places.items():
-            sources = [items[i].path for i in mine]
-            passes[name] = SparkPasses(_features(context, recipe, sources, copies, partitions))
-            parts[name], shapes = _overview(passes[name])
-        everything = _together([(places[name], parts[name]) for name in names])
+
+        def extracted(recipe: Recipe) -> _Everything:
+            passes, parts = {}, {}
+            for name, mine in places.items():
+                sources = [items[i].path for i in mine]
+                passes[name] = SparkPasses(_features(context, recipe, sources, copies, partitions))
+                parts[name], shapes = _overview(passes[name])
+            return passes, parts, shapes, _together([(places[name], parts[name]) for name in names])
+
+        passes, parts, shapes, everything = extracted(recipe)
+        known = settled(extractor, everything, options.stated_bits)
+        if was_misread(extractor, known, everything):
+            for misread in passes.values():
+                misread.drop()
+            passes, parts, shapes, everything = extracted(Recipe.of(known, options))
         group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
         if len(everything.kept) < 2:
             raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
@@ -264,7 +295,7 @@ def fit_on_spark(
             passes[name].drop()
     at = {i: row for row, i in enumerate(everything.kept)}
     rows = [np.array([at[places[name][i]] for i in parts[name].kept]) for name in names]
-    detector = AnomalyDetector(options, extractor, grids, models, weights)
+    detector = AnomalyDetector(options, known, grids, models, weights)
     return detector, HeldOutScores.joined(held_out, rows), everything
 
 
@@ -300,8 +331,9 @@ def _features(
             index = np.array([chunk[i][0] for i in found.kept], dtype=np.int64)
             errors = {chunk[i][0]: why for i, why in found.errors.items()}
             digests = {chunk[i][0]: digest for i, digest in found.digests.items()}
+            words = {chunk[i][0]: seen for i, seen in found.words.items()}
             features = [f.cpu().numpy() for f in found.features]
-            yield _Extracted(index, features, errors, found.sizes, digests)
+            yield _Extracted(index, features, errors, found.sizes, digests, words)
 
     return _kept(context.parallelize(list(enumerate(sources)), partitions).mapPartitions(extract))
 
@@ -310,16 +342,18 @@ def _overview(passes: SparkPasses) -> tuple[Extraction, list[tuple[int, int, int
     """What is known of the pictures beside their features, and the shapes of those."""
 
     def about(b: _Extracted) -> tuple[Any, ...]:
-        return b.index, b.sizes, b.errors, b.digests, [tuple(f.shape[1:]) for f in b.features]
+        shapes = [tuple(f.shape[1:]) for f in b.features]
+        return b.index, b.sizes, b.errors, b.digests, b.words, shapes
 
     blocks = list(passes.each(about))
     size = {int(i): s for index, sizes, *_ in blocks for i, s in zip(index, sizes, strict=True)}
-    errors = {i: why for _, _, bad, _, _ in blocks for i, why in bad.items()}
-    digests = {i: d for *_, known, _ in blocks for i, d in known.items()}
+    errors, digests, words = (
+        {i: value for block in blocks for i, value in block[part].items()} for part in (2, 3, 4)
+    )
     shapes: list[tuple[int, int, int]] = next((s for i, *_, s in blocks if len(i)), [])
     _logger.info("%d pictures extracted in %d partitions", len(size), passes.rdd.getNumPartitions())
     kept = sorted(size)
-    return Extraction([], kept, errors, [size[i] for i in kept], digests), shapes
+    return Extraction([], kept, errors, [size[i] for i in kept], digests, words), shapes
 
 
 def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
@@ -327,8 +361,9 @@ def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
     size = {mine[i]: s for mine, e in parts for i, s in zip(e.kept, e.sizes, strict=True)}
     errors = {mine[i]: why for mine, e in parts for i, why in e.errors.items()}
     digests = {mine[i]: digest for mine, e in parts for i, digest in e.digests.items()}
+    words = {mine[i]: seen for mine, e in parts for i, seen in e.words.items()}
     kept = sorted(size)
-    return Extraction([], kept, errors, [size[i] for i in kept], digests)
+    return Extraction([], kept, errors, [size[i] for i in kept], digests, words)
 
 
 def _merged(

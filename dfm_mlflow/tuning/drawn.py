@@ -12,8 +12,6 @@ from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.decode import decode_image
-from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.tiles import scaled_mask
@@ -42,7 +40,7 @@ def network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.n
     """
 
     def load(item: Item) -> np.ndarray:
-        image = decode_image(read_picture(item.path))
+        image = extractor.read(item.path)
         pixels = extractor.resized(image).permute(1, 2, 0).numpy()
         return np.ascontiguousarray(_without_padding(extractor, pixels, image.shape[:2]))
 

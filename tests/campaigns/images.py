@@ -23,7 +23,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import FORMATS, MAX_BYTES, MAX_PIXELS, decode_image
+from dfm_mlflow.images.decode import FORMATS, Decoder, decode_image
+from dfm_mlflow.images.depth import Depth
+from dfm_mlflow.images.limits import MAX_BYTES, MAX_PIXELS
 
 from ..servers import PARQUET, get, parquet, post, serving
 from .load import megabytes
@@ -35,6 +37,8 @@ MOST_COMPARED = 4_000_000  # pixels that Pillow decodes once more
 MOST_WAIT = 20.0  # seconds for a request, among eight at a time
 MOST_GROWTH = 300.0  # MB of the server from the first tenth of the requests to their end
 MODULE = "tests.campaigns.images"
+# That knows a depth, and so goes other ways through pictures of more than 8 bits a value.
+KNOWING = Decoder(Depth(12, 4), (0.0, 255.0))
 
 
 def most_seconds(pixels: int, n: int) -> float:
@@ -50,6 +54,14 @@ def outcome(data: bytes) -> str:
     except ImageError:
         pixels = None
     seconds = time.process_time() - begin
+    begin = time.process_time()
+    try:
+        known = KNOWING.decode(data)[0]
+    except ImageError:
+        known = pixels
+    seconds = max(seconds, time.process_time() - begin)
+    if pixels is not None and known.shape != pixels.shape:
+        return f"an array of {known.shape} where the depth is known, and else of {pixels.shape}"
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             size, kind = image.size, image.format

@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..images.builders import bmp, chunk, encode, with_scans, with_strips
+from ..images.builders import (
+    bmp,
+    chunk,
+    encode,
+    header,
+    png,
+    tiff_of,
+    with_scans,
+    with_strips,
+)
 
 LARGE = 0.1  # of the pictures: above what libdeflate inflates, in ten times the time of a small one
 INTERESTING = (
@@ -67,6 +76,14 @@ def seeds() -> dict[str, bytes]:
         "tiff tiled": encode(rgb, "TIFF", compression="tiff_lzw", tiffinfo={278: 7}),
         "bmp": encode(rgb, "BMP"),
         "bmp palette": encode(rgb.convert("P"), "BMP"),
+        "png 16 bit colour": png(header(60, 45, 16, 2), rows=wide_rows(rgb)),
+        "tiff 16 bit colour": tiff_of(np.asarray(rgb).astype(np.uint16) * 257, compression=8),
+        "tiff float": tiff_of(np.asarray(rgb.convert("L")).astype(np.float32)),
+        "tiff signed": tiff_of(np.asarray(rgb.convert("L")).astype(np.int16)),
+        "tiff bands": tiff_of(np.dstack([np.asarray(rgb)] * 2)[:, :, :5], meaning=1),
+        "pgm": b"P5\n60 45\n255\n" + np.asarray(rgb.convert("L")).tobytes(),
+        "pgm 12 bit": b"P5 60 45 4095\n" + (np.asarray(wide) >> 4).astype(">u2").tobytes(),
+        "ppm": b"P6\n# made by a camera\n60 45\n255\n" + np.asarray(rgb).tobytes(),
         "webp": encode(rgb, "WEBP", quality=80),
         "webp lossless": encode(rgb, "WEBP", lossless=True),
         "webp alpha": encode(rgb.convert("RGBA"), "WEBP", exif=turned),
@@ -75,6 +92,12 @@ def seeds() -> dict[str, bytes]:
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         found[f"tiff {compression}"] = encode(rgb, "TIFF", compression=compression)
     return found | _laborious(rgb, turned)
+
+
+def wide_rows(rgb: Image.Image) -> bytes:
+    """Rows of a PNG of 16-bit colours, without filters."""
+    values = np.asarray(rgb).astype(">u2") * 257
+    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
 
 def _laborious(rgb: Image.Image, turned: Image.Exif) -> dict[str, bytes]:

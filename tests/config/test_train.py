@@ -13,7 +13,7 @@ def test_presets_leave_nothing_to_chance(preset):
     left = {k for k, v in resolved.model_dump().items() if v == "auto"}
     # what only the machine and the data know
     assert left == {
-        *("category", "data", "good", "bad", "masks"),
+        *("category", "data", "good", "bad", "masks", "bits"),
         *("device", "precision", "registered_model"),
     }
     assert resolved.resolve() == resolved
@@ -41,6 +41,9 @@ def test_what_is_given_wins_over_the_preset():
         ("category", "a,,b", "category"),
         ("seed", "-1", "whole number"),
         ("weights", "model.bin", "safetensors"),
+        ("bits", "11", "auto, 8, 10, 12, 14 or 16"),
+        ("max_megapixels", "49", "50 to 1000"),
+        ("float_range", "0..1", "LOW:HIGH"),
         ("colour", "red", "no option 'colour'"),
     ],
 )
@@ -59,6 +62,8 @@ def test_bad_values_get_one_sentence(option, value, words):
         ({"image_size": "200", "tile": "256"}, "does not cut"),
         ({"image_size": "520", "tile": "256"}, "multiples of 32"),
         ({"retest": "0.005"}, "not above fpr"),
+        ({"max_megapixels": "70"}, "max_megapixels=70 needs tile"),
+        ({"float_range": "1:0"}, "float_range=1:0 does not rise"),
     ],
 )
 def test_what_is_not_there_is_refused_not_ignored(options, words):
@@ -71,3 +76,12 @@ def test_model_name_follows_the_categories():
     assert Options.parse({"category": "v2.1 left"}).model_name == "dfm-v2-1 left"
     assert Options.parse({"registered_model": "none"}).model_name is None
     assert Options.parse({"image_size": "128x256"}).size == (128, 256)
+
+
+def test_pixels_are_said_as_numbers():
+    plain = Options.parse({})
+    assert (plain.max_pixels, plain.stated_bits, plain.real_range) == (50_000_000, None, None)
+    given = {"max_megapixels": "70", "tile": "512", "image_size": "4096x1024", "bits": "12"}
+    large = Options.parse(given | {"float_range": "-1:2.5e3"})
+    assert (large.max_pixels, large.stated_bits) == (70_000_000, 12)
+    assert large.real_range == (-1.0, 2500.0)

@@ -55,6 +55,46 @@ def tiff(width, height, bits, data, meaning=1, **tags):
     return (out + b"\0" * 4).ljust(200, b"\0") + data
 
 
+def tiff_of(values, *, order="<", compression=1, planes=False, meaning=None, turn=1):
+    """A TIFF of any numbers in one strip, or in one for each of its planes."""
+    height, width, n = (*values.shape, 1)[:3]
+    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+    bodies = [values[:, :, i] for i in range(n)] if planes else [values]
+    bodies = [b.astype(f"{order}{kind}{bits // 8}").tobytes() for b in bodies]
+    bodies = [zlib.compress(b) for b in bodies] if compression == 8 else bodies
+    meaning = (2 if n > 2 else 1) if meaning is None else meaning
+    tags = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [bits] * n),
+        259: ("H", [compression]),
+        262: ("H", [meaning]),
+        273: ("I", [0] * len(bodies)),
+        274: ("H", [turn]),
+        277: ("H", [n]),
+        278: ("I", [height]),
+        279: ("I", [len(b) for b in bodies]),
+        284: ("H", [2 if planes else 1]),
+        339: ("H", [{"u": 1, "i": 2, "f": 3, "c": 6}[kind]] * n),
+    }
+    if n > 3 and meaning in (1, 2):
+        tags[338] = ("H", [0] * (n - (3 if meaning == 2 else 1)))
+    lists = 8 + 2 + 12 * len(tags) + 4
+    start = lists + sum(struct.calcsize(f"<{len(v)}{k}") for k, v in tags.values())
+    places = [start + before for before in accumulate([0, *map(len, bodies[:-1])])]
+    entries, behind = b"", b""
+    for tag, (code, numbers) in sorted((tags | {273: ("I", places)}).items()):
+        packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
+        entries += struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[code], len(numbers))
+        if len(packed) > 4:
+            entries += struct.pack(f"{order}I", lists + len(behind))
+            behind += packed
+        else:
+            entries += packed.ljust(4, b"\0")
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    return (head + entries + bytes(4) + behind).ljust(start, b"\0") + b"".join(bodies)
+
+
 def twice(data):
     """A TIFF with its first tag once more, in place of the last."""
     n = struct.unpack_from("<H", data, 8)[0]

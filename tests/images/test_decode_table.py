@@ -1,4 +1,4 @@
-"""Every row of the table in docs/images.md."""
+"""Every row of the table in docs/images.md: formats, limits, and what a foreign file is called."""
 
 import io
 import re
@@ -12,21 +12,34 @@ import pytest
 from PIL import Image, ImageOps
 
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.decode import decode_image
+from dfm_mlflow.images.decode import Decoder, decode_image
+from dfm_mlflow.images.depth import BYTES, Depth
 
 from ..campaigns.mutation import encode
-from .builders import bmp, chunk, header, png, tiff, twice, webp_canvas, with_scans, with_strips
+from .builders import (
+    bmp,
+    chunk,
+    header,
+    png,
+    tiff,
+    tiff_of,
+    twice,
+    webp_canvas,
+    with_scans,
+    with_strips,
+)
 
 DOCS = Path(__file__).parents[2] / "docs/images.md"
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
 WIDE = np.array([[0, 128, 129, 257, 4095, 32768, 65535]], np.uint16)
 SCALED = [0, 0, 1, 1, 16, 128, 255]
+BEFORE, NOW = Decoder(), Decoder(BYTES)  # models of format 1, and those trained on files of 8 bits
 RED, BLUE = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
 
 
-def greys(data):
-    pixels = decode_image(data)
+def greys(data, decoder=BEFORE):
+    pixels = decoder.decode(data)[0]
     assert (pixels == pixels[:, :, :1]).all()
     return pixels[0, :, 0].tolist()
 
@@ -35,9 +48,10 @@ def same(data, expected):
     np.testing.assert_array_equal(decode_image(data), expected)
 
 
-def refused(data, words):
-    with pytest.raises(ImageError, match=words):
-        decode_image(data)
+def refused(data, words, decoder=NOW):
+    for one in {decoder, BEFORE}:
+        with pytest.raises(ImageError, match=words):
+            one.decode(data)
 
 
 def colour_8_bit():
@@ -81,9 +95,76 @@ def grey_32_bit():
     assert greys(tiff(2, 1, 32, np.array([65535, 257], "<u4").tobytes())) == [255, 1]
 
 
+def low_bits():
+    twelve, left = Decoder(Depth(12, 0, 4095)), Decoder(Depth(12, 4, 65520))
+    dark = WIDE[:, :5]
+    for kind in ("PNG", "TIFF"):
+        assert greys(encode(Image.fromarray(dark), kind), twelve) == [0, 8, 8, 16, 255]
+        assert greys(encode(Image.fromarray(dark << 4), kind), left) == [0, 8, 8, 16, 255]
+        assert greys(encode(Image.fromarray(dark), kind)) == SCALED[:5]  # by models before
+        refused_by(twelve, encode(Image.fromarray(WIDE), kind), "16-bit data .*12-bit data of 0 to")
+        refused_by(left, encode(Image.fromarray(dark), kind), "12-bit data .*four times")
+
+
+def refused_by(decoder, data, words):
+    with pytest.raises(ImageError, match=words):
+        decoder.decode(data)
+
+
 def colour_16_bit():
-    rows = b"\0" + np.array([0x00FF, 0x0100, 0xFFFF], ">u2").tobytes()
-    same(png(header(1, 1, 16, 2), rows=rows), [[[0, 1, 255]]])
+    values = np.array([[[0x00FF, 0x0100, 0xFFFF]]], np.uint16)
+    rows = b"\0" + values.astype(">u2").tobytes()
+    files = [png(header(1, 1, 16, 2), rows=rows)]
+    files += [tiff_of(values, order=order, compression=c) for order in "<>" for c in (1, 8)]
+    for data in files:
+        assert NOW.decode(data)[0].tolist() == [[[1, 1, 255]]]
+        same(data, [[[0, 1, 255]]])  # by models before, which know the upper byte alone
+    pixels, words = Decoder(Depth(12, 0, 4095)).decode(tiff_of(values[:, :, [0, 1, 1]] << 3))
+    assert (pixels.tolist(), words) == ([[[127, 128, 128]]], (2048, 4088))
+    transparent = png(header(1, 1, 16, 6), rows=rows + b"\0\0")
+    assert NOW.decode(transparent)[0].tolist() == [[[1, 1, 255]]]
+    refused_by(NOW, png(header(1, 1, 16, 4), rows=rows[:5]), "grey with transparency")
+
+
+def signed():
+    values = np.array([[0, 257, 32767]])
+    for kind in ("i2", "i4"):
+        assert greys(tiff_of(values.astype(kind))) == [0, 1, 127]
+    refused(tiff_of(values.astype("i2") - 5), "signed 16-bit values of -5 to 32762")
+    refused(tiff_of(values.astype("i4") - 70_000), "signed 32-bit values of -70000")
+    refused(tiff_of(np.array([[3, -3]], "i1")), "signed 8-bit values")
+
+
+def floating_point():
+    values = np.array([[-1, 0, 0.25, 3]], "f4")
+    refused(tiff_of(values), "floating-point pixels, whose range is unknown: .*float_range")
+    stated = Decoder(BYTES, (-1.0, 3.0))
+    assert greys(tiff_of(values), stated) == [0, 64, 80, 255]
+    for outside in (values - 1, values + 1, values * np.float32("nan")):
+        refused_by(stated, tiff_of(outside), "values of .* float_range=-1:3 is what")
+
+
+def foreign_tiffs():
+    five = np.zeros((3, 2, 5))
+    for kind, words in {
+        "u1": "5 channels of 8-bit whole numbers",
+        "u2": "5 channels of 16-bit whole numbers",
+        "i2": "5 channels of 16-bit signed whole numbers",
+        "u4": "5 channels of 32-bit whole numbers",
+        "f4": "5 channels of 32-bit floating-point numbers",
+    }.items():
+        refused(tiff_of(five.astype(kind), meaning=1), f"a TIFF of {words}: save it as grey or RGB")
+    refused(tiff_of(five[:, :, 0].astype("f8")), "a TIFF of 64-bit floating-point numbers")
+    refused(tiff_of(five[:, :, 0].astype("u8")), "a TIFF of 64-bit whole numbers")
+    refused(tiff_of(five[:, :, :3].astype("f4")), "3 channels of 32-bit floating-point")
+
+
+def netpbm():
+    for white, kind in ((255, "u1"), (4095, ">u2"), (65535, ">u2")):
+        values = np.array([0, white // 2 + 1, white], kind)
+        assert greys(b"P5 3 1 %d\n" % white + values.tobytes()) == [0, 128, 255]
+        same(b"P6 1 1 %d\n" % white + values.tobytes(), [[[0, 128, 255]]])
+    refused_by(NOW, b"P5 2 1 65535\n\0\1\x0f\xff", "12-bit data")
 
 
 def palette():
@@ -131,15 +212,21 @@ def no_size():
 
 
 def other_formats():
-    for data in (
-        encode(RGB, "GIF"),
-        b"\0\0\0\x18ftypheic" + b"\0" * 40,
-        b"%PDF-1.7 ",
-        b"<svg><image href='file:///etc/passwd'/></svg>",
-        b"https://example.com/a.png",
-        b"/etc/passwd",
+    for data, name, remedy in (
+        (encode(RGB, "GIF"), "The image is a GIF, ", "PNG or TIFF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "The image is HEIC, ", "convert it to JPEG"),
+        (b"\0\0\0\x18ftypavif" + b"\0" * 40, "The image is AVIF, ", "convert it to JPEG"),
+        (b"%PDF-1.7 ", "The image is a PDF, ", "PNG or TIFF"),
+        (bytes(128) + b"DICM" + bytes(9), "The image is DICOM, ", "PNG or TIFF"),
+        (b"\x93NUMPY" + bytes(99), "The image is a NumPy file, ", "send its array"),
+        (b"<svg><image href='file:///etc/passwd'/></svg>", "an SVG", "PNG or TIFF"),
+        (b"https://example.com/a.png", "The bytes are ", "convert the file"),
+        (b"/etc/passwd", "The bytes are ", "convert the file"),
     ):
-        refused(data, "not a picture in one of the formats")
+        refused(data, f"{name}.*not a picture in one of the formats PNG, .*PPM: .*{remedy}")
+    kind = encode(RGB, "JPEG")
+    start = kind.index(b"\xff\xc0")
+    refused(kind[: start + 4] + b"\x0c" + kind[start + 5 :], "JPEG of 12 bits")
 
 
 def truncated():
@@ -286,15 +373,22 @@ CASES = {
     "grey in 1, 2, 4 or 8 bits": grey,
     "16-bit grey PNG or TIFF": grey_16_bit,
     "12-bit grey TIFF (packed)": grey_12_bit,
-    "12-bit values in a 16-bit file": lambda: greys(encode(Image.fromarray(WIDE), "PNG"))[4] == 16,
+    "10- or 12-bit values in 16-bit words": low_bits,
     "grey TIFF whose 0 is white": white_is_zero,
-    "16-bit colour PNG": colour_16_bit,
+    "16-bit colour PNG or TIFF": colour_16_bit,
     "32-bit grey TIFF, 0 to 65535": grey_32_bit,
     "32-bit grey TIFF beyond": lambda: refused(
-        tiff(1, 1, 32, struct.pack("<I", 65536)), "outside 0 to 65535"
+        tiff(1, 1, 32, struct.pack("<I", 65536)), "32-bit pixels outside 0 to 65535"
     ),
-    "floating-point TIFF": lambda: refused(
-        encode(Image.new("F", (4, 4)), "TIFF"), "floating-point pixels"
+    "signed TIFF": signed,
+    "floating-point TIFF": floating_point,
+    "TIFF of 5 bands, of 64 bits, of floating-point colours": foreign_tiffs,
+    "TIFF of 16-bit colours in separate planes": lambda: refused(
+        tiff_of(np.zeros((3, 2, 3), "u2"), planes=True), "16-bit colours in separate planes"
+    ),
+    "PGM and PPM (P5, P6)": netpbm,
+    "other kinds of netpbm (plain text, bitmaps, floats)": lambda: refused(
+        b"P2\n1 1\n255\n7\n", "save it as a binary PGM"
     ),
     "palette": palette,
     "CMYK": cmyk,

@@ -4,6 +4,7 @@ import base64
 import json
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
@@ -17,9 +18,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import dfm_mlflow
+from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.serving import pyfunc as pyfunc_module
-from dfm_mlflow.serving.pyfunc import PyfuncModel, RequestError, to_bytes
+from dfm_mlflow.serving.pyfunc import PyfuncModel, RequestError, to_picture
 
 from ..detectors import pictures
 
@@ -103,7 +105,7 @@ def test_failures_of_the_network_are_the_server_s(
 
 
 def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, monkeypatch):
-    def fail(image, data):
+    def fail(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("dfm_mlflow.images.decode._to_rgb", fail)
@@ -189,22 +191,35 @@ def test_a_client_s_mistake_is_a_400_that_names_the_row(saved, data, words):
         (base64.encodebytes(PNG).decode().replace("\n", "\r\n"), PNG),
         (b"II*\0 and so on", b"II*\0 and so on"),
         (b"no base64!", b"no base64!"),  # the decoder says what is wrong
+        (b"P5\n1 1\n255\n!", b"P5\n1 1\n255\n!"),
         ("é", b"?"),
         ("", b""),
-        (None, b""),
-        (7, b""),
-        (float("nan"), b""),
+        ("/etc/passwd", b"/etc/passwd"),  # no request names a file
+        *((null, None) for null in (None, float("nan"), pd.NA, "None", b"None")),
+        (7, 7),  # refused by its row, as any picture that is none
     ],
 )
 def test_bytes_come_raw_or_in_base64(given, expected):
-    assert to_bytes(given) == expected
+    assert to_picture(given, files=False) == expected
+
+
+def test_text_names_a_file_where_there_is_no_server(tmp_path, monkeypatch):
+    (tmp_path / "abcd").write_bytes(PNG)  # that name is base64, too
+    monkeypatch.chdir(tmp_path)
+    for name in ("abcd", "a.png", "é", str(tmp_path / "abcd")):
+        assert to_picture(name, files=True) == Path(name)
+    coded = base64.b64encode(PNG).decode()
+    for text, data in ((coded, PNG), ("efgh", b"y\xf8!"), ("", b""), ("a.png" * 999, None)):
+        found = to_picture(text, files=True)
+        assert found == (text.encode() if data is None else data)
 
 
 @given(st.binary(max_size=200))
 @example(b"\x04\xc0")  # in base64 it begins as a BMP does
 def test_base64_of_anything_comes_back(data):
     for text in (base64.b64encode(data), base64.encodebytes(data).decode()):
-        assert to_bytes(text) == data
+        expected = None if text in ("None", b"None", "nan", b"nan") else data
+        assert to_picture(text, files=False) == expected
 
 
 def test_a_column_is_found_where_mlflow_puts_it(detector):
@@ -222,7 +237,7 @@ def test_a_column_is_found_where_mlflow_puts_it(detector):
 
 
 @pytest.mark.parametrize(
-    "given", [pd.DataFrame({"a": [PNG], "b": [PNG]}), {"picture": [PNG]}, "text", None]
+    "given", [pd.DataFrame({"a": [PNG], "b": [PNG]}), {"picture": [PNG]}, 7, None]
 )
 def test_an_input_without_pictures_is_a_400(detector, given):
     with pytest.raises(MlflowException, match="no column 'image'") as caught:
@@ -238,14 +253,23 @@ def test_what_on_error_cannot_be_is_refused_before_any_work(detector, monkeypatc
     assert caught.value.get_http_status_code() == 400
 
 
-def test_a_row_that_failed_is_null_in_json(detector):
+def test_a_row_that_failed_is_null_in_json(detector, monkeypatch):
+    monkeypatch.setattr(pyfunc_module._compat, "answers_in_json", lambda: True)
     found = PyfuncModel(detector).predict(frame([PNG, IMAGES[0]]), {"on_error": "report"})
     first, second = json.loads(json.dumps(found.to_dict("records"), allow_nan=False))
-    assert first["error"].startswith("The")
-    assert first["is_anomaly"] is False
-    assert {v for k, v in first.items() if k not in ("error", "is_anomaly")} == {None}
+    assert first.pop("error").startswith("The")
+    assert set(first.values()) == {None}
     assert second["error"] is None
+    assert second["is_anomaly"] in (True, False)
     assert second["anomaly_score"] > 0
+
+
+def test_a_row_that_failed_is_neither_good_nor_bad_in_pandas(detector):
+    found = PyfuncModel(detector).predict(frame([PNG, IMAGES[0]]), {"on_error": "report"})
+    assert found.dtypes.astype(str).to_dict() == COLUMNS
+    assert found.drop(columns="error").isna().all(axis=1).tolist() == [True, False]
+    with pytest.raises(ValueError, match="missing values"):
+        found["is_anomaly"].to_numpy(bool)
 
 
 def test_a_refusal_is_all_that_a_client_gets():

@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow import client
@@ -27,7 +28,7 @@ from dfm_mlflow.errors import ConfigError, ImageError, ServerError
 from dfm_mlflow.serving import threads as module
 
 from ..conftest import texture
-from ..detectors import fit, pictures
+from ..detectors import fit, pictures, png
 from ..servers import PARQUET, parquet, post, serving
 
 IMAGES = pictures(3, 7) + pictures(3, 8, defect=True)
@@ -112,6 +113,45 @@ def test_a_bad_picture_is_named_by_its_row_in_every_form(server, expected, bad, 
     np.testing.assert_allclose([scores[0], scores[2]], expected["anomaly_score"][[0, 4]], rtol=1e-4)
 
 
+def test_a_null_is_named_by_its_row_in_every_form_that_carries_one(server, expected):
+    pair = [CODED[0], None]
+    for form in (
+        {"instances": [{"image": c} for c in pair]},
+        {"instances": pair},
+        {"inputs": {"image": pair}},
+        {"inputs": pair},
+    ):
+        status, answer = post(server, form | {"params": {"on_error": "report"}})
+        assert status == 200, answer
+        first, second = answer["predictions"]
+        assert first["fre"] == pytest.approx(expected["fre"][0], rel=1e-4)
+        assert "no picture (null)" in second.pop("error")
+        assert set(second.values()) == {None}
+    csv = b"image\n" + CODED[0].encode() + b'\n""\n'
+    for request in ((parquet([IMAGES[0], None]), PARQUET), (csv, "text/csv"), (form,)):
+        status, answer = post(server, *request)  # parquet and CSV carry no parameters
+        assert status == 400
+        assert answer["message"].startswith("Row 1: The row holds no picture (null)")
+    # MLflow refuses a null of these two by itself, and lets an empty text pass
+    for nothing, status in ((None, 400), ("", 200)):
+        for form in (
+            {"dataframe_records": [{"image": CODED[0]}, {"image": nothing}]},
+            {"dataframe_split": {"columns": ["image"], "data": [[CODED[0]], [nothing]]}},
+        ):
+            found, answer = post(server, form | {"params": {"on_error": "report"}})
+            assert found == status, answer
+            if status == 200:
+                assert "empty (0 bytes)" in answer["predictions"][1]["error"]
+                assert answer["predictions"][1]["is_anomaly"] is None
+
+
+def test_parameters_that_no_model_knows_are_dropped_by_mlflow(server, expected):
+    body = {"instances": CODED[:1], "params": {"threshold": 3, "fpr": 0.2}}
+    status, answer = post(server, body)
+    assert status == 200
+    assert answer["predictions"][0]["fre"] == pytest.approx(expected["fre"][0], rel=1e-4)
+
+
 def test_no_rows_and_no_column(server):
     assert post(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (
         200,
@@ -173,7 +213,7 @@ def test_the_client_gets_what_the_model_says(server, expected, tmp_path):
     array = texture(np.random.default_rng(3))
     table = client.score(server, [IMAGES[0], path, str(path), array], request_bytes=1)
     assert table["anomaly_score"].dtype == "float64"
-    assert table["is_anomaly"].dtype == "bool"
+    assert table["is_anomaly"].dtype == "boolean"
     np.testing.assert_allclose(
         table["anomaly_score"][:3], expected["anomaly_score"][[0, 1, 1]], rtol=1e-4
     )
@@ -181,7 +221,11 @@ def test_the_client_gets_what_the_model_says(server, expected, tmp_path):
     table = client.score(server + "/", mixed, on_error="report", anomaly_map=True, fpr=0.9)
     assert table["error"].notna().tolist() == [False, True, True, False]
     assert base64.b64decode(table["anomaly_map"][3]).startswith(b"\x89PNG")
-    assert table["is_anomaly"].tolist() == [True, False, False, True] or not table["is_anomaly"][0]
+    assert table["is_anomaly"].isna().tolist() == [False, True, True, False]
+    assert table["is_anomaly"][3]
+    bgr = np.repeat(array[:, :, :1], 3, axis=2)[..., ::-1]
+    same = [bgr, bgr[:, :, 0], memoryview(png(bgr)), Image.fromarray(bgr)]
+    assert client.score(server, same)["fre"].nunique() == 1
     with pytest.raises(ServerError, match=r"^Row 2: The bytes are not") as caught:
         client.score(server, [IMAGES[0], IMAGES[1], b"noise"], request_bytes=len(IMAGES[0]))
     assert caught.value.status == 400

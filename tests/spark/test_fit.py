@@ -3,14 +3,19 @@
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfm_mlflow.config import Options, SweepOptions
+from dfm_mlflow.data.item import Item
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import tune
-from dfm_mlflow.spark.fit import Recipe
+from dfm_mlflow.network.builder import build_extractor
+from dfm_mlflow.network.depths import extract_settled
+from dfm_mlflow.spark.fit import Recipe, fit_on_spark
 
-from ..conftest import write_category
+from ..conftest import texture, write_category
 from ..detectors import pictures
 
 SMALL = {
@@ -94,3 +99,24 @@ def test_a_worker_keeps_an_extractor_by_the_region_s_content_not_by_its_file():
     for other in (~region, region.T.copy(), region.reshape(9, 8), None):
         assert recipe(other) != same  # the path in the options is what it was
     assert recipe(None) == recipe(None)
+
+
+def test_executors_learn_the_depth_and_read_again_where_the_guess_was_wrong(spark, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):  # one bright picture among many that look like 10-bit data
+        values = texture(rng)[:, :, 0].astype(np.uint16) << (4 if i == 39 else 2)
+        Image.fromarray(values).save(tmp_path / f"{i:02d}.png")
+    paths = sorted(tmp_path.iterdir())
+    items = [Item(path, "stripes", "train", "good") for path in paths]
+    given = Options.parse(SMALL | {"category": "stripes", "layers": "layer1", "pooling": "16"})
+    extractor, weights, resolved = build_extractor(given.resolve(), items)
+    assert extractor.decoder.depth.bits == 10
+    there, extraction = fit_on_spark(
+        resolved, extractor, items, weights, lambda _: None, session=spark
+    )
+    known, here = extract_settled(extractor, paths)
+    assert there.extractor.decoder == known.decoder
+    assert known.decoder.depth.bits == 12
+    assert extraction.words == here.words
+    local = AnomalyDetector.fit(resolved, known, here, ["stripes"] * 40, weights)
+    np.testing.assert_allclose(there.score(paths)["fre"], local.score(paths)["fre"], rtol=1e-5)
