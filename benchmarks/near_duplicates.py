@@ -3,8 +3,9 @@
     python benchmarks/near_duplicates.py --data FOLDER --category magnetic_tile --category pill
 
 Good pictures of ELPV (extra [sample]) and of MVTec-layout categories are split at random; a split
-is warned of where any two of its pictures are called near-duplicates. Then three of its pictures get
-a copy of each kind. Of sets that hold several pictures of one thing, only one of each is drawn:
+is warned of where any two of its pictures are called near-duplicates. Then three of its pictures
+get a copy of each kind. Of sets that hold several pictures of one thing, only one of each is
+drawn:
 magnetic_tile has up to six exposures of a tile under consecutive numbers, kolektorsdd one item
 twice (kos38 and kos39, shifted). Neighbouring poly cells of ELPV are wafers of one brick, alike to
 the eye, and count as different ones.
