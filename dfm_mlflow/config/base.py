@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 CATEGORY = r"[^/\\,:.%\"'\s][^/\\,:%\"']*"
 CATEGORIES = rf"^{CATEGORY}(,{CATEGORY})*$"
 
+# What folders hold that no name says: of three options that several verbs have.
+GOOD = (
+    "Folders of good pictures below the category's own, or anywhere: paths or names separated by "
+    "commas; or labels of a manifest. auto goes by the names of folders."
+)
+BAD = "Folders of defective pictures, to test on, in the same way."
+MASKS = "Folders of masks; auto is ground_truth or masks."
+FOLDERS = "auto, or folders separated by commas"
+
 
 def option(default: Any, help: str, expected: str, pattern: str | None = None, **kw: Any) -> Any:
     """Declare one option: default, help text, and what an error says was expected.
@@ -36,37 +45,6 @@ def option(default: Any, help: str, expected: str, pattern: str | None = None, *
     """
     extra: dict[str, Any] = {"expected": expected}
     return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
-
-
-def good_option() -> Any:
-    """Declare the option that names folders, or labels of a manifest, of good pictures."""
-    return option(
-        "auto",
-        "Folders of good pictures below the category's own, or anywhere: paths or names separated "
-        "by commas; or labels of a manifest. auto goes by the names of folders.",
-        "auto, or folders separated by commas",
-        min_length=1,
-    )
-
-
-def bad_option() -> Any:
-    """Declare the option that names folders, or labels of a manifest, of defective pictures."""
-    return option(
-        "auto",
-        "Folders of defective pictures, to test on, in the same way.",
-        "auto, or folders separated by commas",
-        min_length=1,
-    )
-
-
-def masks_option() -> Any:
-    """Declare the option that names folders of masks."""
-    return option(
-        "auto",
-        "Folders of masks; auto is ground_truth or masks.",
-        "auto, or folders separated by commas",
-        min_length=1,
-    )
 
 
 class StrictOptions(BaseModel):

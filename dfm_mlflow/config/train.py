@@ -8,11 +8,12 @@ import re
 from typing import Any
 
 from dfm_mlflow.config.base import (
+    BAD,
     CATEGORIES,
+    FOLDERS,
+    GOOD,
+    MASKS,
     StrictOptions,
-    bad_option,
-    good_option,
-    masks_option,
     option,
 )
 from dfm_mlflow.errors import ConfigError
@@ -92,9 +93,9 @@ class Options(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
-    good: str = good_option()
-    bad: str = bad_option()
-    masks: str = masks_option()
+    good: str = option("auto", GOOD, FOLDERS, min_length=1)
+    bad: str = option("auto", BAD, FOLDERS, min_length=1)
+    masks: str = option("auto", MASKS, FOLDERS, min_length=1)
     preset: str = option(
         "default",
         "Published or recommended configuration that 'auto' options follow.",

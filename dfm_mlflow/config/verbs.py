@@ -5,12 +5,13 @@ import re
 from pydantic import field_validator
 
 from dfm_mlflow.config.base import (
+    BAD,
     CATEGORIES,
     CATEGORY,
+    FOLDERS,
+    GOOD,
+    MASKS,
     StrictOptions,
-    bad_option,
-    good_option,
-    masks_option,
     option,
 )
 from dfm_mlflow.errors import ConfigError
@@ -37,9 +38,9 @@ class EvaluateOptions(StrictOptions):
         "auto, or names separated by commas, without / : % or quotes",
         CATEGORIES,
     )
-    good: str = good_option()
-    bad: str = bad_option()
-    masks: str = masks_option()
+    good: str = option("auto", GOOD, FOLDERS, min_length=1)
+    bad: str = option("auto", BAD, FOLDERS, min_length=1)
+    masks: str = option("auto", MASKS, FOLDERS, min_length=1)
 
 
 class ScoreOptions(StrictOptions):
@@ -150,9 +151,9 @@ class PromoteOptions(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
-    good: str = good_option()
-    bad: str = bad_option()
-    masks: str = masks_option()
+    good: str = option("auto", GOOD, FOLDERS, min_length=1)
+    bad: str = option("auto", BAD, FOLDERS, min_length=1)
+    masks: str = option("auto", MASKS, FOLDERS, min_length=1)
     reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
     force: bool = option(
         False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
@@ -239,8 +240,8 @@ class RecalibrateOptions(StrictOptions):
         "auto, or one name without / : , % or quotes",
         rf"^{CATEGORY}$",
     )
-    good: str = good_option()
-    bad: str = bad_option()
+    good: str = option("auto", GOOD, FOLDERS, min_length=1)
+    bad: str = option("auto", BAD, FOLDERS, min_length=1)
     registered_model: str = option(
         "auto",
         "Registered model name; auto is that of the model, none does not register.",

@@ -49,7 +49,7 @@ class Account:
 
 
 def total(accounts: Iterable[Account]) -> Account:
-    """Put the accounts of several categories together; reasons are added up."""
+    """Put the `accounts` of several categories together; reasons are added up."""
     accounts = list(accounts)
     unused: Counter[str] = Counter()
     for account in accounts:
@@ -92,7 +92,7 @@ def used_of(name: str, items: Iterable[Item], layout: str) -> str:
 
 
 def reason_of(file: File) -> str | None:
-    """Say why a file is not read by its ending, or None where it is a picture that is read."""
+    """Say why a `file` is not read by its ending, or None where it is a picture that is read."""
     if file.suffix in UNREAD:
         return f"{file.suffix} ({UNREAD[file.suffix]})"
     if is_any_picture(file):

@@ -45,7 +45,7 @@ class Naming:
 
     @classmethod
     def of(cls, good: str = "auto", bad: str = "auto", masks: str = "auto") -> "Naming":
-        """Read the options of these names."""
+        """Read the options `good`, `bad` and `masks`."""
         return cls(Named(good), Named(bad), Named(masks))
 
     def __bool__(self) -> bool:

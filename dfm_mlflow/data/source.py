@@ -154,14 +154,14 @@ def is_category(root: Path | S3Folder, *, labelled: bool = False) -> bool:
 
 
 def holds_categories(root: Path | S3Folder) -> bool:
-    """Whether a folder is that of no category, and holds folders that are."""
+    """Whether a folder, `root`, is that of no category, and holds folders that are."""
     if is_category(root):
         return False
     return any(is_category(folder, labelled=True) for folder in _folders(root))
 
 
 def listing(folder: Path | S3Folder, most: int = 5) -> str:
-    """Name the first things in a folder, for a message."""
+    """Name the first things, at `most` so many, in a `folder`, for a message."""
     names = sorted(p.name for p in folder.iterdir())
     shown = ", ".join(names[:most]) or "nothing"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")

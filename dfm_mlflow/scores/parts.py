@@ -236,7 +236,7 @@ def scores_of(
 
 
 def schema_of(detector: AnomalyDetector, with_parts: bool = False) -> pa.Schema:
-    """Types of the scores of a `detector`, and of the decisions on parts where they are asked."""
+    """Types of the scores of a `detector`, `with_parts` those of decisions on parts, too."""
     columns = {"path": "object", **detector.columns, **(PART_COLUMNS if with_parts else {})}
     return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfm_mlflow.data.item import Item
+from dfm_mlflow.data.item import Item, Mask
 
 from ..conftest import texture
 from ..detectors import fit
@@ -22,7 +22,7 @@ def items_in(folder, category="stripes", label="hole", side=64, n=6, seed=3):
             if defect:
                 mask = place / f"{i}_mask.png"
                 Image.fromarray((pixels[:, :, 0] == 10).astype(np.uint8) * 255).save(mask)
-            items.append(Item(place / f"{i}.png", category, "test", kind, mask))
+            items.append(Item(place / f"{i}.png", category, "test", kind, mask and Mask((mask,))))
     return items
 
 
