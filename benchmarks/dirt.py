@@ -8,8 +8,8 @@ are split at random into some to fit on and the rest, unseen. Two tables:
 - *planted*: 1, 5 and 10 % of the pictures to fit on are replaced by defective ones. Shown are those
   that the report shows, the most unusual fifth but at most 12; a perfect eye takes the defective
   ones of them out with exclude=, and trains again, once and twice.
-- *warned*: how often the log warns that one picture alone sets the threshold, of clean splits and of
-  splits with one defective picture that has the largest held-out score and costs recall.
+- *warned*: how often the log warns that one picture alone sets the threshold, of clean splits and
+  of splits with one defective picture that has the largest held-out score and costs recall.
 """
 
 import math
