@@ -10,7 +10,7 @@ from dfm_mlflow.errors import DataError
 # What burst captures and copies are often called by, as an expression that gives one name a group.
 _USUAL = (
     r"([^/\\]+)[_-][^/\\_-]*$",  # part17_2.png
-    r"([^/\\]+)[ _.(-]+(?:copy|kopie)?[ _.(-]*\d*\)?\.\w+$",  # part17 (2).png, part17-copy.png
+    r"([^/\\]+?)(?:[ _-]*\(\d+\)|[ _-]*copy[ _-]*\d*)?\.\w+$",  # part17 (2).png, part17-copy.png
     r"([^/\\]+)[/\\][^/\\]+$",  # part17/2.png
 )
 

@@ -1,8 +1,11 @@
 """The bytes of a picture on disk or in S3, and their digest."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from dfm_mlflow.errors import DfmError, ImageError
 from dfm_mlflow.images.decode import size_of
@@ -57,6 +60,27 @@ class Look:
 
     sha256: str
     size: tuple[int, int] | None
+
+
+_DEPTHS = {
+    "1": "1 bit",
+    "L": "8-bit grey",
+    "LA": "8-bit grey with alpha",
+    "P": "palette",
+    "RGB": "8-bit colour",
+    "RGBA": "8-bit colour with alpha",
+    "F": "32-bit numbers",
+}
+
+
+def depth_of(source: Path | S3Object) -> str | None:
+    """Say how a picture holds its pixels, such as ``16-bit grey``; None where it is no picture."""
+    try:
+        with Image.open(io.BytesIO(read_picture(source))) as image:
+            mode = image.mode
+    except (DfmError, OSError, ValueError, SyntaxError):
+        return None
+    return "16-bit grey" if mode.startswith("I") else _DEPTHS.get(mode, mode)
 
 
 def look_at(source: Path | S3Object) -> Look:

@@ -15,7 +15,7 @@ from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.data.groups import expression_for
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.held_out import HeldOutScores
-from dfm_mlflow.images.read import Look
+from dfm_mlflow.images.read import Look, depth_of
 from dfm_mlflow.scores.copies import (
     Copies,
     NearCopies,
@@ -172,14 +172,19 @@ def look_at_training(
     shown = shown[: max(len(first), min(MOST, math.ceil(SHARE * len(items))))]
     sizes = _usual_sizes(items, looks)
 
+    middle = [int(i) for i in order[len(order) // 2 :][:3]]
+    depths = {i: depth_of(items[i].path) for i in [*shown, *middle]}
+    usual = {depths[i] for i in middle}
+
     def odd(i: int) -> Odd:
         why = _why(items[i], float(held_out.p_value[i]), looks, sizes, copies, near)
+        if len(usual) == 1 and depths[i] not in usual:
+            why = (*why, f"{depths[i]}, others {', '.join(map(str, usual))}")
         path, category = str(items[i].path), items[i].category
         return Odd(
             int(i), path, category, float(held_out.score[i]), float(held_out.p_value[i]), why
         )
 
-    middle = [int(i) for i in order[len(order) // 2 :][:3]]
     return TrainingLook(
         score_table(catalog, items, held_out, groups),
         picture_table(catalog, items, groups),
