@@ -152,13 +152,14 @@ def extract_to_fit(
         copies = COPIES[options.augment]
         extraction = extractor.extract(sources, copies=copies, progress=progress)
         return extraction, Trial(options.augment)
-    extraction = extractor.extract(sources, progress=progress)
+    extraction = extractor.extract(sources, hold=True, progress=progress)
     trial = try_copies(extractor, sources, labels, extraction, options)
     if trial.augment != "none":
         extractor.take_back(sources, extraction)
         del extraction  # the table of all copies has room for it then
         copies = COPIES[trial.augment]
         extraction = extractor.extract(sources, copies=copies, progress=f"{trial.augment} of them")
+    extractor.release()
     return extraction, trial
 
 

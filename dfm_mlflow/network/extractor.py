@@ -21,12 +21,13 @@ from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, 
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
 from dfm_mlflow.network.pooling import Rule
-from dfm_mlflow.network.reading import Reading, Source, Unreadable, key_of
+from dfm_mlflow.network.reading import Held, Reading, Source, Unreadable, key_of
 
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
 Runner = Callable[[Tensor], list[Tensor]]
 
 _CACHE_VERSION = 3
+MOST_HELD = 256 << 20  # bytes of inputs that are held for copies
 
 
 class Extractor:
@@ -81,6 +82,8 @@ class Extractor:
         self._runner: Runner | None = None  # run_batch itself would be a reference cycle
         self._decoding: AbstractContextManager[object] = nullcontext()
         self._known: dict[Source, Prepared] = {}
+        self._held: dict[Source, Held] = {}
+        self._turns_input = size[0] == size[1] and roi is None
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
@@ -154,6 +157,17 @@ class Extractor:
             self.cache.put(key_of(self.fingerprint, digest), [*arrays, np.array(size)])
         self._known[source] = Prepared(size, cached=arrays, digest=digest)
 
+    def _hold(self, source: Source, picture: Prepared) -> None:
+        pixels = picture.pixels
+        if pixels is None or not self._turns_input:
+            return
+        if pixels.nbytes * (len(self._held) + 1) <= MOST_HELD:
+            self._held[source] = Held(pixels, picture.size, picture.digest)
+
+    def release(self) -> None:
+        """Let go of the inputs that are held."""
+        self._held.clear()
+
     def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
         """Remember what was extracted, for an extraction of the same pictures with copies.
 
@@ -173,6 +187,7 @@ class Extractor:
         sources: Sequence[Source],
         *,
         copies: Sequence[Copy] = (UPRIGHT,),
+        hold: bool = False,
         progress: str | None = None,
     ) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
@@ -183,6 +198,9 @@ class Extractor:
             Encoded pictures, files, objects, or RGB arrays of shape (H, W, 3), uint8.
         copies : sequence of Copy
             What of each picture the network sees, by default itself; it is decoded once.
+        hold : bool
+            Whether inputs are held until :meth:`release`, as long as :data:`MOST_HELD` allows, so
+            that copies of the same pictures need not be read again.
         progress : str, optional
             Title of a progress bar, shown on a terminal only.
         """
@@ -213,6 +231,8 @@ class Extractor:
                     errors[i] = outcome.why
                     continue
                 sizes[i] = outcome[0].size
+                if hold:
+                    self._hold(sources[i], outcome[0])
                 for row, one in zip(rows_of[i], outcome, strict=True):
                     if one.cached is not None:
                         table.put([row], [torch.from_numpy(a)[None] for a in one.cached])
@@ -227,7 +247,15 @@ class Extractor:
         self, sources: Sequence[Source], copies: Sequence[Copy], pool: Executor | None
     ) -> Iterator[tuple[int, list[Prepared] | Unreadable]]:
         """Decode ahead of the network in threads, at most four batches of pictures."""
-        reading = Reading(self.resized, self._decoding, self._known, self.cache, self.fingerprint)
+        reading = Reading(
+            self.resized,
+            self._turns_input,
+            self._decoding,
+            self._known,
+            self._held,
+            self.cache,
+            self.fingerprint,
+        )
         if pool is None:
             yield from ((i, reading.prepare(s, copies)) for i, s in enumerate(sources))
             return
