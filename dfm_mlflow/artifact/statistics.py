@@ -8,6 +8,7 @@ from dfm_mlflow.artifact.files import STATISTICS, most_bytes
 from dfm_mlflow.artifact.record import ClassRecord, Record, SubspaceRecord
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.leading import MOST_LEADING, n_leading
+from dfm_mlflow.core.packing import LEADING, n_blocks, pack, unpack
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel
@@ -16,7 +17,9 @@ from dfm_mlflow.errors import ArtifactError
 
 # A basis rounded to half precision keeps its columns' lengths far better than this.
 _LENGTH_TOLERANCE = 0.02
-_KINDS = ("mean", "basis", "variances", "usual", "leading")  # of a layer of a class
+# Of a layer of a class; the basis after its leading directions is numbers and exponents, where
+# 8 bits hold it: see :mod:`dfm_mlflow.core.packing`.
+_KINDS = ("mean", "basis", "numbers", "exponents", "variances", "usual", "leading")
 
 
 def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
@@ -27,15 +30,36 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
         if model.calibration.groups is not None:
             arrays[f"{i}.groups"] = model.calibration.groups.astype(np.int32)
         for j, layer in enumerate(model.layers):
-            for name in ("mean", "basis", "variances"):
-                kind = np.float16 if name == "basis" else np.float32
-                array = np.asarray(getattr(layer.subspace, name), dtype=kind)
+            for name in ("mean", "variances"):
+                array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
                 arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
+            arrays |= {f"{i}.{j}.{k}": a for k, a in _basis_arrays(layer.subspace.basis).items()}
             arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
             arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
     if detector.extractor.roi is not None:
         arrays["roi"] = np.packbits(detector.extractor.roi)
     return arrays
+
+
+def _basis_arrays(basis: np.ndarray) -> dict[str, np.ndarray]:
+    half = np.asarray(basis, dtype=np.float16)
+    packed = pack(half)
+    if packed is None:
+        return {"basis": np.ascontiguousarray(half)}
+    leading = np.ascontiguousarray(half[:, :LEADING])
+    return {"basis": leading, "numbers": packed[0], "exponents": packed[1]}
+
+
+def _basis_of(statistics: dict[str, np.ndarray], place: str, dimension: int, k: int) -> np.ndarray:
+    if f"{place}.numbers" not in statistics:
+        return _array(statistics, f"{place}.basis", (dimension, k), np.float16)
+    leading = _array(statistics, f"{place}.basis", (dimension, min(k, LEADING)), np.float16)
+    rest = max(0, k - LEADING)
+    numbers = _array(statistics, f"{place}.numbers", (dimension, rest), np.int8)
+    exponents = _array(statistics, f"{place}.exponents", (n_blocks(dimension), rest), np.int8)
+    if exponents.size and not (exponents.min() >= -24 and exponents.max() <= 0):
+        raise ArtifactError(f"{STATISTICS} holds exponents outside -24 to 0 in {place}.exponents.")
+    return np.concatenate([leading, unpack(numbers, exponents)], axis=1)
 
 
 def most_statistics(record: Record) -> int:
@@ -152,7 +176,7 @@ def _subspace(
     with np.errstate(over="ignore"):
         if not np.isfinite(mean @ mean):
             raise ArtifactError(f"{STATISTICS} holds values too large in {place}.mean.")
-    basis = _array(statistics, f"{place}.basis", (dimension, k), np.float16)
+    basis = _basis_of(statistics, place, dimension, k)
     variances = _array(statistics, f"{place}.variances", (k,))
     _check_positive(f"{place}.variances", variances)
     lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)

@@ -153,7 +153,12 @@ def extract_to_fit(
     """
     given = "none" if options.augment == "auto" else options.augment
     known, extraction = extract_settled(
-        extractor, sources, options.stated_bits, copies=COPIES[given], progress=progress
+        extractor,
+        sources,
+        options.stated_bits,
+        copies=COPIES[given],
+        hold=options.augment == "auto",
+        progress=progress,
     )
     if options.augment != "auto":
         return known, extraction, Trial(options.augment)
@@ -163,6 +168,7 @@ def extract_to_fit(
         del extraction  # the table of all copies has room for it then
         copies = COPIES[trial.augment]
         extraction = known.extract(sources, copies=copies, progress=f"{trial.augment} of them")
+    known.release()
     return known, extraction, trial
 
 

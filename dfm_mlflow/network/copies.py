@@ -3,6 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class Copy(NamedTuple):
@@ -34,6 +36,9 @@ COPIES: dict[str, tuple[Copy, ...]] = {
 def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
     """Turn a picture before anything else is done with it, as if the part had lain so.
 
+    A square input without a region of interest is turned itself (:func:`turned_input`): then a
+    picture need not be decoded, resized or kept again.
+
     Parameters
     ----------
     image : ndarray of shape (H, W, 3), uint8
@@ -47,6 +52,22 @@ def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
         return image
     mirrored = image[:, ::-1] if copy.mirrored else image
     return np.ascontiguousarray(np.rot90(mirrored, copy.turns))
+
+
+def turned_input(pixels: Tensor, copy: Copy) -> Tensor:
+    """Turn a square input of the network, as :func:`turned` does a picture.
+
+    Parameters
+    ----------
+    pixels : Tensor of shape (3, S, S), uint8
+    copy : Copy
+
+    Returns
+    -------
+    Tensor of shape (3, S, S), uint8
+    """
+    mirrored = pixels.flip(2) if copy.mirrored else pixels
+    return torch.rot90(mirrored, copy.turns, (1, 2))
 
 
 def copies_of(augment: str) -> tuple[Copy, ...]:

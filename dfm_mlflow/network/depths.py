@@ -92,6 +92,7 @@ def extract_settled(
     stated: int | None = None,
     *,
     copies: Sequence[Copy] = (UPRIGHT,),
+    hold: bool = False,
     progress: str | None = None,
 ) -> tuple[Extractor, Extraction]:
     """Extract training pictures, once more if all of them show another depth than a few did.
@@ -104,6 +105,8 @@ def extract_settled(
         Bits that the data fill, where somebody says so.
     copies : sequence of Copy
         What of each picture the network sees, by default itself.
+    hold : bool
+        Whether inputs are held, as :meth:`Extractor.extract` does.
     progress : str, optional
         Title of a progress bar.
 
@@ -113,12 +116,13 @@ def extract_settled(
         That refuses pictures of another depth.
     extraction : Extraction
     """
-    extraction = extractor.extract(sources, copies=copies, progress=progress)
+    extraction = extractor.extract(sources, copies=copies, hold=hold, progress=progress)
     known = settled(extractor, extraction, stated)
     if was_misread(extractor, known, extraction):
         _logger.info("The pictures are read again: %s", _depth(known).sentence())
         del extraction
-        extraction = known.extract(sources, copies=copies, progress=progress)
+        extractor.release()  # inputs of another depth
+        extraction = known.extract(sources, copies=copies, hold=hold, progress=progress)
     elif extraction.words:
         _logger.info(_depth(known).sentence())
     return known, extraction

@@ -28,7 +28,7 @@ from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, 
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
 from dfm_mlflow.network.pooling import Rule
-from dfm_mlflow.network.reading import Reading, Source, Unreadable, facts_of, key_of
+from dfm_mlflow.network.reading import Held, Reading, Source, Unreadable, facts_of, key_of
 from dfm_mlflow.storage.store import S3Object
 
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
@@ -37,6 +37,7 @@ Runner = Callable[[Tensor], list[Tensor]]
 _CACHE_VERSION = 4
 _AHEAD = 1 << 28  # bytes of pixels that wait for the network at most, and of one batch in any case
 _LARGE_AT_ONCE = 2  # pictures above the usual limit of pixels that are decoded at the same time
+MOST_HELD = 256 << 20  # bytes of inputs that are held for copies
 
 
 class Extractor:
@@ -97,6 +98,8 @@ class Extractor:
         if self.decoder.max_pixels > MAX_PIXELS:
             self._few = BoundedSemaphore(_LARGE_AT_ONCE)
         self._known: dict[Source, Prepared] = {}
+        self._held: dict[Source, Held] = {}
+        self._turns_input = size[0] == size[1] and roi is None
         self.padding = tuple(round(255 * m) for m in backbone.mean)
         self._pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
@@ -198,6 +201,17 @@ class Extractor:
             self.cache.put(key_of(self.fingerprint, digest), [*arrays, facts_of(size, words)])
         self._known[source] = Prepared(size, cached=arrays, digest=digest, words=words)
 
+    def _hold(self, source: Source, picture: Prepared) -> None:
+        pixels = picture.pixels
+        if pixels is None or not self._turns_input:
+            return
+        if pixels.nbytes * (len(self._held) + 1) <= MOST_HELD:
+            self._held[source] = Held(pixels, picture.size, picture.digest, picture.words)
+
+    def release(self) -> None:
+        """Let go of the inputs that are held."""
+        self._held.clear()
+
     def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
         """Remember what was extracted, for an extraction of the same pictures with copies.
 
@@ -218,6 +232,7 @@ class Extractor:
         sources: Sequence[Source],
         *,
         copies: Sequence[Copy] = (UPRIGHT,),
+        hold: bool = False,
         progress: str | None = None,
     ) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported.
@@ -229,6 +244,9 @@ class Extractor:
             :func:`~dfm_mlflow.images.picture.taken` takes them.
         copies : sequence of Copy
             What of each picture the network sees, by default itself; it is decoded once.
+        hold : bool
+            Whether inputs are held until :meth:`release`, as long as :data:`MOST_HELD` allows, so
+            that copies of the same pictures need not be read again.
         progress : str, optional
             Title of a progress bar, shown on a terminal only.
         """
@@ -262,6 +280,8 @@ class Extractor:
                 sizes[i] = outcome[0].size
                 if outcome[0].words is not None:
                     words[i] = outcome[0].words
+                if hold:
+                    self._hold(sources[i], outcome[0])
                 for row, one in zip(rows_of[i], outcome, strict=True):
                     if one.cached is not None:
                         table.put([row], [torch.from_numpy(a)[None] for a in one.cached])
@@ -310,8 +330,10 @@ class Extractor:
     def _reading(self) -> Reading:
         return Reading(
             self.resized,
+            self._turns_input,
             self._decoding,
             self._known,
+            self._held,
             self.cache,
             self.fingerprint,
             self.decoder,

@@ -1,7 +1,7 @@
 """One picture from its source to what the network sees, or to the maps that it gave before."""
 
 import hashlib
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from dfm_mlflow.images.depth import Words
 from dfm_mlflow.images.picture import Picture, taken
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.cache import FeatureCache
-from dfm_mlflow.network.copies import UPRIGHT, Copy, turned
+from dfm_mlflow.network.copies import UPRIGHT, Copy, turned, turned_input
 from dfm_mlflow.network.extraction import Prepared
 from dfm_mlflow.storage.store import S3Object
 
@@ -36,6 +36,28 @@ class Unreadable:
     digest: str | None
 
 
+@dataclass(frozen=True)
+class Held:
+    """What is kept of a picture that may be wanted again, as a copy.
+
+    Attributes
+    ----------
+    pixels : Tensor of shape (3, S, S), uint8
+        The network's input.
+    size : tuple of int
+        Height and width of the picture in pixels.
+    digest : str or None
+        SHA-256 of the file.
+    words : Words or None
+        What its 16-bit values show.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+    digest: str | None
+    words: Words | None
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """How an extractor reads.
@@ -44,10 +66,14 @@ class Reading:
     ----------
     resized : callable
         From RGB of shape (H, W, 3), uint8, to the network's input of shape (3, H, W), uint8.
+    turns_input : bool
+        Whether copies are turned inputs, or inputs from turned pictures.
     decoding : context manager
         Entered while a picture is decoded.
     known : dict
         Pictures whose maps are remembered, by their source; each is given out once.
+    held : dict
+        Pictures whose input is held, by their source.
     cache : FeatureCache or None
     fingerprint : str
         Of the extractor, where there is a cache.
@@ -57,8 +83,10 @@ class Reading:
     """
 
     resized: Callable[[np.ndarray], Tensor]
+    turns_input: bool
     decoding: AbstractContextManager[object]
     known: MutableMapping[Source, Prepared]
+    held: Mapping[Source, Held]
     cache: FeatureCache | None
     fingerprint: str
     decoder: Decoder
@@ -83,6 +111,7 @@ class Reading:
             if isinstance(picture, np.ndarray):
                 return self._turned(picture, copies, {}, Prepared(_shape(picture)))
             found: dict[Copy, Prepared] = {}
+            data, held = b"", None
             if isinstance(picture, bytes):
                 data = picture
             else:
@@ -90,8 +119,11 @@ class Reading:
                     found[UPRIGHT] = self.known.pop(picture)
                     if len(copies) == 1:
                         return [found[UPRIGHT]]
-                data = read_picture(picture, self.decoder.max_bytes)
-            if self.cache or not isinstance(picture, bytes):
+                held = self.held.get(picture)
+                data = data if held else read_picture(picture, self.decoder.max_bytes)
+            if held:
+                digest = held.digest
+            elif self.cache or not isinstance(picture, bytes):
                 digest = hashlib.sha256(data).hexdigest()
             if self.cache and digest:
                 for one in copies:
@@ -99,6 +131,9 @@ class Reading:
                         found[one] = kept
             if len(found) == len(copies):
                 return [found[one] for one in copies]
+            if held:
+                plain = Prepared(held.size, digest=digest, words=held.words)
+                return self._of_input(held.pixels, copies, found, plain)
             with self.decoding, self.few:
                 image, words = self.decoder.decode(data)
                 plain = Prepared(_shape(image), digest=digest, words=words)
@@ -124,13 +159,32 @@ class Reading:
         plain: Prepared,
     ) -> list[Prepared]:
         """Give what was found, and for other copies what `plain` is, turned."""
-        result, digest = [], plain.digest
-        for one in copies:
-            key = key_of(self.fingerprint, digest, one) if self.cache and digest else None
-            result.append(
-                found.get(one) or replace(plain, pixels=self.resized(turned(image, one)), key=key)
+        if self.turns_input:
+            return self._of_input(self.resized(image), copies, found, plain)
+        return [
+            found.get(one)
+            or replace(
+                plain, pixels=self.resized(turned(image, one)), key=self._key(plain.digest, one)
             )
-        return result
+            for one in copies
+        ]
+
+    def _of_input(
+        self,
+        pixels: Tensor,
+        copies: Sequence[Copy],
+        found: dict[Copy, Prepared],
+        plain: Prepared,
+    ) -> list[Prepared]:
+        """Turn the network's input, where that is the same as to turn the picture."""
+        return [
+            found.get(one)
+            or replace(plain, pixels=turned_input(pixels, one), key=self._key(plain.digest, one))
+            for one in copies
+        ]
+
+    def _key(self, digest: str | None, one: Copy) -> str | None:
+        return key_of(self.fingerprint, digest, one) if self.cache and digest else None
 
 
 def facts_of(size: tuple[int, int], words: Words | None) -> np.ndarray:
