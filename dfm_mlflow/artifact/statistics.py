@@ -29,6 +29,8 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
         arrays[f"{i}.held_out"] = model.calibration.scores
         if model.calibration.groups is not None:
             arrays[f"{i}.groups"] = model.calibration.groups.astype(np.int32)
+        if model.correlation is not None:
+            arrays[f"{i}.correlation"] = np.asarray(model.correlation, dtype=np.float32)
         for j, layer in enumerate(model.layers):
             for name in ("mean", "variances"):
                 array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
@@ -72,6 +74,7 @@ def most_statistics(record: Record) -> int:
             features, k = channels * height * width, subspace.n_components
             sizes += [features, features * k, k, height * width]
             sizes.append(_n_calibrated(c) * min(MOST_LEADING, k))
+        sizes.append((MOST_LEADING * len(c.layers)) ** 2)
     return most_bytes(sizes)
 
 
@@ -151,11 +154,18 @@ def _class(
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
         layers.append(LayerModel(subspace, usual, leading))
+    correlation = None
+    if rule > 1:
+        many = sum(n_leading(layer.subspace) for layer in layers)
+        correlation = _array(statistics, f"{i}.correlation", (many, many))
+        if not (np.abs(correlation) <= 1 + 1e-5).all() or (correlation != correlation.T).any():
+            raise ArtifactError(f"{STATISTICS} holds no correlations in {i}.correlation.")
     return ClassModel(
         record.name,
         tuple(layers),
         Calibration(held_out, record.n_folds, method, groups, record.n_left_out, rule),
         record.map_scale,
+        correlation,
     )
 
 
@@ -201,6 +211,8 @@ def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
     }
     known |= {f"{i}.held_out" for i in range(len(record.classes))}
     known |= {f"{i}.groups" for i, c in enumerate(record.classes) if c.n_groups is not None}
+    if record.rule > 1:
+        known |= {f"{i}.correlation" for i in range(len(record.classes))}
     known |= {"roi"} if record.roi_shape is not None else set()
     others = sorted(set(statistics) - known)
     if others:

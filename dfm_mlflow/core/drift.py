@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+_KEPT = 0.95  # of the variance of the ranks: the rest, of what nearly repeats, would be noise
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -115,16 +117,22 @@ def _too_small(p_values: np.ndarray, n: int) -> tuple[float, float]:
 def _moved(places: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[float, list[float]]:
     """Largest Wilcoxon-Mann-Whitney effect of m places among n, and significances.
 
-    Of the largest alone, two-sided and by Bonferroni; and of all together by Hotelling's T^2.
+    Of the largest alone, two-sided and by Bonferroni; and of all together by Hotelling's T^2, in
+    the principal components of the ranks.
     """
+    from scipy.special import fdtrc
+
     m, many = places.shape
     off = (places.mean(axis=0) - 0.5) * (n + 1)  # how many more of the n lie above than half
     z = off / math.sqrt(n * (n + m + 1) / (12 * m))
     largest = float(np.abs(z).max())
     found = [min(1.0, many * math.erfc(largest / math.sqrt(2)))]
-    if correlation is not None and n > many + 1:
-        from scipy.special import fdtrc
-
-        t2 = float(z @ np.linalg.lstsq(correlation, z)[0])
-        found.append(float(fdtrc(many, n - many, t2 * (n - many) / (many * (n - 1)))))
+    if correlation is not None:
+        values, vectors = np.linalg.eigh(correlation)
+        values, vectors = values[::-1], vectors[:, ::-1]
+        # scales of one layer say nearly the same
+        kept = 1 + int(np.searchsorted(np.cumsum(values), _KEPT * many))
+        if n > kept + 1:
+            t2 = float(((z @ vectors[:, :kept]) ** 2 / values[:kept]).sum())
+            found.append(float(fdtrc(kept, n - kept, t2 * (n - kept) / (kept * (n - 1)))))
     return float(np.abs(2 * off / n).max()), found

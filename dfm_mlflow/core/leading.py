@@ -181,10 +181,11 @@ def rank_correlation(leading: Sequence[np.ndarray]) -> np.ndarray:
 
     Returns
     -------
-    ndarray of shape (L, L), float64
+    ndarray of shape (L, L), float32
         With L the coordinates of all layers.
     """
     rows = np.concatenate(leading, axis=1)
     ranks = np.argsort(np.argsort(rows, axis=0), axis=0)
-    correlation: np.ndarray = np.atleast_2d(np.corrcoef(ranks, rowvar=False))
-    return correlation
+    correlation = np.atleast_2d(np.corrcoef(ranks, rowvar=False))
+    both: np.ndarray = ((correlation + correlation.T) / 2).astype(np.float32)
+    return both

@@ -12,6 +12,7 @@ from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.duplicates import MOST
 from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.packing import on_grid
 from dfm_mlflow.core.solvers import fit_subspace
@@ -150,12 +151,15 @@ class FittedLayers:
     nll : Tensor of shape (n,)
         Held-out, summed over layers.
     deal : Deal
+    correlation : ndarray of shape (L, L), float32
+        Of the ranks of the leading coordinates of all layers together.
     """
 
     layers: list[LayerModel]
     maps: list[Tensor]
     nll: Tensor
     deal: Deal
+    correlation: np.ndarray
 
 
 def fit_layers(
@@ -184,19 +188,20 @@ def fit_layers(
         If there is one fold only, or features that no model fits.
     """
     level, n = float(options.pca_level), len(deal.folds)
-    layers, maps, nll = [], [], []
+    layers, maps, nll, leading = [], [], [], []
     for feature, grid in zip(features, grids, strict=True):
         x = grid.rows(feature).cpu().numpy()
         folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
         held_out = crossfit(x, folds, level, own=n)
         subspace = replace(fit_subspace(x, level), n_samples=n)
-        leading = np.sort(held_out.leading(subspace).astype(np.float32), axis=0)
+        leading.append(held_out.leading(subspace).astype(np.float32))
         subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
         undivided = np.ones(grid.shape[1:], dtype=np.float32)
-        layers.append(LayerModel(subspace, undivided, leading))
-    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal)
+        layers.append(LayerModel(subspace, undivided, np.sort(leading[-1], axis=0)))
+    correlation = rank_correlation(leading)
+    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal, correlation)
 
 
 def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
@@ -256,7 +261,7 @@ def _finished(
     usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
     calibration = calibrate(score.numpy(), fitted.deal, options)
-    model = ClassModel(name, layers, calibration, _map_scale(combined))
+    model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
     return model, score.double().numpy(), dict(enumerate(combined))
 
 
@@ -328,16 +333,20 @@ def recalibrate_class(
         raise FitError("The scores hold NaN or infinite values: look at the pictures.")
     calibration = Calibration.of(scores, 0, options.tail, groups)
     scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
+    leading = [
+        torch.cat([s.leading[j].cpu() for s in scored]).numpy() for j in range(len(model.layers))
+    ]
     layers = tuple(
-        replace(layer, leading=sorted_columns([s.leading[j] for s in scored]))
-        for j, layer in enumerate(model.layers)
+        replace(layer, leading=np.sort(rows, axis=0))
+        for layer, rows in zip(model.layers, leading, strict=True)
     )
-    return replace(model, layers=layers, calibration=calibration, map_scale=scale)
-
-
-def sorted_columns(parts: Sequence[Tensor]) -> np.ndarray:
-    """Put `parts`, which have rows of shape (n, l), together and sort each column."""
-    return np.sort(torch.cat([p.cpu() for p in parts]).numpy(), axis=0)
+    return replace(
+        model,
+        layers=layers,
+        calibration=calibration,
+        map_scale=scale,
+        correlation=rank_correlation(leading),
+    )
 
 
 def _map_scale(maps: Tensor) -> float:

@@ -56,12 +56,15 @@ class ClassModel:
         Held-out anomaly scores.
     map_scale : float
         Value of the anomaly map that all but 1 in 1,000 held-out good positions stay under.
+    correlation : ndarray of shape (L, L), float32, or None
+        Of the ranks of the leading coordinates of all layers together; None in format 1.
     """
 
     name: str
     layers: tuple[LayerModel, ...]
     calibration: Calibration
     map_scale: float
+    correlation: np.ndarray | None = None
 
     def on(self, device: torch.device) -> "ClassModel":
         """Return a copy to score with: float32 tensors on a `device`."""

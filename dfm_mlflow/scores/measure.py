@@ -118,4 +118,5 @@ def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) ->
         places,
         np.array([sizes[name] for name in judged_as]),
         judged_as,
+        {c.name: c.correlation for c in detector.classes if c.correlation is not None},
     )

@@ -28,13 +28,13 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
 from dfm_mlflow.core.duplicates import MOST
+from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_fit import (
     Deal,
     calibrate,
     check_rest,
-    sorted_columns,
     to_store,
 )
 from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, score_maps
@@ -100,9 +100,10 @@ def fit_class_in_passes(
     check_rest(subspaces, options)
     divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
     usual = [others for _, others in divisors]
+    leading = _leading(held)
     layers = [
-        LayerModel(subspace, whole.numpy(), leading)
-        for subspace, (whole, _), leading in zip(subspaces, divisors, _leading(held), strict=True)
+        LayerModel(subspace, whole.numpy(), np.sort(rows, axis=0))
+        for subspace, (whole, _), rows in zip(subspaces, divisors, leading, strict=True)
     ]
 
     def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ def fit_class_in_passes(
     )
     for _, part in parts:
         part.drop()
-    return ClassModel(name, tuple(layers), calibration, scale), held_out
+    return ClassModel(name, tuple(layers), calibration, scale, rank_correlation(leading)), held_out
 
 
 def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
@@ -162,8 +163,8 @@ def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
 
 def _leading(held: Passes) -> list[np.ndarray]:
     """First coordinates in each layer: a few numbers a picture come to this process."""
-    parts = held.each(lambda block: [torch.from_numpy(values) for values in block.leading])
-    return [sorted_columns(layer) for layer in zip(*parts, strict=True)]
+    parts = held.each(lambda block: block.leading)
+    return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

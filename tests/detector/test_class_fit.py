@@ -4,7 +4,7 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class, sorted_columns
+from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
@@ -92,14 +92,10 @@ def test_a_recalibration_keeps_scores_and_changes_what_they_are_worth():
     np.testing.assert_allclose(
         whole.layers[0].leading, found.layers[0].leading, rtol=1e-4, atol=1e-4
     )
+    np.testing.assert_allclose(whole.correlation, found.correlation, atol=1e-3)
+    assert (np.diff(found.layers[0].leading, axis=0) >= 0).all()
     with pytest.raises(FitError, match="0 good pictures are given"):
         recalibrate_class(model, [], None, given)
     bad = score_class(model.on(CPU), [new * float("nan")], [GRID], given)
     with pytest.raises(FitError, match="NaN or infinite"):
         recalibrate_class(model, [bad], None, given)
-
-
-def test_columns_are_sorted_apart_however_they_come_in_parts():
-    x = torch.randn(9, 3, generator=torch.manual_seed(0))
-    found = sorted_columns(list(x.split(4)))
-    np.testing.assert_array_equal(found, np.sort(x.numpy(), axis=0))
