@@ -127,12 +127,10 @@ def _class(
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
         layers.append(LayerModel(subspace, usual, leading))
-    return ClassModel(
-        record.name,
-        tuple(layers),
-        Calibration(held_out, record.n_folds, method, groups, record.n_left_out, rule),
-        record.map_scale,
+    calibration = Calibration(
+        held_out, record.n_folds, method, groups, record.n_left_out, rule, record.refit_ratio
     )
+    return ClassModel(record.name, tuple(layers), calibration, record.map_scale)
 
 
 def _n_calibrated(record: ClassRecord) -> int:
