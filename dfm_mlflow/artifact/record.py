@@ -55,6 +55,8 @@ class ClassRecord(BaseModel):
         Groups, or pictures, that a declared share of dirt left out of the calibration.
     n_folds : int
         Of the cross-fitting that gave them; 0 where they are of pictures that were never fitted.
+    refit_ratio : float
+        As :class:`~dfm_mlflow.core.calibration.Calibration` has it.
     map_scale : float
         As :class:`~dfm_mlflow.detector.class_model.ClassModel` has it.
     layers : list of SubspaceRecord
@@ -68,6 +70,7 @@ class ClassRecord(BaseModel):
     n_groups: int | None = Field(None, ge=2, le=1 << 30)
     n_left_out: int = Field(0, ge=0, le=1 << 30)
     n_folds: int = Field(ge=0)
+    refit_ratio: float = Field(1.0, gt=0, le=_LARGEST)
     map_scale: float = Field(ge=0, le=_LARGEST)
     layers: list[SubspaceRecord] = Field(min_length=1)
 

@@ -274,6 +274,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
                 n_groups=None if c.calibration.groups is None else c.calibration.n_groups,
                 n_left_out=c.calibration.n_left_out,
                 n_folds=c.calibration.n_folds,
+                refit_ratio=c.calibration.refit_ratio,
                 map_scale=c.map_scale,
                 layers=[
                     SubspaceRecord(

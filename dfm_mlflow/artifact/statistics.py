@@ -160,13 +160,10 @@ def _class(
         correlation = _array(statistics, f"{i}.correlation", (many, many))
         if not (np.abs(correlation) <= 1 + 1e-5).all() or (correlation != correlation.T).any():
             raise ArtifactError(f"{STATISTICS} holds no correlations in {i}.correlation.")
-    return ClassModel(
-        record.name,
-        tuple(layers),
-        Calibration(held_out, record.n_folds, method, groups, record.n_left_out, rule),
-        record.map_scale,
-        correlation,
+    calibration = Calibration(
+        held_out, record.n_folds, method, groups, record.n_left_out, rule, record.refit_ratio
     )
+    return ClassModel(record.name, tuple(layers), calibration, record.map_scale, correlation)
 
 
 def _n_calibrated(record: ClassRecord) -> int:

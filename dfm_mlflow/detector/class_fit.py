@@ -153,6 +153,8 @@ class FittedLayers:
     deal : Deal
     correlation : ndarray of shape (L, L), float32
         Of the ranks of the leading coordinates of all layers together.
+    refit_ratio : ndarray of shape (n,)
+        What FRE scores are multiplied by to become those of the final model.
     """
 
     layers: list[LayerModel]
@@ -160,6 +162,7 @@ class FittedLayers:
     nll: Tensor
     deal: Deal
     correlation: np.ndarray
+    refit_ratio: np.ndarray
 
 
 def fit_layers(
@@ -188,7 +191,7 @@ def fit_layers(
         If there is one fold only, or features that no model fits.
     """
     level, n = float(options.pca_level), len(deal.folds)
-    layers, maps, nll, leading = [], [], [], []
+    layers, maps, nll, ratios, leading = [], [], [], [], []
     for feature, grid in zip(features, grids, strict=True):
         x = grid.rows(feature).cpu().numpy()
         folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
@@ -198,10 +201,11 @@ def fit_layers(
         subspace = to_store(subspace, held_out.noise_variance(subspace))
         maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
         nll.append(torch.from_numpy(held_out.nll(subspace)))
+        ratios.append(held_out.refit_ratio() if held_out.refit_ratio else np.ones(n))
         undivided = np.ones(grid.shape[1:], dtype=np.float32)
         layers.append(LayerModel(subspace, undivided, np.sort(leading[-1], axis=0)))
-    correlation = rank_correlation(leading)
-    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal, correlation)
+    correlation, ratio = rank_correlation(leading), np.mean(ratios, axis=0)
+    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal, correlation, ratio)
 
 
 def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
@@ -260,12 +264,14 @@ def _finished(
     folds = fitted.deal.folds
     usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
-    calibration = calibrate(score.numpy(), fitted.deal, options)
+    calibration = calibrate(score.numpy(), fitted.deal, options, fitted.refit_ratio)
     model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
     return model, score.double().numpy(), dict(enumerate(combined))
 
 
-def calibrate(scores: np.ndarray, deal: Deal, options: Options) -> Calibration:
+def calibrate(
+    scores: np.ndarray, deal: Deal, options: Options, refit_ratio: np.ndarray
+) -> Calibration:
     """Calibrate on the held-out scores of the pictures of one class.
 
     Parameters
@@ -274,14 +280,18 @@ def calibrate(scores: np.ndarray, deal: Deal, options: Options) -> Calibration:
     deal : Deal
         Of the n pictures.
     options : Options
-        Of them ``tail`` and ``contamination`` matter.
+        Of them ``tail``, ``contamination`` and ``score`` matter.
+    refit_ratio : ndarray of shape (n,)
+        Mean over layers of what :class:`~dfm_mlflow.core.crossfit.HeldOut` says; a likelihood is no
+        residual and stays as it is.
 
     Returns
     -------
     Calibration
     """
     n_folds = len(np.unique(deal.folds))
-    return Calibration.of(scores, n_folds, options.tail, deal.groups, options.contamination)
+    ratio = None if options.score == "nll" else refit_ratio
+    return Calibration.of(scores, n_folds, options.tail, deal.groups, options.contamination, ratio)
 
 
 def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:

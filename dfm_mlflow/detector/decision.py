@@ -131,10 +131,11 @@ def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: floa
         subject = "The thresholds " + ", ".join(f"{name} {t:.4g}" for name, t in thresholds)
     else:
         subject = f"The threshold {thresholds[0][1]:.4g}"
-    sentence = (
-        f"{subject} promise{'' if several else 's'} a false-positive rate of at most "
-        f"{promised:.3g}{_basis(smallest, several)}"
-    )
+    if any(c.calibration.is_estimate(fpr) for c in classes):
+        says = f"give{'' if several else 's'} an estimated false-positive rate of"
+    else:
+        says = f"promise{'' if several else 's'} a false-positive rate of at most"
+    sentence = f"{subject} {says} {promised:.3g}{_basis(smallest, several)}"
     if effective > fpr:
         kind = "images" if smallest.groups is None else "groups"
         enough = images_needed(fpr, smallest.tail)
@@ -156,6 +157,8 @@ def _basis(calibration: Calibration, several: bool) -> str:
     )
     if calibration.n_folds:
         text += f" held out in {calibration.n_folds} folds"
+        if calibration.refit_ratio != 1:
+            text += f" and multiplied by {calibration.refit_ratio:.3f}, as the final model sees all"
     if calibration.n_left_out:
         unit = "images" if calibration.groups is None else "groups"
         text += (

@@ -113,10 +113,21 @@ def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) ->
     if detector.rule == 1:  # its coordinates are of pictures that it was fitted to
         places = np.full_like(places, np.nan)
     return measure_drift(
-        table["p_value"].to_numpy(float),
+        _cautious_p_values(detector, table["anomaly_score"].to_numpy(float), judged_as),
         table["is_anomaly"].to_numpy(np.bool_),
         places,
         np.array([sizes[name] for name in judged_as]),
         judged_as,
         {c.name: c.correlation for c in detector.classes if c.correlation is not None},
     )
+
+
+def _cautious_p_values(
+    detector: AnomalyDetector, scores: np.ndarray, judged_as: np.ndarray
+) -> np.ndarray:
+    """P-values too large rather than estimated: with others drift would alarm too often."""
+    p_values = np.empty(len(scores))
+    for c in detector.classes:
+        mine = judged_as == c.name
+        p_values[mine] = c.calibration.cautious_p_value(scores[mine])
+    return p_values

@@ -90,12 +90,12 @@ def fit_class_in_passes(
         raise FitError(ONE_GROUP)
     parts = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
     held = parts[0][1]
-    for _, other in parts[1:]:
+    for _, other, _ in parts[1:]:
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
         to_store(replace(subspace, n_samples=len(deal.folds)), _noise_variance(sums, j, subspace))
-        for j, (subspace, _) in enumerate(parts)
+        for j, (subspace, _, _) in enumerate(parts)
     ]
     check_rest(subspaces, options)
     divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
@@ -118,7 +118,8 @@ def fit_class_in_passes(
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
     )[order]
-    calibration = calibrate(scores, deal, options)
+    ratio = np.mean([of_layer for _, _, of_layer in parts], axis=0)
+    calibration = calibrate(scores, deal, options, ratio)
 
     def inside(block: HeldOutBlock) -> np.ndarray:
         combined = scored(block)[1]
@@ -146,7 +147,7 @@ def fit_class_in_passes(
         {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)},
         _sketches(passes, grids) if len(scores) <= MOST else None,
     )
-    for _, part in parts:
+    for _, part, _ in parts:
         part.drop()
     return ClassModel(name, tuple(layers), calibration, scale, rank_correlation(leading)), held_out
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 def fit_layer(
     passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
-) -> tuple[Subspace, Passes]:
+) -> tuple[Subspace, Passes, np.ndarray]:
     """Give the final subspace, and the pictures of each fold under the subspace of the others.
 
     Parameters
@@ -54,6 +54,9 @@ def fit_layer(
     subspace : Subspace
     held : Passes
         Over :class:`HeldOutBlock` with this layer alone.
+    refit_ratio : ndarray of shape (n,)
+        As :class:`~dfm_mlflow.core.crossfit.HeldOut` has it, of those that could be read, in the
+        order of the list; 1 where it has none.
 
     Raises
     ------
@@ -62,8 +65,9 @@ def fit_layer(
     """
     layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
     n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
+    ratio = np.ones(int((folds >= 0).sum()))
     if n <= min(dimension, LARGE):
-        subspace, held = layer.by_rows()
+        subspace, held, ratio = layer.by_rows()
     elif dimension <= MAX_FEATURES:
         subspace, held = layer.by_moments()
     else:
@@ -71,7 +75,7 @@ def fit_layer(
             subspace, held = layer.by_iteration()
         except TooManyComponents as error:
             if n <= dimension and n * dimension * 4 <= MOST_ROWS:
-                subspace, held = layer.by_rows()
+                subspace, held, ratio = layer.by_rows()
             elif dimension <= MOST_EXACT:
                 subspace, held = layer.by_moments()
             else:
@@ -80,7 +84,7 @@ def fit_layer(
                     f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
                     "pooling."
                 ) from error
-    return subspace, held
+    return subspace, held, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ class _Layer:
         assert held is not None
         return subspace, held
 
-    def by_rows(self) -> tuple[Subspace, Passes]:
+    def by_rows(self) -> tuple[Subspace, Passes, np.ndarray]:
         """All rows in this process, at most as many as features: the one-machine code itself."""
         rows = self.rows
         found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
@@ -166,7 +170,8 @@ class _Layer:
             found = ([values[at]] for values in (maps, fre, mahalanobis, leading))
             return HeldOutBlock(block.index, *found)
 
-        return subspace, self.passes.derive(look_up)
+        ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(len(order))
+        return subspace, self.passes.derive(look_up), ratio
 
     def by_iteration(self) -> tuple[Subspace, Passes]:
         """Subspaces of all rows and of those without each fold, iterated side by side."""

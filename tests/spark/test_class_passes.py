@@ -133,6 +133,8 @@ def tiny(monkeypatch):
     """What is large for this test: subspace iteration from 20 rows and features on."""
     monkeypatch.setattr(passes, "LARGE", 20)
     monkeypatch.setattr(passes, "MAX_FEATURES", 20)
+    # of many rows no engine estimates how much lower they would score under the final model
+    monkeypatch.setattr("dfm_mlflow.core.crossfit.MOST_REFIT", 20)
 
 
 @pytest.mark.parametrize("augment", ["none", "flips"])
