@@ -22,13 +22,9 @@ import pandas as pd
 
 from dfm_mlflow.columns import COLUMNS, check_on_error
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
-from dfm_mlflow.images.picture import Picture, listed, taken
+from dfm_mlflow.images.picture import Picture, encoded, listed
 from dfm_mlflow.storage.whole_file import whole_file
 
-_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".pgm", ".ppm"),
-)
 _ROWS = 64  # pictures in one request: a server answers them long before it gives up on a request
 _LONGEST_PAUSE = 5.0
 
@@ -128,6 +124,7 @@ def find_pictures(names: Iterable[str]) -> list[str]:
         If a name is not there, or there is no picture.
     """
     from dfm_mlflow.data.find import find_pictures as found_below
+    from dfm_mlflow.data.names import EXTENSIONS
 
     found: list[str] = []
     for name in names:
@@ -139,7 +136,8 @@ def find_pictures(names: Iterable[str]) -> list[str]:
         else:
             raise DataError(f"{name} is not there: give files or folders of pictures.")
     if not found:
-        raise DataError(f"There is no picture ({', '.join(_SUFFIXES)}) in {', '.join(names)}.")
+        kinds = ", ".join(sorted(EXTENSIONS))
+        raise DataError(f"There is no picture ({kinds}) in {', '.join(names)}.")
     return found
 
 
@@ -192,7 +190,7 @@ def _parts(
     size = 0
     for i, image in enumerate(images):
         try:
-            data = _encoded(image)
+            data = encoded(image)
         except ImageError as error:
             if on_error == "raise":
                 raise ImageError(f"{_name(i, image)}: {error}") from None
@@ -205,23 +203,6 @@ def _parts(
         size += len(data)
     if part:
         yield part
-
-
-def _encoded(image: Picture) -> bytes:
-    picture = taken(image)
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Path):
-        try:
-            return picture.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-            why = getattr(error, "strerror", None) or error
-            raise ImageError(f"The file cannot be read ({why}): check it.") from None
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _name(i: int, image: Picture) -> str:

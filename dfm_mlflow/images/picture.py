@@ -3,6 +3,7 @@
 Neither torch nor MLflow, and Pillow only where one of its images is given.
 """
 
+import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,6 +64,38 @@ def taken(value: Any) -> Path | bytes | np.ndarray:
         f"A value of the type {type(value).__name__} is not a picture: give a file, encoded bytes, "
         f"a PIL image, or an array of {_SHAPES}."
     )
+
+
+def encoded(value: Any) -> bytes:
+    """Give the bytes of one picture, in whatever form it is; values become a PNG.
+
+    Parameters
+    ----------
+    value : Picture
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    ImageError
+        For what :func:`taken` refuses, and for a file that cannot be read.
+    """
+    picture = taken(value)
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, Path):
+        try:
+            return picture.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            why = getattr(error, "strerror", None) or error
+            raise ImageError(f"The file cannot be read ({why}): check it.") from None
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def is_null(value: Any) -> bool:

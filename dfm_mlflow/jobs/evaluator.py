@@ -202,18 +202,21 @@ def _written(
 ) -> "list[Item]":
     """Write the pictures of a table into ``<label>/<row>``, where the report finds them."""
     from dfm_mlflow.data.item import Item, Mask
-    from dfm_mlflow.detector.maps import to_png
-    from dfm_mlflow.images.picture import taken
+    from dfm_mlflow.errors import ImageError
+    from dfm_mlflow.images.picture import encoded
     from dfm_mlflow.scores.evaluation import metric_name
     from dfm_mlflow.serving.pyfunc import to_picture
 
     def written(value: Any, kind: str, i: int) -> Path:
         path = folder / kind / metric_name(labels[i]) / f"{i:05d}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = taken(to_picture(value, files=True))
-        if isinstance(found, Path):
-            return found
-        path.write_bytes(found if isinstance(found, bytes) else to_png(found))
+        picture = to_picture(value, files=True)
+        if isinstance(picture, Path):
+            return picture
+        try:  # a row without a picture is counted among those that cannot be read
+            path.write_bytes(b"" if picture is None else encoded(picture))
+        except ImageError as error:
+            raise DataError(f"Row {i} of the data: {error}") from None
         return path
 
     n = len(table)

@@ -183,9 +183,9 @@ def fit_and_register(
     """
     options = options.model_copy(update={"registered_model": options.model_name or "none"})
     known = _parameters(options, weights)
-    for name in ("augment", "bits"):  # the pictures decide, and a parameter cannot change
-        if getattr(options, name) == "auto":
-            del known[f"resolved_{name}"]
+    for option in ("augment", "bits"):  # the pictures decide, and a parameter cannot change
+        if getattr(options, option) == "auto":
+            del known[f"resolved_{option}"]
     log_parameters(run_id, known)
     fitted = _fit(options, catalog, extractor, weights)
     parameters = _parameters(fitted.detector.options, weights)

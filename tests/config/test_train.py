@@ -13,7 +13,7 @@ def test_presets_leave_nothing_to_chance(preset):
     left = {k for k, v in resolved.model_dump().items() if v == "auto"}
     # what only the machine and the data know
     assert left == {
-        *("category", "data", "good", "bad", "masks", "bits"),
+        *("category", "data", "good", "bad", "masks", "bits", "augment"),
         *("device", "precision", "registered_model"),
     }
     assert resolved.resolve() == resolved

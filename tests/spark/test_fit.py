@@ -111,7 +111,7 @@ def test_executors_learn_the_depth_and_read_again_where_the_guess_was_wrong(spar
     given = Options.parse(SMALL | {"category": "stripes", "layers": "layer1", "pooling": "16"})
     extractor, weights, resolved = build_extractor(given.resolve(), items)
     assert extractor.decoder.depth.bits == 10
-    there, extraction = fit_on_spark(
+    there, _, extraction = fit_on_spark(
         resolved, extractor, items, weights, lambda _: None, session=spark
     )
     known, here = extract_settled(extractor, paths)
