@@ -164,6 +164,8 @@ def test_changed_files_are_refused(folder):
         (lambda a: a.pop("1.0.basis"), r"lacks 1\.0\.basis"),
         (lambda a: a.update({"0.held_out": a["0.held_out"][::-1].copy()}), "out of order"),
         (lambda a: a.update({"0.0.leading": a["0.0.leading"][::-1].copy()}), "out of order"),
+        (lambda a: a["0.correlation"].__setitem__((0, 1), 0.9), "holds no correlations in 0"),
+        (lambda a: a.pop("1.correlation"), r"lacks 1\.correlation"),
         (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 100}), "no unit vectors"),
         (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 0}), "no unit vectors"),
         (lambda a: a.update({"0.0.mean": a["0.0.mean"] * 0 + 3e38}), "too large"),
