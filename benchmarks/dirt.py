@@ -138,14 +138,19 @@ def print_warned(category: str, p: Pictures, n: int, splits: int, fpr: float) ->
 @click.option("--elpv/--no-elpv", default=True, help="ELPV's mono cells, too.")
 @click.option("--weights", default="imagenet", show_default=True)
 @click.option("--preset", default="default", show_default=True)
+@click.option("--layers", default="auto", show_default=True)
+@click.option("--pooling", default="auto", show_default=True)
 @click.option("--n", "sizes", multiple=True, type=int, default=(30, 100), show_default=True)
 @click.option("--planted", "n_planted", default=200, show_default=True, help="Pictures to fit on.")
 @click.option("--splits", default=20, show_default=True, help="Of the planted shares.")
 @click.option("--warned", "n_warned", default=100, show_default=True, help="Splits of warnings.")
-def main(data, categories, elpv, weights, preset, sizes, n_planted, splits, n_warned) -> None:
+def main(
+    data, categories, elpv, weights, preset, layers, pooling, sizes, n_planted, splits, n_warned
+) -> None:
     """Print both tables."""
+    given = {"weights": weights, "preset": preset, "layers": layers, "pooling": pooling}
     places = [("mono", "elpv")] * elpv + [(c, data) for c in categories]
-    sets = [(c, Pictures(c, d, {"weights": weights, "preset": preset})) for c, d in places]
+    sets = [(c, Pictures(c, d, given)) for c, d in places]
     if splits:
         click.echo(
             "| set | n | planted | shown in the report | in the fifth | AUROC dirty | one look | "

@@ -7,7 +7,7 @@ import numpy as np
 
 from dfm_mlflow.core.calibration import Calibration
 
-# A gap that chance leaves more seldom than this is warned of. Measured: 1 in 24 clean splits of the
+# A gap that chance leaves more seldom than this is warned of. Measured: 1 in 26 clean splits of the
 # development sets, where the upper half of the logarithms is a little lighter than exponential.
 RARE = 0.1
 

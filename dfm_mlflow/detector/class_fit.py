@@ -266,7 +266,8 @@ def _finished(
     score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
     calibration = calibrate(score.numpy(), fitted.deal, options, fitted.refit_ratio)
     model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
-    return model, score.double().numpy(), dict(enumerate(combined))
+    scores = brought_to_final(score.numpy(), options, fitted.refit_ratio)
+    return model, scores, dict(enumerate(combined))
 
 
 def calibrate(
@@ -290,8 +291,32 @@ def calibrate(
     Calibration
     """
     n_folds = len(np.unique(deal.folds))
-    ratio = None if options.score == "nll" else refit_ratio
+    ratio = _ratio(options, refit_ratio)
     return Calibration.of(scores, n_folds, options.tail, deal.groups, options.contamination, ratio)
+
+
+def brought_to_final(scores: np.ndarray, options: Options, refit_ratio: np.ndarray) -> np.ndarray:
+    """Give held-out scores as the calibration has them, brought to those of the final model.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+    options : Options
+        Of them ``score`` matters.
+    refit_ratio : ndarray of shape (n,)
+        As :func:`calibrate` takes it.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+    """
+    brought: np.ndarray = np.asarray(scores, dtype=np.float64) * _ratio(options, refit_ratio)
+    return brought
+
+
+def _ratio(options: Options, refit_ratio: np.ndarray) -> np.ndarray:
+    """What each score is multiplied by; a likelihood is no residual and stays as it is."""
+    return np.ones_like(refit_ratio) if options.score == "nll" else refit_ratio
 
 
 def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:

@@ -21,8 +21,8 @@ class HeldOutScores:
     Attributes
     ----------
     score : ndarray of shape (n,), float64
-        Anomaly score of each picture under a model that was fitted without its fold, in the order
-        in which the pictures were given.
+        Anomaly score of each picture under a model that was fitted without its fold, brought to the
+        final model as the calibration has it, in the order in which the pictures were given.
     p_value : ndarray of shape (n,), float64
         Of that score among the others of its class: the share of groups (pictures, where there are
         no groups) that score at least as high, its own counted once.

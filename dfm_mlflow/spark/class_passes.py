@@ -33,6 +33,7 @@ from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_fit import (
     Deal,
+    brought_to_final,
     calibrate,
     check_rest,
     to_store,
@@ -120,6 +121,7 @@ def fit_class_in_passes(
     )[order]
     ratio = np.mean([of_layer for _, _, of_layer in parts], axis=0)
     calibration = calibrate(scores, deal, options, ratio)
+    brought = brought_to_final(scores, options, ratio)
 
     def inside(block: HeldOutBlock) -> np.ndarray:
         combined = scored(block)[1]
@@ -130,7 +132,7 @@ def fit_class_in_passes(
         held.total(lambda block: upper_counts(inside(block)), np.add),
         lambda upper: held.total(lambda block: lower_counts(inside(block), upper), np.add),
     )
-    most_unusual = np.argsort(-scores)[:MOST_MAPS]
+    most_unusual = np.argsort(-brought)[:MOST_MAPS]
     listed = np.flatnonzero(folds >= 0)[most_unusual]  # their places in the list of the class
 
     def maps_of(block: HeldOutBlock) -> dict[int, Tensor]:
@@ -142,8 +144,8 @@ def fit_class_in_passes(
 
     maps = held.total(maps_of, lambda a, b: a | b)
     held_out = HeldOutScores(
-        scores.astype(np.float64),
-        held_out_p_values(scores, deal.groups),
+        brought,
+        held_out_p_values(brought, deal.groups),
         {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)},
         _sketches(passes, grids) if len(scores) <= MOST else None,
     )
