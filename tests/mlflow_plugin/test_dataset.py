@@ -176,11 +176,9 @@ def test_a_category_is_found_where_there_is_one(one, mvtec_like):
 def test_what_cannot_be_chosen_is_refused(mvtec_like, tmp_path):
     with pytest.raises(DataError, match="holds the categories bands, stripes: give category="):
         mlflow.data.from_image_folder(mvtec_like)
-    with pytest.raises(
-        DataError, match="data=elpv does not say which category is meant: give category="
-    ):
+    with pytest.raises(DataError, match="data=elpv does not say which category is meant: give"):
         mlflow.data.from_image_folder("elpv")
     with pytest.raises(DataError, match="nowhere does not exist"):
         mlflow.data.from_image_folder(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds neither"):
+    with pytest.raises(DataError, match="holds no pictures .*: it holds nothing"):
         mlflow.data.from_image_folder(tmp_path)
