@@ -92,11 +92,14 @@ class Depth:
             )
         fills_low_bits = bool(words.used & (2**self.shift - 1)) or not self.shift
         if self.darkest and fills_low_bits and _lacks(words, self.darkest):
+            theirs = _least(words.largest)
+            which, settles = f" whose darkest picture reaches {self.darkest}", self.bits
+            if self == BYTES:  # files of 8 bits, which were not looked at
+                which, settles = "", theirs
             return (
-                f"The image holds {_least(words.largest)}-bit data (largest value {words.largest} "
-                f"of {self.white}), and the model knows {self.text()} of at least four times that "
-                f"brightness: send pictures of that depth, or train with bits={self.bits} if they "
-                "may be as dark."
+                f"The image holds {theirs}-bit data (largest value {words.largest} of "
+                f"{self.white}), and the model knows {self.text()}{which}: send pictures of that "
+                f"depth, or train with bits={settles} if that is what such values are."
             )
         return None
 

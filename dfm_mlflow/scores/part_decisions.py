@@ -9,7 +9,7 @@ from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 
 # With their pandas dtypes.
-PART_COLUMNS = {"part": "object", "part_p_value": "float64", "part_is_anomaly": "bool"}
+PART_COLUMNS = {"part": "object", "part_p_value": "float64", "part_is_anomaly": "boolean"}
 
 
 def part_decisions(
@@ -53,7 +53,7 @@ def part_decisions(
         {
             "part": names[of],
             "part_p_value": np.where(unknown, np.nan, p_value)[of],
-            "part_is_anomaly": pd.Series(flagged.astype(object)).mask(unknown, None).to_numpy()[of],
+            "part_is_anomaly": pd.Series(flagged, dtype="boolean").mask(unknown).array[of],
         },
         index=table.index,
     )
