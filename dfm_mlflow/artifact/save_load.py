@@ -200,8 +200,8 @@ def _check_shapes(record: Record, options: Options, shapes: Shapes) -> None:
     expected = [name for name, _ in options.feature_maps]
     if named != expected:
         raise ArtifactError(
-            f"{DETECTOR} has maps of the layers {', '.join(named)}, and its options give "
-            f"{', '.join(expected)}."
+            f"{DETECTOR} has maps of the layers {', '.join(named)[:200]}, and its options give "
+            f"{', '.join(expected)[:200]}."
         )
     for layer, found in zip(record.layers, shapes.maps, strict=True):
         if tuple(layer.shape) != found:

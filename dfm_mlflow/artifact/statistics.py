@@ -29,7 +29,7 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
         arrays[f"{i}.held_out"] = model.calibration.scores
         if model.calibration.groups is not None:
             arrays[f"{i}.groups"] = model.calibration.groups.astype(np.int32)
-        if model.correlation is not None:
+        if detector.rule > 1 and model.correlation is not None:
             arrays[f"{i}.correlation"] = np.asarray(model.correlation, dtype=np.float32)
         for j, layer in enumerate(model.layers):
             for name in ("mean", "variances"):

@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from dfm_mlflow.scores.parts import (
     Plan,
     n_errors,
     plan_parts,
-    schema_of,
     score_part,
     scores_of,
 )
@@ -164,12 +164,14 @@ def _write(
     path: Path,
     category: str,
 ) -> int:
-    bad = 0
-    with pq.ParquetWriter(path, schema_of(detector, bool(shown))) as writer:
+    bad, writer = 0, None
+    with ExitStack() as stack:
         for step in _steps(sources, shown):
             mine = [sources[i] for i in step]
             table = scores_of(detector, mine, category, [shown[i] for i in step if shown])
             bad += n_errors(table)
+            if writer is None:  # with pandas' dtypes, as the parts of a folder have them
+                writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
             writer.write_table(table)
     return bad
 

@@ -44,7 +44,6 @@ def forge(folder, backbone, layer, size, pooling, tile="none"):
         "0.0.variances": np.ones(2, np.float32),
         "0.0.usual": np.ones((height, width), np.float32),
         "0.0.leading": np.zeros((len(arrays["0.held_out"]), 1), np.float32),
-        "0.correlation": np.ones((1, 1), np.float32),
     }
     save_file(arrays, folder / STATISTICS)
 

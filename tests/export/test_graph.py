@@ -143,7 +143,7 @@ def test_command_writes_a_file_that_says_what_it_is(saved, tmp_path):
     detector = fit(**SUM)
     assert json.loads(known["dfm.classes"]) == ["stripes"]
     assert json.loads(known["dfm.thresholds"]) == pytest.approx(detector.thresholds(), rel=1e-4)
-    assert (known["dfm.format"], known["dfm.fpr"]) == ("1", "0.1")
+    assert (known["dfm.format"], known["dfm.fpr"]) == ("2", "0.1")
     (given,) = model.graph.input
     assert [d.dim_value or d.dim_param for d in given.type.tensor_type.shape.dim] == [
         "n",

@@ -89,7 +89,7 @@ def test_test_pictures_alone_are_enough_and_nothing_is_an_error(trained, mvtec_l
     shutil.copytree(mvtec_like / "stripes/test", tmp_path / "data/stripes/test")
     assert ask(data=str(tmp_path / "data")).metrics["n_test"] == 14
     (tmp_path / "empty/stripes/test/good").mkdir(parents=True)
-    with pytest.raises(DataError, match="no pictures at all"):
+    with pytest.raises(DataError, match="holds no pictures"):
         ask(data=str(tmp_path / "empty"))
     broken = tmp_path / "broken"
     broken.mkdir()

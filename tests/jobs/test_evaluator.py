@@ -118,7 +118,7 @@ def test_an_alias_says_as_much_as_the_model(model, pictures):
 
 def test_a_table_gives_the_numbers_of_a_folder(model, pictures):
     whole = evaluate(model, pictures).metrics
-    masks = [i.mask.read_bytes() if i.mask else None for i in pictures.to_score]
+    masks = [i.mask.files[0].read_bytes() if i.mask else None for i in pictures.to_score]
     rows = evaluate(model, table_of(pictures, mask=masks), targets="label").metrics
     assert untimed(rows) == pytest.approx(untimed(whole), abs=1e-9)
     text = table_of(pictures)

@@ -101,7 +101,7 @@ def test_pictures_go_through_the_network_once_for_all_configurations(
 
     monkeypatch.setattr(Extractor, "extract", counted)
     grid = "layers=layer2|layer2,layer3;pooling=1,2;pca_level=0.9,0.97;normalize=none,position"
-    result = sweep(options(mvtec_like, "stripes", grid))
+    result = sweep(options(mvtec_like, "stripes", grid, augment="none"))
     assert seen == [24, 14]
     assert len(children(result.run_id)) == 16
     label = "layers=layer2, pooling=2, pca_level=0.97, normalize=position"
@@ -112,6 +112,7 @@ def test_pictures_go_through_the_network_once_for_all_configurations(
         "pooling": "2",
         "pca_level": "0.97",
         "normalize": "position",
+        "augment": "none",
         "registered_model": "none",
     }
     plain = train(Options.parse(SMALL | given)).metrics
