@@ -25,7 +25,6 @@ TESTED_BY = {
     "data.roles": "data/test_layouts.py",
     "jobs.fit": "jobs/test_train.py",
     "report.look": "jobs/test_training_look.py",
-    "report.thumbnail": "report/test_html.py",
     "scores.copies": "jobs/test_training_look.py",
     "scores.tables": "jobs/test_training_look.py",
     "scores.training": "jobs/test_training_look.py",

@@ -1,4 +1,4 @@
-"""What a training run says of its own pictures: odd ones, copies, and those that are left out."""
+"""What a training run says of its own pictures: tables, odd ones, copies, and what is left out."""
 
 import logging
 import shutil

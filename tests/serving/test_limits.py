@@ -117,7 +117,8 @@ def test_a_server_refuses_large_requests_and_a_program_may_send_them(detector, i
 def test_no_picture_is_decoded_for_a_client_that_no_longer_waits(detector, in_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0")
     model = PyfuncModel(detector, ServingSettings(threads=1))
-    monkeypatch.setattr("dfm_mlflow.network.extractor.decode_image", pytest.fail)
+    decode = "dfm_mlflow.images.decode.Decoder.decode"
+    monkeypatch.setattr(decode, lambda *_: pytest.fail("it was decoded"))
     for n in (1, 5):
         with pytest.raises(MlflowException, match="send fewer pictures") as refused:
             model.predict(pd.DataFrame({"image": pictures(n)}))
