@@ -202,6 +202,8 @@ class Calibration:
 
         It is one where scores were multiplied by a :attr:`refit_ratio`, and where a tail answers.
         Counting alone promises "at most".
+
+        The rate that is asked for is `fpr`.
         """
         by_tail = self.tail is not None and self.effective_fpr(fpr) < self.tail.share
         return self.refit_ratio != 1 or by_tail

@@ -58,7 +58,10 @@ def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
 
 
 def is_list(pattern: str) -> bool:
-    """Whether ``group_by`` names a file rather than an expression."""
+    """Whether ``group_by`` names a file rather than an expression.
+
+    `pattern` is the option ``group_by``.
+    """
     return pattern.lower().endswith(".csv")
 
 

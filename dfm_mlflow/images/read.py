@@ -74,7 +74,10 @@ _DEPTHS = {
 
 
 def depth_of(source: Path | S3Object) -> str | None:
-    """Say how a picture holds its pixels, such as ``16-bit grey``; None where it is no picture."""
+    """Say how a picture holds its pixels, such as ``16-bit grey``; None where it is no picture.
+
+    `source` is a file or an object.
+    """
     try:
         with Image.open(io.BytesIO(read_picture(source))) as image:
             mode = image.mode

@@ -71,10 +71,16 @@ def turned_input(pixels: Tensor, copy: Copy) -> Tensor:
 
 
 def copies_of(augment: str) -> tuple[Copy, ...]:
-    """Give what the fit sees of every picture; ``auto``, which nobody has decided, adds nothing."""
+    """Give what the fit sees of every picture; ``auto``, which nobody has decided, adds nothing.
+
+    `augment` is the option.
+    """
     return COPIES.get(augment, COPIES["none"])
 
 
 def augment_of(n_copies: int) -> str:
-    """Name of the option ``augment`` that shows each picture in so many ways."""
+    """Name of the option ``augment`` that shows each picture in so many ways.
+
+    There are `n_copies` of each picture, itself included.
+    """
     return next(name for name, copies in COPIES.items() if len(copies) == n_copies)

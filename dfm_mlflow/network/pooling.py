@@ -12,7 +12,10 @@ Rule = int | str
 
 
 def rules_of(pooling: Rule | Sequence[Sequence[Rule]], n_layers: int) -> Sequence[Sequence[Rule]]:
-    """Scales of each of `n_layers` layers: one rule is that of all."""
+    """Scales of each of `n_layers` layers: one rule is that of all.
+
+    `pooling` is one rule, or the scales of each of `n_layers` layers.
+    """
     return [[pooling]] * n_layers if isinstance(pooling, int | str) else pooling
 
 

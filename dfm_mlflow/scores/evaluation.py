@@ -40,7 +40,10 @@ class Evaluation:
     seen: dict[int, Observation]
 
     def leaving_out(self, reasons: Mapping[str, str]) -> "Evaluation":
-        """Say of pictures, by path, why metrics leave them out; see :func:`counted`."""
+        """Say of pictures, by path, why metrics leave them out; see :func:`counted`.
+
+        By row, `reasons` say why.
+        """
         table = self.table.assign(left_out=self.table["path"].map(dict(reasons)).astype(object))
         return Evaluation(table, self.seen)
 

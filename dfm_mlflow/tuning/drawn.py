@@ -102,7 +102,7 @@ class SyntheticRecall:
         return float(self.found.mean())
 
     def of(self, size: str | None = None, strength: str | None = None) -> tuple[int, int]:
-        """How many are found, of how many, of one size, one strength, or both."""
+        """How many are found, of how many, of one `size`, one `strength`, or both."""
         mine = [
             (size is None or plan.size == size) and (strength is None or plan.strength == strength)
             for plan in self.plans
