@@ -229,7 +229,7 @@ class Calibration:
 
 
 def left_out(n_groups: int, contamination: float) -> int:
-    """How many groups (images) a declared share of dirt leaves out: rounded down."""
+    """How many of `n_groups` groups (images) a share `contamination` leaves out: rounded down."""
     return math.floor(contamination * n_groups * _ROUNDING)
 
 

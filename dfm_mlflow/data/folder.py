@@ -45,7 +45,17 @@ class Naming:
 
     @classmethod
     def of(cls, good: str = "auto", bad: str = "auto", masks: str = "auto") -> "Naming":
-        """Read the options `good`, `bad` and `masks`."""
+        """Read the options of these names.
+
+        Parameters
+        ----------
+        good, bad, masks : str
+            As a run has them.
+
+        Returns
+        -------
+        Naming
+        """
         return cls(Named(good), Named(bad), Named(masks))
 
     def __bool__(self) -> bool:
