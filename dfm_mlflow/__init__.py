@@ -20,6 +20,7 @@ _EXPORTS = {
     "DFM": "core.dfm",
     "Options": "config",
     "load_catalog": "data.catalog",
+    "overlay": "images.overlay",
     "train": "jobs.train",
     "DfmError": "errors",
 }

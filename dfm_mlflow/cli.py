@@ -20,6 +20,7 @@ from dfm_mlflow.config import (
     ScoreOptions,
     StrictOptions,
     SweepOptions,
+    UpgradeOptions,
 )
 from dfm_mlflow.errors import ConfigError, DfmError
 
@@ -49,6 +50,17 @@ def options_of(
         return command
 
     return add
+
+
+def with_experiment(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a `command` the option ``--experiment``; ``mlflow run`` has ``--experiment-name``."""
+    return click.option(
+        "--experiment",
+        default="auto",
+        show_default=True,
+        help="Experiment of the run; auto is what MLFLOW_EXPERIMENT_NAME or _ID say, else the "
+        "category.",
+    )(command)
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
@@ -83,21 +95,23 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
+@with_experiment
 @options_of(Options)
-def train(**values: Any) -> None:
+def train(experiment: str, **values: Any) -> None:
     """Fit a detector to good pictures, evaluate, log, register it."""
     options = Options.parse(values)
     from dfm_mlflow.jobs.train import train as run
     from dfm_mlflow.tracking.run import summary
 
-    result = run(options)
+    result = run(options, experiment=experiment)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    click.echo(summary(result.metrics, result.sentences, where))
+    click.echo(summary(result.metrics, [result.verdict.text, *result.sentences], where))
 
 
 @cli.command()
+@with_experiment
 @options_of(Options)
-def tune(**values: Any) -> None:
+def tune(experiment: str, **values: Any) -> None:
     """Choose the configuration on synthetic defects, then train.
 
     What is given is kept; normalisation is chosen on synthetic defects, copies by residuals.
@@ -106,14 +120,15 @@ def tune(**values: Any) -> None:
     from dfm_mlflow.jobs.tune import tune as run
     from dfm_mlflow.tracking.run import summary
 
-    result = run(options).trained
+    result = run(options, experiment=experiment).trained
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    click.echo(summary(result.metrics, result.sentences, where))
+    click.echo(summary(result.metrics, [result.verdict.text, *result.sentences], where))
 
 
 @cli.command()
+@with_experiment
 @options_of(SweepOptions)
-def sweep(**values: Any) -> None:
+def sweep(experiment: str, **values: Any) -> None:
     """Evaluate a grid of configurations on many categories.
 
     No model is kept: train the best.
@@ -121,22 +136,24 @@ def sweep(**values: Any) -> None:
     options = SweepOptions.parse(values)
     from dfm_mlflow.jobs.sweep import sweep as run
 
-    result = run(options)
+    result = run(options, experiment=experiment)
     click.echo(result.summary())
     if error := result.error():
         raise error
 
 
 @cli.command()
+@with_experiment
 @options_of(EvaluateOptions)
-def evaluate(**values: Any) -> None:
+def evaluate(experiment: str, **values: Any) -> None:
     """Score new pictures: metrics if labelled, drift in any case."""
     options = EvaluateOptions.parse(values)
     from dfm_mlflow.jobs.evaluate import evaluate as run
     from dfm_mlflow.tracking.run import summary
 
-    result = run(options)
-    click.echo(summary(result.metrics, result.sentences, {"run_id": result.run_id}))
+    result = run(options, experiment=experiment)
+    sentences = [result.verdict.text, *result.sentences]
+    click.echo(summary(result.metrics, sentences, {"run_id": result.run_id}))
 
 
 @cli.command()
@@ -164,6 +181,7 @@ def evaluate(**values: Any) -> None:
     metavar="REGEX",
     help="With --model: one decision for images whose paths match alike, such as views of a part.",
 )
+@click.option("--overlays", help="Folder for pictures with their anomaly maps drawn over them.")
 @click.option("--fpr", type=float, help="With --url: false-positive rate; default: the model's.")
 @click.option("--anomaly-map", is_flag=True, help="With --url: add anomaly maps.")
 @click.option(
@@ -186,6 +204,7 @@ def score(
     engine: str,
     category: str,
     part_by: str,
+    overlays: str | None,
     **values: Any,
 ) -> None:
     """Score pictures on a server, here, or in Spark's executors.
@@ -197,19 +216,25 @@ def score(
         raise ConfigError("score needs images, and either --url http://HOST:PORT or --model URI.")
     if model is not None:
         given = {"engine": engine, "category": category, "part_by": part_by}
+        given["overlays"] = overlays or "none"
         _score_here(model, images, output, given, values)
         return
     if part_by != "none":
         raise ConfigError("--part-by needs --model: combine the rows of a server yourself.")
     if engine != "local":
         raise ConfigError(f"--engine {engine} needs --model: a server has an engine of its own.")
-    from dfm_mlflow.client import find_pictures, write_table
+    from dfm_mlflow.client import find_pictures, write_overlays, write_table
     from dfm_mlflow.client import score as score_on_server
 
     assert url is not None
     paths = find_pictures(images)
     write = write_table(output)  # a name that cannot be written is refused before the work
-    table = score_on_server(url, paths, category=category, **values)
+    with_maps = values.pop("anomaly_map")
+    wanted = with_maps or overlays is not None
+    table = score_on_server(url, paths, category=category, anomaly_map=wanted, **values)
+    if overlays is not None:
+        write_overlays(overlays, paths, table["anomaly_map"], images)
+        table["anomaly_map"] = table["anomaly_map"].where(with_maps, None)
     table.insert(0, "path", paths)
     write(table)
 
@@ -235,13 +260,14 @@ def _score_here(
 
 
 @cli.command()
+@with_experiment
 @options_of(PromoteOptions)
-def promote(**values: Any) -> None:
+def promote(experiment: str, **values: Any) -> None:
     """Move an alias to a registered version that passes all gates."""
     options = PromoteOptions.parse(values)
     from dfm_mlflow.registry.promote import promote as run
 
-    click.echo(run(options).summary())
+    click.echo(run(options, experiment=experiment).summary())
 
 
 @cli.command()
@@ -300,8 +326,9 @@ def compare(**values: Any) -> None:
 
 
 @cli.command()
+@with_experiment
 @options_of(RecalibrateOptions, argument="model")
-def recalibrate(**values: Any) -> None:
+def recalibrate(experiment: str, **values: Any) -> None:
     """Give MODEL new thresholds from new good pictures.
 
     MODEL is any model URI; the result is a new version.
@@ -310,9 +337,28 @@ def recalibrate(**values: Any) -> None:
     from dfm_mlflow.jobs.recalibrate import recalibrate as run
     from dfm_mlflow.tracking.run import summary
 
-    result = run(options)
+    result = run(options, experiment=experiment)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
     click.echo(summary(result.metrics, result.sentences, where))
+
+
+@cli.command()
+@with_experiment
+@options_of(UpgradeOptions, argument="model")
+def upgrade(experiment: str, **values: Any) -> None:
+    """Fit MODEL of format 1 anew under today's rules, and compare both.
+
+    MODEL is any model URI; the result is a new version.
+    """
+    options = UpgradeOptions.parse(values)
+    from dfm_mlflow.jobs.upgrade import upgrade as run
+    from dfm_mlflow.tracking.run import summary
+
+    result = run(options, experiment=experiment)
+    trained = result.trained
+    where = {"run_id": trained.run_id, "model_uri": trained.registered_uri}
+    sentences = [trained.verdict.text, *trained.sentences, result.comparison]
+    click.echo(summary(trained.metrics, sentences, where))
 
 
 @cli.command()

@@ -172,6 +172,35 @@ def write_table(output: str | None) -> Callable[[pd.DataFrame], None]:
     return write
 
 
+def write_overlays(
+    folder: str, paths: Sequence[str], maps: Iterable[str | None], searched: Sequence[str] = ()
+) -> None:
+    """Draw the maps that a server answered over their pictures, into files below a folder.
+
+    Parameters
+    ----------
+    folder : str
+        Local; made where it is not there.
+    paths : sequence of str
+        Files of the pictures.
+    maps : iterable of str or None
+        Column ``anomaly_map`` of the answer.
+    searched : sequence of str
+        Folders that the pictures were found in.
+
+    Raises
+    ------
+    ConfigError
+        For a folder that cannot be used, or that holds the pictures.
+    """
+    from dfm_mlflow.images.overlay_files import OverlayFolder
+
+    overlays = OverlayFolder(folder, paths, searched)
+    for path, drawn in zip(paths, maps, strict=True):
+        if drawn is not None:
+            overlays.write(path, Path(path).read_bytes(), drawn)
+
+
 def _target(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:

@@ -34,7 +34,6 @@ TESTED_BY = {
     "images.inflate": "images/test_fast.py",
     "images.limits": "images/test_decode_table.py",
     "images.tiff": "images/test_decode_table.py",
-    "report.overlay": "detector/test_maps.py",
     "serving.threads": "serving/test_server.py",
     "spark.blocks": "spark/test_class_passes.py",
     "spark.layer_passes": "spark/test_class_passes.py",

@@ -53,6 +53,7 @@ def zoo(tmp_path_factory, mvtec_like):
     uri = f"sqlite:///{root / 'mlflow.db'}"
     os.chdir(root)
     mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment_id="0")  # of all runs here, whatever the category
     runs = {name: train(Options.parse(SMALL | more)) for name, more in given.items()}
     os.chdir(here)
     mlflow.set_tracking_uri(previous)
@@ -64,13 +65,14 @@ def zoo(tmp_path_factory, mvtec_like):
 @pytest.fixture
 def registry(zoo, monkeypatch, request):
     """The zoo's store, with a registered model of this test's own."""
-    from dfm_mlflow.registry import gates
+    from dfm_mlflow.registry import cost_gates
 
     monkeypatch.chdir(zoo.root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", zoo.uri)
-    monkeypatch.setattr(gates, "_ROUNDS", gates._LEAST_ROUNDS)
+    monkeypatch.setattr(cost_gates, "_ROUNDS", cost_gates._LEAST_ROUNDS)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(zoo.uri)
+    mlflow.set_experiment(experiment_id="0")
     yield Registry(zoo, "dfm-" + re.sub(r"\W+", "-", request.node.name))
     while mlflow.active_run():
         mlflow.end_run()

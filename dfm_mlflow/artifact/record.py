@@ -14,7 +14,7 @@ READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.
 _OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {"augment": "none"}
 DETECTOR = "detector.json"
-_SINCE_2 = {"rule", "depth"}
+_SINCE_2 = {"rule", "depth", "n_fitted"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
@@ -147,6 +147,8 @@ class Record(BaseModel):
     precision : {"fp32", "bf16", "fp16"}
         Arithmetic that it was calibrated in.
     classes : list of ClassRecord
+    n_fitted : int
+        Pictures that it was fitted to whose digests are in the statistics; 0 where none are.
     weights : dict of str to str
         ``id`` and ``sha256`` of the backbone's weights.
     sha256 : dict of str to str
@@ -162,6 +164,7 @@ class Record(BaseModel):
     depth: DepthRecord | None = None
     precision: str = Field(pattern="^(fp32|bf16|fp16)$")
     classes: list[ClassRecord] = Field(min_length=1)
+    n_fitted: int = Field(0, ge=0, le=1 << 30)
     weights: dict[str, str]
     sha256: dict[str, _Sha256]
 

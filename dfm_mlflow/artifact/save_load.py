@@ -39,7 +39,13 @@ from dfm_mlflow.artifact.record import (
     options_of,
     parse_record,
 )
-from dfm_mlflow.artifact.statistics import classes_of, most_statistics, roi_of, statistics_of
+from dfm_mlflow.artifact.statistics import (
+    classes_of,
+    fitted_of,
+    most_statistics,
+    roi_of,
+    statistics_of,
+)
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_model import score_class
@@ -167,7 +173,10 @@ def _build(
     )
     grids = grids_of(shapes.maps, extractor.roi_cells)
     classes = classes_of(record, statistics, grids, options.tail)
-    detector = AnomalyDetector(options, extractor, grids, classes, record.weights, record.rule)
+    fitted = fitted_of(record, statistics)
+    detector = AnomalyDetector(
+        options, extractor, grids, classes, record.weights, record.rule, fitted
+    )
     _check_scores(detector, shapes)
     return detector
 
@@ -286,6 +295,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
             )
             for c in detector.classes
         ],
+        n_fitted=len(detector.fitted),
         weights=detector.weights,
         sha256=digests,
     )

@@ -10,7 +10,7 @@ from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.leading import MOST_LEADING, n_leading
 from dfm_mlflow.core.packing import LEADING, n_blocks, pack, unpack
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.anomaly_detector import DIGITS, AnomalyDetector
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import ArtifactError
@@ -38,6 +38,9 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
             arrays |= {f"{i}.{j}.{k}": a for k, a in _basis_arrays(layer.subspace.basis).items()}
             arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
             arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
+    if detector.fitted:
+        digests = b"".join(bytes.fromhex(digest) for digest in sorted(detector.fitted))
+        arrays["fitted"] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGITS // 2)
     if detector.extractor.roi is not None:
         arrays["roi"] = np.packbits(detector.extractor.roi)
     return arrays
@@ -66,7 +69,7 @@ def _basis_of(statistics: dict[str, np.ndarray], place: str, dimension: int, k: 
 
 def most_statistics(record: Record) -> int:
     """Bytes that the file can have beside a `record` whose shapes are the network's."""
-    sizes = [math.prod(record.roi_shape or ()) // 8 + 1]
+    sizes = [math.prod(record.roi_shape or ()) // 8 + 1, DIGITS // 2 * record.n_fitted]
     for c in record.classes:
         sizes += [c.n_held_out, c.n_held_out if c.n_groups else 0]
         for layer, subspace in zip(record.layers, c.layers, strict=True):
@@ -100,6 +103,29 @@ def roi_of(record: Record, statistics: dict[str, np.ndarray]) -> np.ndarray | No
     size = math.prod(record.roi_shape)
     packed = _array(statistics, "roi", ((size + 7) // 8,), np.uint8)
     return np.unpackbits(packed, count=size).astype(bool).reshape(record.roi_shape)
+
+
+def fitted_of(record: Record, statistics: dict[str, np.ndarray]) -> list[str]:
+    """Give the digests of the pictures that a model was fitted to; none where they are not known.
+
+    Parameters
+    ----------
+    record : Record
+    statistics : dict of str to ndarray
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ArtifactError
+        If they are fewer or more than the record says.
+    """
+    if not record.n_fitted:
+        return []
+    digests = _array(statistics, "fitted", (record.n_fitted, DIGITS // 2), np.uint8)
+    return [bytes(digest).hex() for digest in digests]
 
 
 def classes_of(
@@ -211,6 +237,7 @@ def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
     if record.rule > 1:
         known |= {f"{i}.correlation" for i in range(len(record.classes))}
     known |= {"roi"} if record.roi_shape is not None else set()
+    known |= {"fitted"} if record.n_fitted else set()
     others = sorted(set(statistics) - known)
     if others:
         raise ArtifactError(f"{STATISTICS} holds {others[0]}, which belongs to nothing.")

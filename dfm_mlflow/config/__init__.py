@@ -9,6 +9,7 @@ from dfm_mlflow.config.verbs import (
     PromoteOptions,
     RecalibrateOptions,
     ScoreOptions,
+    UpgradeOptions,
 )
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "ScoreOptions",
     "StrictOptions",
     "SweepOptions",
+    "UpgradeOptions",
     "refuse_spark",
 ]

@@ -202,6 +202,26 @@ class Options(StrictOptions):
         "none or a number in (0, 1) above fpr",
         r"^(none|0?\.\d*[1-9]\d*)$",
     )
+    cost_escape: str = option(
+        "none",
+        "What a defective piece that passes costs, in any unit: with cost_overkill the report "
+        "names the cheapest false-positive rate.",
+        "none or a number of at least 0",
+        r"^(none|\d+(\.\d*)?|\.\d+)$",
+    )
+    cost_overkill: str = option(
+        "none",
+        "What a good piece that is flagged costs, in the same unit.",
+        "none or a number of at least 0",
+        r"^(none|\d+(\.\d*)?|\.\d+)$",
+    )
+    defect_rate: float = option(
+        0.01,
+        "Share of the pieces that is expected to be defective, for these costs.",
+        "a number in (0, 1)",
+        gt=0,
+        lt=1,
+    )
     roi: str = option(
         "none",
         "Mask PNG whose nonzero pixels are the region that matters.",
@@ -317,6 +337,13 @@ class Options(StrictOptions):
         return None if self.retest == "none" else float(self.retest)
 
     @property
+    def costs(self) -> tuple[float, float, float] | None:
+        """Costs of an escape and of an overkill and the defect rate; None where none are given."""
+        if self.cost_escape == "none":
+            return None
+        return float(self.cost_escape), float(self.cost_overkill), self.defect_rate
+
+    @property
     def tile_size(self) -> int | None:
         """Side of a tile in pixels, or None where the network sees the whole picture."""
         return None if self.tile == "none" else int(self.tile)
@@ -415,6 +442,11 @@ class Options(StrictOptions):
             raise ConfigError(
                 f"retest={self.retest} is not above fpr={self.fpr}: pictures between the two rates "
                 "are looked at again, so give a larger one."
+            )
+        if (self.cost_escape == "none") != (self.cost_overkill == "none"):
+            raise ConfigError(
+                f"cost_escape={self.cost_escape} and cost_overkill={self.cost_overkill} go "
+                "together: give both, in one unit, or neither."
             )
         try:
             re.compile(self.group_by)

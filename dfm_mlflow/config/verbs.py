@@ -72,6 +72,12 @@ class ScoreOptions(StrictOptions):
         "auto, or one category of the model",
         rf"^{CATEGORY}$",
     )
+    overlays: str = option(
+        "none",
+        "Local folder for pictures with their anomaly maps drawn over them.",
+        "none or a folder",
+        min_length=1,
+    )
     engine: str = option(
         "local", "This machine, or Spark's executors.", "local or spark", "^(local|spark)$"
     )
@@ -84,11 +90,12 @@ class ScoreOptions(StrictOptions):
     )
 
     def check(self) -> None:
-        """Refuse what is no regular expression.
+        """Refuse what is no regular expression, and overlays with Spark.
 
         Raises
         ------
         ConfigError
+            One sentence.
         """
         try:
             re.compile(self.part_by)
@@ -97,6 +104,11 @@ class ScoreOptions(StrictOptions):
                 f"part_by={self.part_by!r} is not a regular expression ({error}): correct it or "
                 "give none."
             ) from None
+        if self.overlays != "none" and self.engine == "spark":
+            raise ConfigError(
+                f"overlays={self.overlays} is a folder of this machine, and engine=spark scores "
+                "on others: use engine=local, on the pictures that you want to see."
+            )
 
 
 class CompareOptions(StrictOptions):
@@ -156,11 +168,18 @@ class PromoteOptions(StrictOptions):
     masks: str = option("auto", MASKS, FOLDERS, min_length=1)
     reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
     force: bool = option(
-        False, "Promote past refusals by metrics, comparison, speed or size.", "true or false"
+        False, "Promote past refusals by metrics, comparisons, speed or size.", "true or false"
     )
     dry_run: bool = option(False, "Run every gate and move nothing.", "true or false")
     min_auroc: float = option(
         0.8, "Least image AUROC on the version's test pictures.", "a number from 0 to 1", ge=0, le=1
+    )
+    min_recall: float = option(
+        0.5,
+        "Least share of labelled defects that the version finds at its threshold.",
+        "a number from 0 to 1",
+        ge=0,
+        le=1,
     )
     max_fpr: float = option(
         0.1,
@@ -171,13 +190,21 @@ class PromoteOptions(StrictOptions):
     )
     margin: float = option(
         0.02,
-        "AUROC that the version may lose against the one that holds the alias.",
+        "AUROC that the version may lose against the one that holds the alias, and the best that "
+        "ever held it.",
+        "a number from 0 to 1",
+        ge=0,
+        le=1,
+    )
+    margin_recall: float = option(
+        0.05,
+        "Recall at the threshold that it may lose against the same.",
         "a number from 0 to 1",
         ge=0,
         le=1,
     )
     min_images: int = option(
-        5,
+        20,
         "Good, and defective, pictures that a comparison needs.",
         "a whole number of at least 1",
         ge=1,
@@ -212,11 +239,7 @@ class PromoteOptions(StrictOptions):
         ConfigError
             For force without a reason.
         """
-        if self.force and self.reason.strip().lower() == "none":
-            raise ConfigError(
-                "force=true needs a reason for the record: give one, such as "
-                "reason='the new camera has no test pictures yet'."
-            )
+        _check_reason(self.force, self.reason, "the new camera has no test pictures yet")
 
 
 class RecalibrateOptions(StrictOptions):
@@ -248,3 +271,49 @@ class RecalibrateOptions(StrictOptions):
         "auto, none or a name without / : . % or quotes",
         r"^[^/:.%\"']+$",
     )
+    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    force: bool = option(
+        False,
+        "Take pictures that score as if the model was fitted to them, as after a darker lamp.",
+        "true or false",
+    )
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises
+        ------
+        ConfigError
+            For force without a reason.
+        """
+        _check_reason(self.force, self.reason, "the lamp is darker since Monday")
+
+
+class UpgradeOptions(StrictOptions):
+    """Every option of an upgrade."""
+
+    model: str = option(
+        ...,
+        "Any MLflow model URI of a dfm model of format 1, such as models:/dfm-bottle@production.",
+        "a model URI",
+        min_length=1,
+    )
+    data: str = option(
+        "auto",
+        "Where the pictures that it was fitted to are now; auto is where they were.",
+        "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
+        min_length=1,
+    )
+    registered_model: str = option(
+        "auto",
+        "Registered model name; auto is that of the model, none does not register.",
+        "auto, none or a name without / : . % or quotes",
+        r"^[^/:.%\"']+$",
+    )
+
+
+def _check_reason(force: bool, reason: str, example: str) -> None:
+    if force and reason.strip().lower() == "none":
+        raise ConfigError(
+            f"force=true needs a reason for the record: give one, such as reason='{example}'."
+        )

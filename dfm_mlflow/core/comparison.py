@@ -1,4 +1,4 @@
-"""Two detectors on the same pictures: a paired bootstrap of the difference in AUROC."""
+"""Two detectors on the same pictures: a paired bootstrap of the difference in AUROC or recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _CELLS = 4_000_000  # numbers in memory at once
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUROC of a challenger and a champion, and what is known about the difference.
+    """AUROC, or recall, of a challenger and a champion, and what is known about the difference.
 
     Attributes
     ----------
     challenger, champion : float
-        AUROC of each.
+        AUROC, or recall, of each.
     lower, upper : float
         Bounds of ``challenger - champion``; each alone holds with the probability `confidence`.
     n_good, n_defective : int
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """AUROC of the challenger less that of the champion."""
+        """Of the challenger less that of the champion."""
         return self.challenger - self.champion
 
     def verdict(self, margin: float, least: int = 1) -> str:
@@ -148,6 +148,74 @@ def compare_auroc(
         upper=float(np.quantile(differences, confidence, method="higher")),
         n_good=sum(part.n_good for part in parts),
         n_defective=sum(part.n_defective for part in parts),
+        confidence=confidence,
+        n_resamples=n_resamples,
+    )
+
+
+def compare_recall(
+    defective: np.ndarray,
+    challenger: np.ndarray,
+    champion: np.ndarray,
+    *,
+    strata: Sequence[str] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the decisions of two detectors on the same defective images, each at its threshold.
+
+    The defective images of each stratum are resampled, and both detectors see the same resample.
+
+    Parameters
+    ----------
+    defective : ndarray of shape (n,), bool
+        Some must be; good images are only counted.
+    challenger, champion : ndarray of shape (n,), bool
+        Whether each image is flagged.
+    strata : sequence of str, optional
+        Category of each image. Recall is the mean over the categories with defective images.
+    n_resamples : int
+        Number of resamples.
+    confidence : float
+        Of each bound alone, in (0.5, 1).
+    seed : int
+        The same seed gives the same bounds.
+
+    Returns
+    -------
+    Comparison
+        Of recall.
+
+    Raises
+    ------
+    DataError
+        If there is no defective image.
+    """
+    defective = np.asarray(defective, dtype=bool)
+    flags = [np.asarray(f, dtype=bool) for f in (challenger, champion)]
+    if not defective.any():
+        raise DataError("There is no defective image, and so no recall: give some.")
+    names = np.zeros(len(defective)) if strata is None else np.asarray(strata)
+    rng = np.random.default_rng(seed)
+    recalls, differences = [], []
+    for name in np.unique(names[defective]):
+        mine = defective & (names == name)
+        new, old = (f[mine] for f in flags)
+        n = len(new)
+        # found by the new one alone, by the old one alone, and the rest
+        shares = np.array([(new & ~old).sum(), (old & ~new).sum(), (new == old).sum()]) / n
+        drawn = rng.multinomial(n, shares, n_resamples)
+        recalls.append((new.mean(), old.mean()))
+        differences.append((drawn[:, 0] - drawn[:, 1]) / n)
+    means, spread = np.mean(recalls, axis=0), np.mean(differences, axis=0)
+    return Comparison(
+        challenger=float(means[0]),
+        champion=float(means[1]),
+        lower=float(np.quantile(spread, 1 - confidence, method="lower")),
+        upper=float(np.quantile(spread, confidence, method="higher")),
+        n_good=int((~defective).sum()),
+        n_defective=int(defective.sum()),
         confidence=confidence,
         n_resamples=n_resamples,
     )

@@ -55,6 +55,9 @@ def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, floa
 def decision_metrics(defective: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
     """Metrics at the calibrated threshold; those whose denominator is 0 are left out.
 
+    Without defective images there is neither precision nor F1, which would be 0 or nothing by the
+    false alarms alone.
+
     ``false_positive_rate`` is the line's overkill, ``false_negative_rate`` its escapes.
 
     Parameters
@@ -73,6 +76,10 @@ def decision_metrics(defective: np.ndarray, flagged: np.ndarray) -> dict[str, fl
     ratios = {
         "image_f1": (2 * hits, 2 * hits + false_alarms + misses),
         "precision": (hits, hits + false_alarms),
+    }
+    if not defective.any():
+        ratios = {}
+    ratios |= {
         "recall": (hits, hits + misses),
         "false_positive_rate": (false_alarms, false_alarms + passes),
         "false_negative_rate": (misses, hits + misses),

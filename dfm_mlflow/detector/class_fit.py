@@ -18,7 +18,6 @@ from dfm_mlflow.core.packing import on_grid
 from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
-    CALM,
     ClassModel,
     ClassScores,
     LayerModel,
@@ -26,7 +25,7 @@ from dfm_mlflow.detector.class_model import (
 )
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
 from dfm_mlflow.errors import FitError
 
 
@@ -385,9 +384,7 @@ def recalibrate_class(
 
 
 def _map_scale(maps: Tensor) -> float:
-    """Value that all but 1 in 1,000 positions of held-out good maps stay under."""
-    inside = maps[maps > 0].numpy()
-    return float(np.quantile(inside, CALM)) if inside.size else 0.0
+    return scale_of(largest_of(maps))
 
 
 def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:

@@ -15,8 +15,6 @@ from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import combine_layers
 
-CALM = 0.999  # share of held-out good positions that stay below grey level 128
-
 
 @dataclass(frozen=True, eq=False)
 class LayerModel:
@@ -55,7 +53,8 @@ class ClassModel:
     calibration : Calibration
         Held-out anomaly scores.
     map_scale : float
-        Value of the anomaly map that all but 1 in 1,000 held-out good positions stay under.
+        Value of the anomaly map that nine in ten held-out good pictures stay under everywhere; in
+        models made before that, all but 1 in 1,000 of their positions.
     correlation : ndarray of shape (L, L), float32, or None
         Of the ranks of the leading coordinates of all layers together; None in format 1.
     """

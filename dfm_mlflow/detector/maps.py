@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-# Level of an 8-bit map that all but 1 in 1,000 positions of held-out good pictures stay under, in
-# every picture of a model: equal grey means equally unusual.
-USUAL = 128
+from dfm_mlflow.images.overlay import USUAL
+
+_FINE = 5  # places a cell at which the largest value of a smooth map is looked for
+MOST = 0.9  # share of held-out good pictures that stay under level 128 everywhere
 
 
 def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
@@ -64,6 +65,43 @@ def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
     return own if how == "position" else (own * overall).sqrt()
 
 
+def largest_of(maps: Tensor) -> np.ndarray:
+    """Largest value of each map as it is drawn, smooth.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, h, w)
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    if not len(maps):
+        return np.empty(0)
+    full = _smooth(maps, (_FINE * maps.shape[1], _FINE * maps.shape[2]))
+    largest: np.ndarray = full.flatten(1).amax(dim=1).cpu().numpy()
+    return largest
+
+
+def scale_of(largest: np.ndarray) -> float:
+    """Value of the maps that becomes level 128: what nine in ten good pictures stay under.
+
+    A quantile over pictures, of each one's largest value: an odd picture counts once, however large
+    the region is that stands out in it, and cannot blank the maps of all others.
+
+    Parameters
+    ----------
+    largest : ndarray of shape (n,)
+        Of the held-out good pictures, from :func:`largest_of`.
+
+    Returns
+    -------
+    float
+        0 where there are none.
+    """
+    return float(np.quantile(largest, MOST)) if largest.size else 0.0
+
+
 def to_level(full: Tensor, scale: float) -> np.ndarray:
     """Draw a map in 8-bit levels that mean the same in every picture of a model.
 
@@ -103,12 +141,7 @@ def smooth_map(
     whole = [round(s / p) for s, p in zip(size, part, strict=True)]
     # Blurred at no more than 512 pixels a side: more would hold nothing that the blur leaves.
     work = [min(s, max(512, c)) for s, c in zip(whole, values.shape, strict=True)]
-    full = F.interpolate(values[None, None].float(), work, mode="bilinear", align_corners=False)
-    sigma = [max(0.1, 0.3 * w / c) for w, c in zip(work, values.shape, strict=True)]
-    kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, work, strict=True)]
-    # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
-    full = gaussian_blur(full, [kernel[1], 1], [sigma[1], 1.0])
-    full = gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
+    full = _smooth(values[None], (work[0], work[1]))
     if part != (1.0, 1.0):
         height, width = (max(1, round(w * p)) for w, p in zip(work, part, strict=True))
         top, left = (work[0] - height) // 2, (work[1] - width) // 2
@@ -116,6 +149,16 @@ def smooth_map(
     if tuple(full.shape[2:]) != tuple(size):
         full = F.interpolate(full, size, mode="bilinear", align_corners=False)
     return full[0, 0]
+
+
+def _smooth(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps (n, h, w) to a size, the steps between their cells smoothed out: (n, 1, H, W)."""
+    full = F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)
+    sigma = [max(0.1, 0.3 * s / c) for s, c in zip(size, maps.shape[1:], strict=True)]
+    kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, size, strict=True)]
+    # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
+    full = gaussian_blur(full, [kernel[1], 1], [sigma[1], 1.0])
+    return gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
 
 
 def to_png(pixels: np.ndarray) -> bytes:

@@ -268,25 +268,30 @@ def _check_target(path: Path) -> None:
 
 
 def _check_detector(detector: AnomalyDetector) -> None:
+    if why := obstacle(detector):
+        raise ExportError(why)
+    if detector.extractor.device.type != "cpu":
+        raise ExportError(f"The model is on {detector.extractor.device}: load it with device=cpu.")
+
+
+def obstacle(detector: AnomalyDetector) -> str | None:
+    """Say why a `detector` cannot be exported; None where nothing is known against it."""
     extractor = detector.extractor
     if extractor.tile:
-        raise ExportError(
-            f"A model with tile={extractor.tile} cannot be one ONNX graph: train with tile=none."
-        )
+        return f"A model with tile={extractor.tile} cannot be one ONNX graph: train with tile=none."
     if extractor.precision != "fp32":
-        raise ExportError(
+        return (
             f"The model was calibrated in {extractor.precision}, and its p-values would not hold "
             "in the fp32 of ONNX: train it with precision=fp32."
         )
-    if extractor.device.type != "cpu":
-        raise ExportError(f"The model is on {extractor.device}: load it with device=cpu.")
     weights = sum(p.numel() for p in extractor.backbone.module.parameters())
     bases = sum(layer.subspace.basis.size for c in detector.classes for layer in c.layers)
     if 4 * (weights + bases) >= _LIMIT:
-        raise ExportError(
+        return (
             f"The model has {4 * (weights + bases) / 1e9:.1f} GB of tensors, and an ONNX file "
             "holds 2: use a larger pooling or a smaller pca_level."
         )
+    return None
 
 
 def _metadata(detector: AnomalyDetector) -> dict[str, str]:

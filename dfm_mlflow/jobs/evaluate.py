@@ -14,12 +14,19 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
-from dfm_mlflow.scores.evaluation import (
-    Evaluation,
-)
-from dfm_mlflow.scores.measure import measure
+from dfm_mlflow.scores.measure import Measured, measure
+from dfm_mlflow.scores.operating_points import costs_of
+from dfm_mlflow.scores.verdict import Verdict, say
+from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import MODEL_ID, kept_on_outage
-from dfm_mlflow.tracking.run import log_dataset, log_parameters, log_results, run_of
+from dfm_mlflow.tracking.run import (
+    as_given,
+    data_name,
+    log_dataset,
+    log_parameters,
+    log_results,
+    run_of,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -34,14 +41,17 @@ class EvaluateResult:
     metrics : dict of str to float
     sentences : list of str
         The same in words.
+    verdict : Verdict
+        What the model decides, and what is wrong with that.
     """
 
     run_id: str
     metrics: dict[str, float]
     sentences: list[str]
+    verdict: Verdict
 
 
-def evaluate(options: EvaluateOptions) -> EvaluateResult:
+def evaluate(options: EvaluateOptions, *, experiment: str = AUTO) -> EvaluateResult:
     """Score new pictures with a model, in the active or a new MLflow run.
 
     A folder with ``test/<label>`` is labelled and gives the metrics of a training run; a flat
@@ -51,6 +61,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     Parameters
     ----------
     options : EvaluateOptions
+    experiment : str
+        As for :func:`~dfm_mlflow.jobs.train.train`.
 
     Returns
     -------
@@ -67,17 +79,18 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     detector = load_model(model)
     data, catalog = _catalog(options, detector)
     model_id = Model.load(model).model_id
-    name, tags = f"evaluate-{catalog.name}", {"dfm.job": "evaluate", "dfm.category": catalog.name}
-    parameters = {"resolved_model": model, "resolved_data": data}
-    with run_of(name, tags) as run:
+    name = "-".join(filter(None, ("evaluate", catalog.name, data_name(data, catalog.name))))
+    tags = {"dfm.job": "evaluate", "dfm.category": catalog.name}
+    parameters = {"resolved_model": model, "resolved_data": data, **as_given(options)}
+    with run_of(name, tags, experiment) as run:
         log_parameters(run.info.run_id, parameters)
         labelled = bool(catalog.test)
         found = measure(detector, catalog.test if labelled else catalog.train, labelled)
-        evaluation, metrics, sentences = found
-        metrics["n_unused_files"] = float(catalog.account.n_unused)
-        catalog.note(evaluation.looks())
-        for sentence in sentences:
+        found.metrics["n_unused_files"] = float(catalog.account.n_unused)
+        catalog.note(found.evaluation.looks())
+        for sentence in found.sentences:
             _logger.info(sentence)
+        say(_logger, found.verdict, found.points, costs_of(detector.options))
 
         def log_elsewhere(run_id: str) -> None:
             log_parameters(run_id, parameters)
@@ -90,7 +103,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
                 models = [LoggedModelInput(model_id)]
                 mlflow.MlflowClient().log_inputs(run.info.run_id, models=models)
             _log(model, detector, catalog, found, model_id)
-    return EvaluateResult(run.info.run_id, metrics, sentences)
+    return EvaluateResult(run.info.run_id, found.metrics, found.sentences, found.verdict)
 
 
 def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, Catalog]:
@@ -112,19 +125,18 @@ def _log(
     model: str,
     detector: AnomalyDetector,
     catalog: Catalog,
-    found: tuple[Evaluation, dict[str, float], list[str]],
+    found: Measured,
     model_id: str | None,
 ) -> None:
-    evaluation, metrics, sentences = found
     dataset = log_dataset(catalog, "evaluation")
-    mlflow.set_tag("calibration", " ".join(sentences))
-    mlflow.log_metrics(metrics, model_id=model_id, dataset=dataset)
+    mlflow.set_tag("calibration", " ".join(found.sentences))
+    mlflow.log_metrics(found.metrics, model_id=model_id, dataset=dataset)
     log_results(
         detector,
         catalog,
-        evaluation,
-        metrics,
-        sentences,
-        labelled=bool(catalog.test),
+        found.evaluation,
+        found.metrics,
+        found.sentences,
+        found.verdict,
         model_uri=model,
     )

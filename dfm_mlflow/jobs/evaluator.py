@@ -121,17 +121,20 @@ class DfmEvaluator(ModelEvaluator):
         from dfm_mlflow.data.masks import check_masks
         from dfm_mlflow.mlflow_plugin.dataset import ImageFolderEvaluationDataset
         from dfm_mlflow.scores.measure import measure
+        from dfm_mlflow.scores.operating_points import costs_of
+        from dfm_mlflow.scores.verdict import say
         from dfm_mlflow.tracking.run import log_results
 
         folder = dataset.pictures if isinstance(dataset, ImageFolderEvaluationDataset) else None
         labelled = dataset.has_targets
         with _catalog_of(dataset, detector) as (catalog, items):
             items = check_masks(items)
-            evaluation, metrics, sentences = measure(detector, items, labelled)
+            found = measure(detector, items, labelled)
+            table, metrics, sentences = found.evaluation.table, found.metrics, found.sentences
             if extra_metrics:
                 metrics |= _extra(
                     extra_metrics,
-                    evaluation.table,
+                    table,
                     predictions or "anomaly_score",
                     metrics,
                     labelled,
@@ -139,11 +142,12 @@ class DfmEvaluator(ModelEvaluator):
                 )
             for sentence in sentences:
                 _logger.info(sentence)
+            say(_logger, found.verdict, found.points, costs_of(detector.options))
             mlflow.set_tag("calibration", " ".join(sentences))
-            log_results(detector, catalog, evaluation, metrics, sentences, labelled=labelled)
+            log_results(detector, catalog, found.evaluation, metrics, sentences, found.verdict)
         if model_id is None:  # an alias or a path does not tell MLflow which model it is
             mlflow.log_metrics(metrics, model_id=model.metadata.model_id, dataset=folder)
-        return EvaluationResult(metrics, _artifacts(evaluation.table), run_id)
+        return EvaluationResult(metrics, _artifacts(table), run_id)
 
 
 def _detector_of(model: Any, asked: bool) -> "AnomalyDetector | None":

@@ -18,6 +18,7 @@ from dfm_mlflow.config import ScoreOptions
 from dfm_mlflow.data.find import find_pictures, parts_by
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.images.overlay_files import OverlayFolder
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.scores.part_decisions import promise_of
 from dfm_mlflow.scores.parts import (
@@ -35,7 +36,7 @@ from dfm_mlflow.storage.whole_file import whole_file
 from dfm_mlflow.tracking.project import refuse_lost_output
 from dfm_mlflow.tracking.run import run_of
 
-_STEP = 1024  # pictures of a single file that are scored and written at a time
+_STEP = 256  # pictures of a single file that are scored and written at a time
 
 _logger = logging.getLogger(__name__)
 
@@ -115,15 +116,24 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     # read once and never again: nothing is gained by keeping them
     sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in found.sources]
     shown = parts_by(options.part_by, found) or []
+    overlays = None
+    if options.overlays != "none":
+        overlays = OverlayFolder(options.overlays, sources, [options.images])
     detector = bundle.load() if shown or options.engine == "local" else None
     if shown and detector:
         _logger.info(promise_of(detector, shown))
     if options.engine == "spark" or detector is None:
         result = _on_spark(bundle, sources, shown, options, session)
     elif _is_folder(options.output):
-        result = _in_parts(detector, sources, shown, options, bundle.sha256)
+        result = _in_parts(detector, sources, shown, options, bundle.sha256, overlays)
     else:
-        result = _in_one_file(detector, sources, shown, options)
+        result = _in_one_file(detector, sources, shown, options, overlays)
+    if overlays is not None and result.n_before:
+        _logger.warning(
+            "%d pictures were scored by an earlier run, and have no overlay from this one: give a "
+            "new output to draw all.",
+            result.n_before,
+        )
     result = replace(
         result,
         output=options.output,
@@ -139,12 +149,13 @@ def _in_one_file(
     sources: Sequence[Path | S3Object],
     shown: Sequence[str],
     options: ScoreOptions,
+    overlays: OverlayFolder | None,
 ) -> ScoreResult:
     output, category = options.output, options.category
     if output.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
-            bad = _write(detector, sources, shown, draft, category)
+            bad = _write(detector, sources, shown, draft, category, overlays)
             store.upload(output, draft.read_bytes())
         return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
@@ -153,7 +164,7 @@ def _in_one_file(
             f"output={target.absolute()} lies in a folder that is not there: make it first."
         )
     with whole_file(target) as draft:
-        bad = _write(detector, sources, shown, draft, category)
+        bad = _write(detector, sources, shown, draft, category, overlays)
     return ScoreResult(output, len(sources), bad, 0, 0.0)
 
 
@@ -163,12 +174,13 @@ def _write(
     shown: Sequence[str],
     path: Path,
     category: str,
+    overlays: OverlayFolder | None,
 ) -> int:
     bad, writer = 0, None
     with ExitStack() as stack:
         for step in _steps(sources, shown):
             mine = [sources[i] for i in step]
-            table = scores_of(detector, mine, category, [shown[i] for i in step if shown])
+            table = scores_of(detector, mine, category, [shown[i] for i in step if shown], overlays)
             bad += n_errors(table)
             if writer is None:  # with pandas' dtypes, as the parts of a folder have them
                 writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
@@ -182,11 +194,13 @@ def _in_parts(
     shown: Sequence[str],
     options: ScoreOptions,
     model: str,
+    overlays: OverlayFolder | None,
 ) -> ScoreResult:
     folder, category = OutputFolder(options.output), options.category
     plan = plan_parts(folder, sources, model, category=category, shown=shown)
     parts = tqdm(plan.missing, "parts", disable=None)
-    return _finish(folder, [score_part(detector, part, folder, category) for part in parts], plan)
+    counts = [score_part(detector, part, folder, category, overlays) for part in parts]
+    return _finish(folder, counts, plan)
 
 
 def _on_spark(

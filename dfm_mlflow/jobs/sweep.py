@@ -41,8 +41,9 @@ from dfm_mlflow.network.pooling import base_rule, kernel_of, pool
 from dfm_mlflow.report.sweep import as_markdown, write_page
 from dfm_mlflow.scores.copies import find_copies
 from dfm_mlflow.scores.evaluation import image_metrics, metric_name
+from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.outage import outage
-from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of
+from dfm_mlflow.tracking.run import as_given, log_dataset, log_parameters, run_of
 from dfm_mlflow.tracking.sweep_children import PARENT, Book, table_of
 
 TABLES = ("image_auroc", "image_f1_max")
@@ -104,7 +105,7 @@ class SweepResult:
         )
 
 
-def sweep(options: SweepOptions) -> SweepResult:
+def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
     """Evaluate every configuration on every category, in one run with a child for each.
 
     An unfinished sweep of the same options is gone on with: its finished children become children
@@ -113,6 +114,8 @@ def sweep(options: SweepOptions) -> SweepResult:
     Parameters
     ----------
     options : SweepOptions
+    experiment : str
+        As for :func:`~dfm_mlflow.jobs.train.train`.
 
     Returns
     -------
@@ -124,11 +127,14 @@ def sweep(options: SweepOptions) -> SweepResult:
     ConfigError
         For a grid that has no meaning. No run is started then.
     """
+    asked = as_given(options)
     if options.categories == "auto":
         options = located(options)  # type: ignore[type-var]  # it has every field of Options
     categories, configurations = options.category_names, options.configurations()
     tags = {"dfm.job": "sweep", PARENT: _digest(options.model_dump(exclude={"cache"}))}
-    with run_of(f"sweep-{','.join(categories)}"[:250], tags) as run:
+    names = ",".join(categories)
+    with run_of(f"sweep-{names}"[:250], tags, experiment, names[:250]) as run:
+        log_parameters(run.info.run_id, asked)
         mlflow.set_tags(tags)  # in a run that was taken over, too
         parameters = {f"resolved_{k}": v for k, v in options.model_dump().items()}
         log_parameters(run.info.run_id, {k: v for k, v in parameters.items() if v != "auto"})

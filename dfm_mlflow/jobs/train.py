@@ -37,9 +37,15 @@ from dfm_mlflow.scores.evaluation import (
     pixel_metrics_of,
     score_items,
 )
+from dfm_mlflow.scores.operating_points import costs_of, operating_points, recall_metrics
 from dfm_mlflow.scores.training import TrainingLook, look_at_training
+from dfm_mlflow.scores.verdict import Verdict, say, verdict_of
+from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import kept_on_outage
+from dfm_mlflow.tracking.registration import register, tags_of
 from dfm_mlflow.tracking.run import (
+    as_given,
+    data_name,
     log_dataset,
     log_parameters,
     log_results,
@@ -79,6 +85,8 @@ class TrainResult:
     metrics : dict of str to float
     sentences : list of str
         What calibration and measurement say in words.
+    verdict : Verdict
+        What the model decides, and what is wrong with that.
     """
 
     run_id: str
@@ -87,6 +95,7 @@ class TrainResult:
     detector: AnomalyDetector
     metrics: dict[str, float]
     sentences: list[str]
+    verdict: Verdict
 
     @property
     def registered_uri(self) -> str:
@@ -106,15 +115,18 @@ class _Fitted:
     metrics: dict[str, float]
     sentences: list[str]
     trial: Trial  # of copies
+    verdict: Verdict
 
 
-def train(options: Options) -> TrainResult:
+def train(options: Options, *, experiment: str = AUTO) -> TrainResult:
     """Run the main job in the active or a new MLflow run.
 
     Parameters
     ----------
     options : Options
         As given by the user; ``auto`` is resolved here.
+    experiment : str
+        Name of the experiment of a new run; ``auto`` is what MLflow was told, else the category.
 
     Returns
     -------
@@ -126,23 +138,26 @@ def train(options: Options) -> TrainResult:
         For options, data or weights that cannot be used. Nothing is registered then.
     """
     options.resolve()  # refused before anybody looks at the data
-    options = located(options)
+    asked, options = as_given(options), located(options)
     resolved = options.resolve()
     if resolved.engine == "local":
-        return _train(options, resolved)
+        return _train(options, resolved, asked, experiment)
     from dfm_mlflow.spark.session import session_of
 
     with session_of():  # one for everything
-        return _train(options, resolved)
+        return _train(options, resolved, asked, experiment)
 
 
-def _train(options: Options, resolved: Options) -> TrainResult:
+def _train(
+    options: Options, resolved: Options, asked: dict[str, str], experiment: str
+) -> TrainResult:
     roi = load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
     catalog = pictures_to_fit(resolved)
     extractor, weights, resolved = build_extractor(resolved, catalog.train, roi)
     name = _run_name(options, resolved)
     tags = {"dfm.job": "train", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
-    with run_of(name, tags) as run:
+    with run_of(name, tags, experiment) as run:
+        log_parameters(run.info.run_id, asked)
         result = fit_and_register(
             run.info.run_id, name, tags, resolved, catalog, extractor, weights
         )
@@ -202,8 +217,11 @@ def fit_and_register(
         # Last: a run that failed before this point leaves the registry as it was.
         version = None
         if options.model_name:
-            version = mlflow.register_model(uri, options.model_name).version
-    return TrainResult(run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences)
+            tags = tags_of(fitted.detector, fitted.metrics)
+            version = register(uri, options.model_name, fitted.verdict.text, tags)
+    return TrainResult(
+        run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences, fitted.verdict
+    )
 
 
 def _fit(
@@ -212,8 +230,7 @@ def _fit(
     trained = fit_pictures(options, catalog, extractor, weights)
     detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
     trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
-    short = detector.effective_fpr() > options.fpr  # fewer pictures than the promise needs
-    _logger.log(logging.WARNING if short else logging.INFO, detector.calibration_sentence())
+    _logger.info(detector.calibration_sentence())
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     catalog.note(evaluation.looks())
     copies = find_copies(catalog)
@@ -223,7 +240,8 @@ def _fit(
         options, catalog, fitted_on, trained.held_out, trained.groups, evaluation, copies
     )
     for warning in look.warnings:
-        _logger.warning(warning)
+        if warning != " ".join(look.concerns):  # which the verdict leads with
+            _logger.warning(warning)
     table = evaluation.table
     metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
     metrics |= facts_of(detector, table, len(fitted_on), n_bad)
@@ -240,8 +258,22 @@ def _fit(
         metrics |= drawn.metrics()
         sentences.append(drawn.sentence())
     _logger.info(" ".join(sentences[1:]))
+    read = counted(table)
+    points = operating_points(detector, read, None if drawn is None else drawn.rates)
+    metrics |= recall_metrics(points)
+    verdict = verdict_of(detector, read, metrics, points, look.concerns)
+    say(_logger, verdict, points, costs_of(options))
     return _Fitted(
-        detector, fitted_on, trained.held_out, evaluation, look, drawn, metrics, sentences, trial
+        detector,
+        fitted_on,
+        trained.held_out,
+        evaluation,
+        look,
+        drawn,
+        metrics,
+        sentences,
+        trial,
+        verdict,
     )
 
 
@@ -282,6 +314,7 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
         fitted.evaluation,
         metrics,
         sentences,
+        fitted.verdict,
         model_uri=info.model_uri,
         look=look,
     )
@@ -291,9 +324,11 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
 
 
 def _run_name(given: Options, resolved: Options) -> str:
-    """Say what tells a run from others: category, backbone, preset, what was given beside them."""
+    """Say what tells a run from others: category, backbone, preset, data, what else was given."""
+    data = data_name(resolved.data, resolved.category)
     beside = [f"{key}={value}" for key in _NAMED if (value := getattr(given, key)) != "auto"]
-    return "-".join([resolved.category, resolved.backbone, resolved.preset, *beside])[:250]
+    parts = [resolved.category, resolved.backbone, resolved.preset, data, *beside]
+    return "-".join(part for part in parts if part)[:250]
 
 
 def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:

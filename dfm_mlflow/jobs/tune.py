@@ -28,7 +28,8 @@ from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.pooling import base_rule
-from dfm_mlflow.tracking.run import run_of
+from dfm_mlflow.tracking.experiment import AUTO
+from dfm_mlflow.tracking.run import as_given, data_name, log_parameters, run_of
 from dfm_mlflow.tuning.candidates import (
     SEARCHED,
     Choice,
@@ -96,7 +97,7 @@ class Search:
     seconds: float
 
 
-def tune(options: Options) -> TuneResult:
+def tune(options: Options, *, experiment: str = AUTO) -> TuneResult:
     """Choose a configuration on synthetic defects, and train with it, in one run with children.
 
     Test pictures are evaluated on by the chosen configuration, after the choice.
@@ -105,6 +106,8 @@ def tune(options: Options) -> TuneResult:
     ----------
     options : Options
         As given by the user; what differs from ``auto`` is not searched.
+    experiment : str
+        As for :func:`~dfm_mlflow.jobs.train.train`.
 
     Raises
     ------
@@ -113,15 +116,17 @@ def tune(options: Options) -> TuneResult:
     """
     refuse_spark(options.engine, "tune")
     options.resolve()  # refused before anybody looks at the data
-    options = located(options)
+    asked, options = as_given(options), located(options)
     catalog = pictures_to_fit(options)
     found = search(options, catalog.train)
     chosen = found.scored[found.choice.index].options
     extractor, weights, resolved = build_extractor(chosen, catalog.train)
-    name = f"tune-{resolved.category}-{resolved.backbone}"
+    data = data_name(resolved.data, resolved.category)
+    name = "-".join(filter(None, ("tune", resolved.category, resolved.backbone, data)))
     tags = {"dfm.job": "tune", "dfm.category": resolved.category, "dfm.preset": resolved.preset}
-    with run_of(name, tags) as run:
+    with run_of(name, tags, experiment) as run:
         run_id = run.info.run_id
+        log_parameters(run_id, asked)
         _log_candidates(run, found)
         trained = fit_and_register(run_id, name, tags, resolved, catalog, extractor, weights)
         mlflow.set_tag("dfm.choice", found.choice.sentence)

@@ -63,6 +63,7 @@ def describe(uri: str) -> dict[str, Any]:
         "stage": version.current_stage if version and version.current_stage != "None" else None,
         "model_id": model.model_id,
         "created": model.utc_time_created,
+        "description": (version and version.description) or None,
         **_of_run(client, run_id),
         "weights": weights,
         "dfm": _of_flavor(model.flavors[FLAVOR_NAME]),
@@ -124,7 +125,11 @@ def _of_run(client: MlflowClient, run_id: str | None) -> dict[str, Any]:
         "experiment": {"id": experiment.experiment_id, "name": experiment.name},
         "dataset": {"name": used[0].name, "digest": used[0].digest} if used else None,
         "git_commit": run.data.tags.get("dfm.git_commit"),
-        "metrics": dict(sorted(run.data.metrics.items())),
+        "metrics": {
+            name: value
+            for name, value in sorted(run.data.metrics.items())
+            if not name.startswith("curve/")  # the last step of a curve says nothing
+        },
     }
 
 
@@ -157,7 +162,10 @@ def in_words(found: dict[str, Any]) -> str:
         "calibration": found["calibration"],
         "recalibrated from": found["recalibrated_from"],
     }
-    lines = [title, *(f"  {name:20s} {value}" for name, value in facts.items() if value)]
+    lines = [title]
+    if found["description"]:
+        lines.append(f"  {found['description']}")
+    lines += [f"  {name:20s} {value}" for name, value in facts.items() if value]
     for heading, values in (
         ("metrics", found["metrics"]),
         *_headed(found, "promotion"),

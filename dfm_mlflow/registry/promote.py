@@ -8,27 +8,22 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from mlflow import MlflowClient
+from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.config import PromoteOptions
-from dfm_mlflow.data.catalog import Catalog
-from dfm_mlflow.data.chosen import pictures_to_judge
-from dfm_mlflow.errors import DfmError, PromotionError
+from dfm_mlflow.errors import PromotionError
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
-from dfm_mlflow.registry.gates import (
-    Candidate,
-    Gate,
-    comparison_gate,
-    cost_gates,
-    golden_gate,
-    load_candidate,
-    metrics_gate,
-)
+from dfm_mlflow.registry.candidate import Candidate, load_candidate
+from dfm_mlflow.registry.comparison_gates import COMPARISON, comparison_gates
+from dfm_mlflow.registry.cost_gates import cost_gates
+from dfm_mlflow.registry.gates import Gate, golden_gate, metrics_gate
 from dfm_mlflow.registry.golden import load_golden
-from dfm_mlflow.scores.evaluation import score_items
-from dfm_mlflow.tracking.run import log_dataset, log_parameters, run_of
+from dfm_mlflow.registry.operating_gates import false_alarm_gate, recall_gate
+from dfm_mlflow.registry.rivals import Rival, Scored, load_rivals, score_all
+from dfm_mlflow.tracking.experiment import AUTO
+from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
 
 DECISION = "decision.json"
 MOVED, WOULD_MOVE, REFUSED, OVERTAKEN = "moved", "would move", "refused", "overtaken"
@@ -75,7 +70,7 @@ class PromoteResult:
         return "\n".join([*lines, json.dumps({key: getattr(self, key) for key in keys})])
 
 
-def promote(options: PromoteOptions) -> PromoteResult:
+def promote(options: PromoteOptions, *, experiment: str = AUTO) -> PromoteResult:
     """Let an alias point to a version if it passes every gate, in the active or a new run.
 
     The run holds the decision as ``decision.json``, that of a refusal too; the version holds who
@@ -84,6 +79,9 @@ def promote(options: PromoteOptions) -> PromoteResult:
     Parameters
     ----------
     options : PromoteOptions
+    experiment : str
+        Name of the experiment of a new run; ``auto`` is what MLflow was told, else that of the run
+        that made the version.
 
     Raises
     ------
@@ -100,9 +98,10 @@ def promote(options: PromoteOptions) -> PromoteResult:
         )
     move = Move.plan(options.model, options.to, before, options.version)
     name = f"promote-{options.model}-{options.version}-{options.to}"
-    with run_of(name, {"dfm.promotion.id": move.id}) as run:
+    tags = {"dfm.job": "promote", "dfm.promotion.id": move.id}
+    with run_of(name, tags, experiment, _experiment_of(client, version)) as run:
         params = {f"resolved_{key}": value for key, value in options.model_dump().items()}
-        log_parameters(run.info.run_id, params)
+        log_parameters(run.info.run_id, params | as_given(options))
         gates = run_gates(client, options, version, before)
         failed = [g for g in gates if not g.passed]
         barred = [g for g in failed if not (options.force and g.may_be_forced)]
@@ -122,6 +121,15 @@ def promote(options: PromoteOptions) -> PromoteResult:
         gates,
         forced,
     )
+
+
+def _experiment_of(client: MlflowClient, version: ModelVersion) -> str | None:
+    """Name of the experiment that holds the version's run, where that can be known."""
+    try:
+        run = client.get_run(str(version.run_id))
+        return str(client.get_experiment(run.info.experiment_id).name)
+    except MlflowException:
+        return None
 
 
 def run_gates(
@@ -155,67 +163,48 @@ def run_gates(
     gates = [Gate("artifact", True, sentence), golden_gate(challenger)]
     if not gates[-1].passed:
         return gates
-    champion, catalog, scored, trouble = None, None, _nothing(), ""
-    if before is not None:
-        try:
-            champion = load_candidate(client, version_of(client, options.model, before))
-        except PromotionError as error:
-            trouble = str(error)
-    if champion or options.data != "auto":
-        try:
-            catalog, scored = _score_both(options, challenger, champion)
-        except DfmError as error:
-            if options.data != "auto":
-                raise  # what the user named cannot be read
-            trouble = str(error)
-    asked = scored if options.data != "auto" else _nothing()
-    gates.append(metrics_gate(challenger, options, asked))
+    rivals, trouble = load_rivals(client, options, before)
+    scored, unread = score_all(options, challenger, rivals)
+    mine = scored.tables[0] if scored else None
+    gates.append(metrics_gate(challenger, options, mine, scored.source if scored else ""))
+    if mine is not None:
+        gates += [recall_gate(challenger, options, mine), false_alarm_gate(challenger, mine)]
     if before is None:
         sentence = f"No version holds {options.to} yet, so there is none to compare with."
-        return [*gates, Gate("comparison", True, sentence)]
-    if trouble or champion is None:
-        sentence = f"A comparison with version {before} is not possible: {trouble}"
-        gates.append(Gate("comparison", False, sentence))
+        return [*gates, Gate(COMPARISON, True, sentence)]
+    if trouble or unread:
+        sentence = f"A comparison with version {before} is not possible: {trouble or unread}"
+        gates.append(Gate(COMPARISON, False, sentence))
     else:
-        gates.append(comparison_gate(challenger, champion, options, scored))
-    if champion:
-        gates += cost_gates(challenger, champion, options, _to_time(challenger, catalog, scored))
+        gates += _comparisons(challenger, rivals, options, scored)
+    if rivals:
+        holder_now, images = rivals[0].candidate, _to_time(challenger, scored)
+        gates += cost_gates(challenger, holder_now, options, images)
     return gates
 
 
-def _score_both(
-    options: PromoteOptions, challenger: Candidate, champion: Candidate | None
-) -> tuple[Catalog, pd.DataFrame]:
-    """Score the same test pictures with both; rows that one cannot read are left out."""
-    detector = challenger.detector
-    catalog = pictures_to_judge(options, detector.options, detector.class_names)
-    if not catalog.test:
-        log_dataset(catalog, "promotion")
-        return catalog, _nothing()
-    evaluations = [score_items(c.detector, catalog.test) for c in (challenger, champion) if c]
-    catalog.note(evaluations[0].looks())
-    log_dataset(catalog, "promotion")
-    tables = [evaluation.table for evaluation in evaluations]
-    scored = pd.DataFrame(
-        {
-            "defective": tables[0]["defective"],
-            "category": tables[0]["category"],
-            "challenger": tables[0]["anomaly_score"],
-            "champion": tables[-1]["anomaly_score"],
-        }
-    )
-    return catalog, scored[tables[0]["error"].isna() & tables[-1]["error"].isna()]
+def _comparisons(
+    challenger: Candidate, rivals: Sequence[Rival], options: PromoteOptions, scored: Scored | None
+) -> list[Gate]:
+    tables = scored.tables if scored else [_NOTHING] * (1 + len(rivals))
+    gates: list[Gate] = []
+    for rival, table in zip(rivals, tables[1:], strict=True):
+        gates += comparison_gates(
+            challenger, rival.candidate, options, (tables[0], table), rival.by, rival.best
+        )
+        if not gates[0].figures:  # there is nothing to compare on
+            break
+    return gates
 
 
-def _nothing() -> pd.DataFrame:
-    return pd.DataFrame({"defective": [], "category": [], "challenger": [], "champion": []})
+_NOTHING = pd.DataFrame({"defective": [], "category": []})
 
 
-def _to_time(challenger: Candidate, catalog: Catalog | None, scored: pd.DataFrame) -> list[bytes]:
+def _to_time(challenger: Candidate, scored: Scored | None) -> list[bytes]:
     """Pictures to time: of the test set, which have the line's size, or else the golden ones."""
-    if catalog is None or scored.empty:
+    if scored is None or scored.catalog is None or scored.tables[0].empty:
         return list(load_golden(str(challenger.version.run_id))["image"])
-    return [read_picture(catalog.test[i].path) for i in scored.index[:_TIMED]]
+    return [read_picture(scored.catalog.test[i].path) for i in scored.tables[0].index[:_TIMED]]
 
 
 def _decision(
@@ -283,4 +272,4 @@ def _record(decision: dict[str, Any], gates: Sequence[Gate]) -> None:
 
 def _line(gate: Gate, forced: Sequence[str]) -> str:
     mark = "passed" if gate.passed else "FORCED" if gate.name in forced else "FAILED"
-    return f"{mark}  {gate.name:11s} {gate.sentence}"
+    return f"{mark}  {gate.name:15s} {gate.sentence}"

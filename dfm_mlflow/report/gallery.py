@@ -19,7 +19,7 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.report.overlay import overlay
+from dfm_mlflow.images.overlay import USUAL, tint
 from dfm_mlflow.scores.evaluation import Evaluation, counted, metric_name
 from dfm_mlflow.storage import store
 
@@ -44,12 +44,16 @@ class Shown:
         side.
     outlined : bool
         Whether there is a mask.
+    own_scale : bool
+        Whether the map is drawn on a scale of its own, up to its largest value, since on that of
+        all pictures it is calm.
     """
 
     row: pd.Series
     picture: np.ndarray
     marked: np.ndarray
     outlined: bool
+    own_scale: bool
 
     @property
     def name(self) -> str:
@@ -153,13 +157,18 @@ def draw_case(
     pixels = shrunk(whole, _SIDE)
     size = pixels.shape[:2]
     scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
-    marked = overlay(pixels, to_level(detector.full_map(values, size), scale))
+    full = detector.full_map(values, size)
+    level = to_level(full, scale)
+    own_scale = int(level.max()) < USUAL
+    if own_scale:  # calm on the common scale, and yet the score comes from somewhere
+        level = to_level(full, float(full.max()) * USUAL / 255)
+    marked = tint(pixels, level)
     if mask is not None:
         try:
             marked = outline(marked, fitted_mask(mask, whole.shape[:2], _source(row["path"])))
         except DfmError:  # the metrics have named it
             mask = None
-    return Shown(row, pixels, marked, mask is not None)
+    return Shown(row, pixels, marked, mask is not None, own_scale)
 
 
 def _source(path: str) -> Path | store.S3Object:
@@ -220,7 +229,8 @@ def worst_cases(gallery: dict[str, list[Shown]], side: int = 256) -> pd.DataFram
     -------
     DataFrame
         ``case``, ``picture`` and ``anomaly_map`` (:class:`mlflow.Image`), ``label``,
-        ``anomaly_score``, ``p_value``, ``category``, ``path``; no rows where nothing went wrong.
+        ``anomaly_score``, ``p_value``, ``category``, ``path``, ``own_scale``; no rows where nothing
+        went wrong.
     """
     names = {MISSES: "miss", FALSE_ALARMS: "false alarm", UNUSUAL: "unusual"}
     rows = [
@@ -230,6 +240,7 @@ def worst_cases(gallery: dict[str, list[Shown]], side: int = 256) -> pd.DataFram
             "anomaly_map": mlflow.Image(shrunk(case.marked, side)),
         }
         | {k: case.row[k] for k in ("label", "anomaly_score", "p_value", "category", "path")}
+        | {"own_scale": case.own_scale}
         for title, cases in gallery.items()
         if title in names
         for case in cases

@@ -1,9 +1,11 @@
 """One self-contained HTML page about a run: no script, no request, light and dark."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
@@ -12,11 +14,15 @@ from PIL import Image
 
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.report import figures, words
+from dfm_mlflow.images.overlay import tint
+from dfm_mlflow.report import curves, figures, words
+from dfm_mlflow.report.charts import Charts
 from dfm_mlflow.report.gallery import Shown
 from dfm_mlflow.report.look import LookSection
+from dfm_mlflow.report.rate_table import which_rate
 from dfm_mlflow.report.thumbnail import data_url
 from dfm_mlflow.scores.evaluation import Evaluation, counted, defect_table
+from dfm_mlflow.scores.verdict import Verdict, percent
 
 _MOST_HISTOGRAMS = 6  # of categories
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -35,6 +41,7 @@ def write_report(
     evaluation: Evaluation,
     metrics: dict[str, float],
     sentences: list[str],
+    verdict: Verdict,
     gallery: Mapping[str, list[Shown]],
     provenance: Mapping[str, str],
     look: LookSection | None = None,
@@ -51,6 +58,7 @@ def write_report(
     metrics : dict of str to float
     sentences : list of str
         What calibration and measurement say in words.
+    verdict : Verdict
     gallery : dict of str to list of Shown
         Of :func:`~dfm_mlflow.report.gallery.build_gallery`.
     provenance : dict of str to str
@@ -64,13 +72,15 @@ def write_report(
         (folder / "overlays").mkdir(exist_ok=True)
         Image.fromarray(case.marked).save(folder / "overlays" / case.file)
     kinds = defect_table(table) if table["defective"].notna().any() else pd.DataFrame()
+    drawn = look.drawn.rates if look is not None and look.drawn is not None else None
     page = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(_TEMPLATE.read_text(encoding="utf-8"))
         .render(
             title=", ".join(detector.class_names),
             subtitle=_subtitle(detector),
-            verdict=words.verdict(detector, table, metrics),
+            verdict=verdict,
+            which=which_rate(folder, detector, table, drawn),
             tiles=_tiles(metrics),
             sentences=sentences,
             histograms=_histograms(folder, detector, table),
@@ -85,11 +95,13 @@ def write_report(
                 {"title": title, "cases": [_case(case) for case in cases]}
                 for title, cases in gallery.items()
             ],
+            legend=_legend(),
+            masks=words.masks(metrics, table),
             times={name: metrics[key] for key, name in _TIMES.items() if key in metrics},
             metrics=sorted(metrics.items()),
             options=sorted(detector.options.model_dump().items()),
             provenance=provenance,
-            percent=words.percent,
+            percent=percent,
         )
     )
     # a file's name may hold bytes that are no text
@@ -109,12 +121,12 @@ def _tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
     """Figures to see first: value, name, explanation."""
     shown = [
         ("image_auroc", "image AUROC", "", "{:.3f}".format),
-        ("recall", "of the defects found", "recall", words.percent),
-        ("false_positive_rate", "overkill", "good pictures flagged", words.percent),
-        ("false_negative_rate", "escapes", "defects that pass", words.percent),
-        ("drift_flagged", "flagged", "of good or unlabelled pictures", words.percent),
+        ("recall", "of the defects found", "recall", percent),
+        ("false_positive_rate", "overkill", "good pictures flagged", percent),
+        ("false_negative_rate", "escapes", "defects that pass", percent),
+        ("drift_flagged", "flagged", "of good or unlabelled pictures", percent),
         ("pixel_aupro", "AUPRO", "of the maps", "{:.3f}".format),
-        ("effective_fpr", "overkill promised", "at most", words.percent),
+        ("effective_fpr", "overkill promised", "at most", percent),
         ("threshold", "threshold", "of the score", "{:.4g}".format),
         ("n_train", "good pictures", "fitted", "{:.0f}".format),
     ]
@@ -126,7 +138,7 @@ def _histograms(
     folder: Path, detector: AnomalyDetector, table: pd.DataFrame
 ) -> list[dict[str, object]]:
     """One for each category, whose scores are on one scale."""
-    draw = figures.Charts(folder).draw
+    draw = Charts(folder).draw
     drawn: list[dict[str, object]] = []
     names = detector.class_names
     thresholds = detector.thresholds()
@@ -138,12 +150,14 @@ def _histograms(
             figure: Figure,
             rows: dict[str, pd.DataFrame] = rows,
             limit: float = thresholds[name],
+            narrow: bool = False,
         ) -> None:
-            figures.paint_scores(figure, rows, limit)
+            figures.paint_scores(figure, rows, limit, narrow)
 
-        drawn.append(
-            {"name": name, "svg": Markup(draw(file, (9.6, 1.0 + 0.45 * len(rows)), paint))}
-        )
+        wide = draw(file, (9.6, 1.0 + 0.45 * len(rows)), paint)
+        narrow = draw(f"{file}_narrow", (4.4, 1.1 + 0.62 * len(rows)), partial(paint, narrow=True))
+        (folder / f"{file}_narrow.png").unlink()  # the page alone needs it
+        drawn.append({"name": name, "wide": Markup(wide), "narrow": Markup(narrow)})
     return drawn
 
 
@@ -152,12 +166,12 @@ def _curves(
 ) -> list[Markup]:
     wanted: dict[str, Callable[[Figure], Any]] = {}
     if "image_auroc" in metrics:
-        wanted["roc"] = lambda f: figures.paint_roc(f, table, metrics)
-        wanted["precision_recall"] = lambda f: figures.paint_precision_recall(f, table, metrics)
+        wanted["roc"] = lambda f: curves.paint_roc(f, table, metrics)
+        wanted["precision_recall"] = lambda f: curves.paint_precision_recall(f, table, metrics)
     good = table[table["label"].isin([GOOD, "unlabelled"])]
     if len(good):
-        wanted["false_positive_rate"] = lambda f: figures.paint_promise(f, detector, good)
-    draw = figures.Charts(folder).draw
+        wanted["false_positive_rate"] = lambda f: curves.paint_promise(f, detector, good)
+    draw = Charts(folder).draw
     return [Markup(draw(name, (3.7, 3.2), paint)) for name, paint in wanted.items()]
 
 
@@ -167,6 +181,7 @@ def _case(case: Shown) -> dict[str, object]:
         "picture": data_url(case.picture),
         "marked": data_url(case.marked),
         "outlined": case.outlined,
+        "own_scale": case.own_scale,
         "name": case.name,
         "path": row["path"],
         "label": row["label"],
@@ -174,3 +189,11 @@ def _case(case: Shown) -> dict[str, object]:
         "score": row["anomaly_score"],
         "p_value": row["p_value"],
     }
+
+
+def _legend() -> str:
+    """Give the colours of the maps as a CSS gradient over grey, level 0 to 255."""
+    levels = np.linspace(0, 255, 33).astype(np.uint8)
+    strip = tint(np.full((1, len(levels), 3), 128, dtype=np.uint8), levels[None])[0]
+    stops = (f"rgb({r} {g} {b})" for r, g, b in strip)
+    return f"linear-gradient(to right, {', '.join(stops)})"

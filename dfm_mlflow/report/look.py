@@ -15,8 +15,8 @@ from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.report.gallery import Shown, draw_case
 from dfm_mlflow.report.thumbnail import data_url
-from dfm_mlflow.report.words import percent
 from dfm_mlflow.scores.training import Odd, TrainingLook
+from dfm_mlflow.scores.verdict import percent
 from dfm_mlflow.tuning.drawn import SyntheticRecall
 from dfm_mlflow.tuning.synthetic import SIZES, STRENGTHS
 
@@ -112,6 +112,7 @@ def _case(one: Odd, shown: Shown) -> dict[str, object]:
         "score": one.score,
         "p_value": one.p_value,
         "why": one.why,
+        "own_scale": shown.own_scale,
     }
 
 

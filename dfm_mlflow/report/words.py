@@ -1,66 +1,11 @@
 """What a run found, in sentences and short tables: the line's words beside the field's."""
 
 import pandas as pd
-from scipy.stats import betabinom, binomtest
 
-from dfm_mlflow.data.item import GOOD
+from dfm_mlflow.core.operating_point import UNLIKELY, exact_interval
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-
-UNLIKELY = 0.05  # a promise is called broken when chance alone would do that more rarely
-
-
-def verdict(detector: AnomalyDetector, table: pd.DataFrame, metrics: dict[str, float]) -> str:
-    """Say in one sentence what is found, what slips through, and what is flagged for nothing.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Scored pictures without errors; ``defective`` is None where nothing is known.
-    metrics : dict of str to float
-    """
-    thresholds = list(detector.thresholds().values())
-    where = f"At the threshold {thresholds[0]:.4g}" if len(thresholds) == 1 else "At its thresholds"
-    promise = f"promised: at most {percent(detector.effective_fpr())}"
-    if table.empty:
-        fitted = f"{metrics['n_train']:.0f} " if "n_train" in metrics else ""
-        return (
-            f"{where} the model, fitted to {fitted}good pictures, flags at most "
-            f"{percent(detector.effective_fpr())} of good ones; without test pictures nothing is "
-            "known of the defects that it finds."
-        )
-    flagged = table["is_anomaly"].astype(bool)
-    if table["defective"].isna().all():
-        return (
-            f"{where} the model flags {_share(flagged.sum(), len(table))} unlabelled pictures "
-            f"({promise} of good ones)."
-        )
-    bad = table["defective"].astype(bool)
-    parts = []
-    if bad.any():
-        found, n = int((bad & flagged).sum()), int(bad.sum())
-        parts.append(f"finds {_share(found, n)} defective pictures")
-    if (~bad).any():
-        parts.append(f"flags {_share((~bad & flagged).sum(), (~bad).sum())} good ones ({promise})")
-    if "image_auroc" in metrics:
-        parts.append(f"ranks them with an image AUROC of {metrics['image_auroc']:.3f}")
-    else:
-        parts.append(f"there is no {'good' if bad.all() else 'defective'} picture to rank against")
-    weakest = _weakest(table)
-    return f"{where} the model {', '.join(parts[:-1])} and {parts[-1]}{weakest}."
-
-
-def _weakest(table: pd.DataFrame) -> str:
-    kinds = ["category", "label"]
-    of_defects = table[table["label"] != GOOD].groupby(kinds)["is_anomaly"].agg(["sum", "count"])
-    if len(of_defects) < 2 or (of_defects["sum"] == of_defects["count"]).all():
-        return ""
-    worst = int((of_defects["sum"] / of_defects["count"]).argmin())
-    category, label = of_defects.index[worst]
-    found, n = of_defects.iloc[worst]
-    several = table["category"].nunique() > 1
-    name = f"{category}/{label}" if several else label
-    return f"; it is weakest on {name}, where it finds {int(found)} of {int(n)}"
+from dfm_mlflow.scores.operating_points import chance_of_alarms
+from dfm_mlflow.scores.verdict import percent
 
 
 def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]]:
@@ -81,7 +26,7 @@ def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]
     if table.empty:
         return []
     flagged = table["is_anomaly"].to_numpy(bool)
-    promise = f"at most {percent(detector.effective_fpr())}"
+    promise = f"at most {percent(detector.promised_fpr())}"
     if table["defective"].isna().all():
         return [
             _rate(
@@ -104,7 +49,7 @@ def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]
                 promise,
                 k,
                 n,
-                _judgement(detector, k, n),
+                _judgement(detector, table[~bad]),
             )
         )
     if bad.any():
@@ -122,56 +67,51 @@ def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]
 
 
 def _rate(name: str, line: str, promised: str, k: int, n: int, judgement: str) -> dict[str, str]:
-    interval = binomtest(int(k), int(n)).proportion_ci(method="exact")
+    low, high = exact_interval(k, n)
     return {
         "name": name,
         "line": line,
         "promised": promised,
         "measured": f"{k} of {n}, {percent(k / n)}",
-        "interval": f"{percent(interval.low)} to {percent(interval.high)}",
+        "interval": f"{percent(low)} to {percent(high)}",
         "judgement": judgement,
     }
 
 
-def chance_of(detector: AnomalyDetector, k: int, n: int) -> float:
-    """How likely `k` or more of `n` new good pictures are flagged while the promise holds.
-
-    The calibration's pictures are a sample too: the count is beta-binomial, not binomial.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    k, n : int
-
-    Returns
-    -------
-    float
-    """
-    held_out = min(len(c.calibration.scores) for c in detector.classes) + 1
-    rate = min(detector.effective_fpr(), 1 - 1e-9)
-    return float(betabinom.sf(k - 1, n, rate * held_out, (1 - rate) * held_out))
-
-
-def _judgement(detector: AnomalyDetector, k: int, n: int) -> str:
-    chance = chance_of(detector, k, n)
+def _judgement(detector: AnomalyDetector, good: pd.DataFrame) -> str:
+    k, n, chance = int(good["is_anomaly"].sum()), len(good), chance_of_alarms(detector, good)
     if chance < UNLIKELY:
         return (
             f"broken: chance alone gives so many in {percent(chance)} of cases; the test pictures "
             "differ from the good ones that were fitted"
         )
-    if k / n <= detector.effective_fpr():
+    if k / n <= detector.promised_fpr():
         return "kept"
     return (
         f"kept, as far as {n} pictures can tell: chance gives so many in {percent(chance)} of cases"
     )
 
 
-def percent(share: float) -> str:
-    """Write a `share`, small ones more finely: 0.0125 is 1.25 %, 0.5 is 50.0 %."""
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", "\u00a0%")  # no line ends between the two
-    return f"{share:.{2 if share < 0.1 else 1}%}".replace("%", "\u00a0%")
+def masks(metrics: dict[str, float], table: pd.DataFrame) -> str | None:
+    """Say how many defective pictures the pixel metrics leave out; None where there are none.
 
+    Parameters
+    ----------
+    metrics : dict of str to float
+    table : DataFrame
+        Of an :class:`Evaluation`, without rows that have an error.
 
-def _share(k: int, n: int) -> str:
-    return f"{int(k)} of {int(n)}"
+    Returns
+    -------
+    str or None
+    """
+    without = int(metrics.get("n_without_mask", 0))
+    bad = int((table["defective"] == True).sum())  # noqa: E712  # None where nothing is known
+    if "pixel_auroc" not in metrics:
+        if bad:
+            return f"None of the {bad} defective pictures has a mask: there are no pixel metrics."
+        return None
+    if not without:
+        return None
+    verb = "has no mask and is" if without == 1 else "have no mask and are"
+    return f"{without} of {bad} defective pictures {verb} left out of the pixel metrics."

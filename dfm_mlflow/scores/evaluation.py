@@ -69,6 +69,12 @@ def counted(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["left_out"].isna()] if "left_out" in table else table
 
 
+def without_labels(evaluation: Evaluation) -> Evaluation:
+    """Give an `evaluation` whose pictures may be good or not."""
+    table = evaluation.table.assign(label="unlabelled", defective=None)
+    return Evaluation(table, evaluation.seen)
+
+
 def score_items(
     detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
 ) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,12 +16,37 @@ from dfm_mlflow.scores.evaluation import (
     measured_sentence,
     pixel_metrics_of,
     score_items,
+    without_labels,
 )
+from dfm_mlflow.scores.operating_points import OperatingPoint, operating_points, recall_metrics
+from dfm_mlflow.scores.verdict import Verdict, verdict_of
 
 
-def measure(
-    detector: AnomalyDetector, items: Sequence[Item], labelled: bool
-) -> tuple[Evaluation, dict[str, float], list[str]]:
+@dataclass(frozen=True)
+class Measured:
+    """What pictures show of a model.
+
+    Attributes
+    ----------
+    evaluation : Evaluation
+        Without labels where they are not known.
+    metrics : dict of str to float
+    sentences : list of str
+        The same in words.
+    verdict : Verdict
+        What the model decides, and what is wrong with that.
+    points : list of OperatingPoint
+        What it would decide at other rates.
+    """
+
+    evaluation: Evaluation
+    metrics: dict[str, float]
+    sentences: list[str]
+    verdict: Verdict
+    points: list[OperatingPoint]
+
+
+def measure(detector: AnomalyDetector, items: Sequence[Item], labelled: bool) -> Measured:
     """Score pictures, and say what that shows: in metrics, and in words.
 
     Parameters
@@ -32,9 +58,7 @@ def measure(
 
     Returns
     -------
-    evaluation : Evaluation
-    metrics : dict of str to float
-    sentences : list of str
+    Measured
 
     Raises
     ------
@@ -62,7 +86,12 @@ def measure(
         sentences.append(drift_sentence(drift, detector))
     thresholds = detector.thresholds().values()
     metrics |= {"threshold": max(thresholds), "effective_fpr": detector.effective_fpr()}
-    return evaluation, metrics, sentences
+    known = evaluation if labelled else without_labels(evaluation)
+    read = known.table[known.table["error"].isna()]
+    points = operating_points(detector, read)
+    metrics |= recall_metrics(points)
+    verdict = verdict_of(detector, read, metrics, points)
+    return Measured(known, metrics, sentences, verdict, points)
 
 
 def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.images.overlay_files import OverlayFolder
+from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.scores.part_decisions import PART_COLUMNS, part_decisions
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import SCHEME, S3Object
@@ -181,7 +183,11 @@ def plan_parts(
 
 
 def score_part(
-    detector: AnomalyDetector, part: Part, folder: OutputFolder, category: str = "auto"
+    detector: AnomalyDetector,
+    part: Part,
+    folder: OutputFolder,
+    category: str = "auto",
+    overlays: OverlayFolder | None = None,
 ) -> tuple[int, int]:
     """Score one part and write its file.
 
@@ -192,13 +198,15 @@ def score_part(
     folder : OutputFolder
     category : str
         Class that all pictures are known to be of, or ``auto``.
+    overlays : OverlayFolder, optional
+        For pictures with their maps.
 
     Returns
     -------
     n, n_errors : int
         Pictures, and those that could not be read.
     """
-    table = scores_of(detector, part.sources, category, part.shown)
+    table = scores_of(detector, part.sources, category, part.shown, overlays)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder.write(part.name, buffer.getvalue())
@@ -210,6 +218,7 @@ def scores_of(
     sources: Sequence[Path | S3Object],
     category: str = "auto",
     shown: Sequence[str] = (),
+    overlays: OverlayFolder | None = None,
 ) -> pa.Table:
     """Score pictures.
 
@@ -221,6 +230,8 @@ def scores_of(
         Class that all pictures are known to be of, or ``auto``.
     shown : sequence of str
         What each shows, if one decision is wanted for all that show the same.
+    overlays : OverlayFolder, optional
+        For pictures with their maps, which are in the table in no case.
 
     Returns
     -------
@@ -228,7 +239,13 @@ def scores_of(
         ``path``, then the columns of the detector, then those of
         :func:`~dfm_mlflow.scores.part_decisions.part_decisions` where `shown` is given.
     """
-    table = detector.score(sources, on_error="report", category=category)
+    wanted = overlays is not None
+    table = detector.score(sources, on_error="report", category=category, anomaly_map=wanted)
+    if overlays is not None:
+        for source, drawn in zip(sources, table["anomaly_map"], strict=True):
+            if drawn is not None:
+                overlays.write(source, read_picture(source), drawn)
+        table["anomaly_map"] = None
     if shown:
         table = table.join(part_decisions(detector, table, shown))
     table.insert(0, "path", [str(source) for source in sources])

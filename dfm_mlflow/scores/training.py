@@ -122,6 +122,12 @@ class TrainingLook:
     warnings: list[str]
 
     @property
+    def concerns(self) -> list[str]:
+        """What stands apart and alone sets a threshold, in one sentence a category."""
+        several = len(self.thresholds) > 1
+        return [t.sentence(several) for t in self.thresholds if t.setter.apart]
+
+    @property
     def groups(self) -> pd.DataFrame:
         """Near copies as ``path,group``, for ``group_by=groups.csv``."""
         ordered = sorted(self.near.groups.items(), key=lambda pair: pair[1])

@@ -38,14 +38,13 @@ from dfm_mlflow.detector.class_fit import (
     check_rest,
     to_store,
 )
-from dfm_mlflow.detector.class_model import CALM, ClassModel, LayerModel, score_maps
+from dfm_mlflow.detector.class_model import ClassModel, LayerModel, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 from dfm_mlflow.spark.layer_passes import by_key, fit_layer
-from dfm_mlflow.spark.quantiles import lower_counts, quantile_of_counts, upper_counts
 
 MOST_MAPS = 64  # of the most unusual pictures of a class, that come to this process
 
@@ -123,15 +122,8 @@ def fit_class_in_passes(
     calibration = calibrate(scores, deal, options, ratio)
     brought = brought_to_final(scores, options, ratio)
 
-    def inside(block: HeldOutBlock) -> np.ndarray:
-        combined = scored(block)[1]
-        return combined[combined > 0].numpy()
-
-    scale = quantile_of_counts(
-        CALM,
-        held.total(lambda block: upper_counts(inside(block)), np.add),
-        lambda upper: held.total(lambda block: lower_counts(inside(block), upper), np.add),
-    )
+    largest = held.each(lambda block: largest_of(scored(block)[1]))
+    scale = scale_of(np.concatenate(list(largest)))
     most_unusual = np.argsort(-brought)[:MOST_MAPS]
     listed = np.flatnonzero(folds >= 0)[most_unusual]  # their places in the list of the class
 

@@ -28,7 +28,7 @@ from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.copies import Copy, augment_of, copies_of
 from dfm_mlflow.network.depths import settled, was_misread
 from dfm_mlflow.network.device import choose_device
-from dfm_mlflow.network.extraction import Extraction
+from dfm_mlflow.network.extraction import Extraction, keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
 from dfm_mlflow.spark.blocks import Block
@@ -295,7 +295,8 @@ def fit_on_spark(
             passes[name].drop()
     at = {i: row for row, i in enumerate(everything.kept)}
     rows = [np.array([at[places[name][i]] for i in parts[name].kept]) for name in names]
-    detector = AnomalyDetector(options, known, grids, models, weights)
+    fitted = keys_of(everything)
+    detector = AnomalyDetector(options, known, grids, models, weights, fitted=fitted)
     return detector, HeldOutScores.joined(held_out, rows), everything
 
 

@@ -20,6 +20,7 @@ from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import MODEL_CONFIG, load_model, log_model
 from dfm_mlflow.storage.paths import local_path
 from dfm_mlflow.tracking.outage import outage
+from dfm_mlflow.tracking.registration import register, tags_of
 from dfm_mlflow.tracking.run import run_of
 
 RECALIBRATED_FROM = "dfm.recalibrated_from"  # a tag of runs and of versions
@@ -146,8 +147,11 @@ def log_kept(folder: str) -> LogResult:
         _log_metrics(run_id, metrics, model_id)
         registered = kept.data.params.get(_PARAMETER, _NONE)
         if folders and registered != _NONE:
-            origin = {key: text for key, text in tags.items() if key == RECALIBRATED_FROM}
-            version = mlflow.register_model(uri, registered, tags=origin or None).version
+            detector = load_model(folders[0])
+            known = {m.key: m.value for m in metrics}
+            about = {key: text for key, text in tags.items() if key == RECALIBRATED_FROM}
+            note = kept.data.tags.get(MLFLOW_RUN_NOTE, "")
+            version = register(uri, registered, note, tags_of(detector, known) | about)
             uri = f"models:/{registered}/{version}"
     return LogResult(run_id, uri)
 

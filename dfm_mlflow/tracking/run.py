@@ -19,6 +19,7 @@ from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 import dfm_mlflow
+from dfm_mlflow.config import StrictOptions
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import TrackingError
@@ -27,14 +28,20 @@ from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
 from dfm_mlflow.report.gallery import build_gallery, worst_cases
 from dfm_mlflow.report.html import write_report
 from dfm_mlflow.report.look import LookSection
-from dfm_mlflow.report.words import verdict
 from dfm_mlflow.scores.evaluation import STEPS, Evaluation, counted, curve_points
 from dfm_mlflow.scores.training import TrainingLook
+from dfm_mlflow.scores.verdict import Verdict
+from dfm_mlflow.tracking.experiment import AUTO, experiment_of
 from dfm_mlflow.tracking.outage import end_failed, outages_in_words
 
 
 @contextmanager
-def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
+def run_of(
+    name: str,
+    tags: Mapping[str, str],
+    experiment: str = AUTO,
+    otherwise: str | None = None,
+) -> Iterator[mlflow.ActiveRun]:
     """Take over the active run or the one that ``mlflow run`` opened, else start one.
 
     A run taken over keeps the name and the tags that somebody gave it.
@@ -44,6 +51,11 @@ def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
     name : str
         Of the run, where nobody gave one.
     tags : mapping of str to str
+    experiment : str
+        Name of the experiment of a run that is started; see
+        :func:`~dfm_mlflow.tracking.experiment.experiment_of`.
+    otherwise : str, optional
+        Name of it where nobody says which; the tag ``dfm.category`` by default.
 
     Yields
     ------
@@ -53,7 +65,11 @@ def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
     ------
     TrackingError
         If the tracking server or the artifact store fails meanwhile.
+    ConfigError
+        For an `experiment` that cannot be used.
     """
+    with outages_in_words():
+        place = experiment_of(experiment, otherwise or tags.get("dfm.category"))
     active = mlflow.active_run()
     if active:
         with outages_in_words():
@@ -61,7 +77,8 @@ def run_of(name: str, tags: Mapping[str, str]) -> Iterator[mlflow.ActiveRun]:
             yield active
         return
     given = os.environ.get("MLFLOW_RUN_ID")
-    with outages_in_words(), mlflow.start_run(run_name=None if given else name) as run:
+    new = None if given else name
+    with outages_in_words(), mlflow.start_run(run_name=new, experiment_id=place) as run:
         try:
             with outages_in_words():
                 _introduce(run.info.run_id, name, tags)
@@ -77,6 +94,32 @@ def _introduce(run_id: str, name: str, tags: Mapping[str, str]) -> None:
     if _compat.is_random_name(known.info.run_name or ""):
         new[MLFLOW_RUN_NAME] = name
     mlflow.set_tags(new)
+
+
+def data_name(data: str, category: str) -> str:
+    """Shorten a `data` source for names of runs; empty where it says no more than `category`.
+
+    Parameters
+    ----------
+    data : str
+        As the option says.
+    category : str
+
+    Returns
+    -------
+    str
+        Last part of its path, without ``.csv``.
+    """
+    last = data.rstrip("/").rpartition("/")[2].removesuffix(".csv")
+    return "" if last in ("auto", category) else last
+
+
+def as_given(options: StrictOptions) -> dict[str, str]:
+    """Write `options` as ``mlflow run`` logs its parameters, whichever door they came through."""
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in options.model_dump().items()
+    }
 
 
 def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
@@ -117,8 +160,8 @@ def log_results(
     evaluation: Evaluation,
     metrics: dict[str, float],
     sentences: list[str],
+    verdict: Verdict,
     *,
-    labelled: bool = True,
     model_uri: str | None = None,
     look: LookSection | None = None,
 ) -> None:
@@ -129,20 +172,16 @@ def log_results(
     detector : AnomalyDetector
     catalog : Catalog
     evaluation : Evaluation
-        Empty where there are no pictures to score.
+        Empty where there are no pictures to score; without labels where they are not known.
     metrics : dict of str to float
     sentences : list of str
         What calibration and measurement say in words.
-    labelled : bool
-        Whether the pictures' labels are known.
+    verdict : Verdict
     model_uri : str, optional
         Named in the report.
     look : LookSection, optional
         What the report says of the training pictures.
     """
-    if not labelled:
-        table = evaluation.table.assign(label="unlabelled", defective=None)
-        evaluation = Evaluation(table, evaluation.seen)
     if catalog.account.used:
         sentences = [*sentences, catalog.account.sentence()]
     active = mlflow.active_run()
@@ -153,7 +192,15 @@ def log_results(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_report(
-            folder / "report", detector, evaluation, metrics, sentences, gallery, origin, look
+            folder / "report",
+            detector,
+            evaluation,
+            metrics,
+            sentences,
+            verdict,
+            gallery,
+            origin,
+            look,
         )
         mlflow.log_artifacts(str(folder / "report"), "report")
         if len(evaluation.table):
@@ -165,10 +212,10 @@ def log_results(
     if len(worst):
         mlflow.log_table(worst, "worst_cases.json")
     read = counted(evaluation.table)
-    if labelled:
+    if len(read) and read["defective"].notna().all():
         _log_curves(run.info.run_id, read)
     if MLFLOW_RUN_NOTE not in run.data.tags:  # the description at the top of the run's page
-        mlflow.set_tag(MLFLOW_RUN_NOTE, verdict(detector, read, metrics))
+        mlflow.set_tag(MLFLOW_RUN_NOTE, verdict.text)
 
 
 def log_training(look: TrainingLook) -> None:

@@ -89,12 +89,15 @@ class SyntheticRecall:
         Of each.
     n_fitted, n_held_out : int
         Pictures that the detector of the estimate was fitted to, and that defects were drawn into.
+    rates : ndarray of shape (n,)
+        Least false-positive rate at which each is found; 0 for any.
     """
 
     plans: list[Plan]
     found: np.ndarray
     n_fitted: int
     n_held_out: int
+    rates: np.ndarray
 
     @property
     def recall(self) -> float:
@@ -188,7 +191,10 @@ def synthetic_recall(
     drawn = [picture for picture, _ in draw_all(inputs, dealt, options.seed, regions)]
     scored = detector.score(drawn, progress="drawn defects")
     flagged = scored["is_anomaly"].to_numpy(bool)
-    return SyntheticRecall(dealt, flagged, len(fitted), len(set(sources)))
+    least = {c.name: c.calibration.smallest_p_value for c in detector.classes}
+    p = scored["p_value"].to_numpy(float)
+    rates = np.where(p > scored["predicted_class"].map(least).to_numpy(float), p, 0)
+    return SyntheticRecall(dealt, flagged, len(fitted), len(set(sources)), rates)
 
 
 def _hold_out(

@@ -12,6 +12,7 @@ from dfm_mlflow.core.comparison import (
     WORSE,
     Comparison,
     compare_auroc,
+    compare_recall,
 )
 from dfm_mlflow.errors import DataError
 
@@ -162,3 +163,42 @@ def test_strata_are_compared_each_by_itself():
     apart = np.r_[np.zeros(3, bool), np.ones(3, bool)]
     with pytest.raises(DataError, match="none of both in one category"):
         compare_auroc(apart, rng.normal(size=6), rng.normal(size=6), strata=[*"aaabbb"])
+
+
+def test_recall_is_compared_on_the_same_defects():
+    defective = np.array([False] * 5 + [True] * 40)
+    old = np.array([True] * 5 + [True] * 30 + [False] * 10)
+    new = np.array([False] * 5 + [True] * 20 + [False] * 10 + [True] * 10)
+    found = compare_recall(defective, new, old)
+    assert (found.challenger, found.champion) == (0.75, 0.75)
+    assert (found.n_good, found.n_defective) == (5, 40)
+    assert found.lower < -0.05 < 0.05 < found.upper  # 10 found by each alone
+    same = compare_recall(defective, old, old)
+    assert (same.difference, same.lower, same.upper) == (0, 0, 0)
+    back = compare_recall(defective, old, new)
+    assert back.difference == -found.difference
+    # what is flagged of the good ones is another gate's
+    assert compare_recall(defective, new | ~defective, old).lower == found.lower
+
+
+def test_the_bounds_of_recall_hold_about_as_often_as_they_say():
+    rng = np.random.default_rng(2)
+    below = above = 0
+    defective = np.ones(80, bool)
+    for _ in range(400):
+        own = rng.normal(size=80)
+        one, other = (own + 0.5 * rng.normal(size=(2, 80))) > -0.8  # of equal recall
+        found = compare_recall(defective, one, other, n_resamples=500)
+        below += found.upper < 0
+        above += found.lower > 0
+    assert below / 400 < 0.08
+    assert above / 400 < 0.08
+
+
+def test_recall_of_several_categories_is_their_mean():
+    names = ["a"] * 30 + ["b"] * 3
+    new, old = np.array([True] * 30 + [False] * 3), np.ones(33, bool)
+    found = compare_recall(np.ones(33, bool), new, old, strata=names)
+    assert (found.challenger, found.champion) == (0.5, 1)
+    with pytest.raises(DataError, match="no defective image"):
+        compare_recall(np.zeros(3, bool), old[:3], old[:3])

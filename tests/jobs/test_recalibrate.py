@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.numpy import load_file
 
 import dfm_mlflow
@@ -118,12 +120,40 @@ def test_command_prints_both_thresholds(trained, tmp_path):
     )  # too few is said
 
 
-def test_pictures_that_were_fitted_are_noticed(trained, mvtec_like, tmp_path):
-    fitted = ask(mvtec_like, category="stripes", registered_model="none")
-    assert "give pictures that it never saw" in fitted.sentences[-1]
+def test_pictures_that_were_fitted_are_refused_by_their_contents(trained, mvtec_like, tmp_path):
+    for force in ({}, {"force": "true", "reason": "really"}):
+        with pytest.raises(DataError, match="was fitted to 24 of 24 pictures, .* never saw"):
+            ask(mvtec_like, category="stripes", **force)
+    mixed = Path(new_pictures(tmp_path / "mixed", n=30))
+    shutil.copy(mvtec_like / "stripes/train/good/003.png", mixed / "any name.png")
+    with pytest.raises(DataError, match=r"fitted to 1 of 31 pictures, such as .*any name\.png"):
+        ask(mixed)
     assert versions() == [1]
     fresh = ask(new_pictures(tmp_path / "new", n=30), registered_model="none")
     assert len(fresh.sentences) == 2
+    again = ask(tmp_path / "new", model=fresh.model_uri, registered_model="none")
+    assert again.detector.fitted == trained.detector.fitted  # a copy of a copy knows them, too
+
+
+def test_pictures_that_score_as_fitted_ones_are_refused_unless_a_reason_is_given(
+    trained, mvtec_like, tmp_path
+):
+    """Encoded anew, so that no digest is known, and with a few new ones among them."""
+    folder = Path(new_pictures(tmp_path / "few", n=2))
+    for path in sorted((mvtec_like / "stripes/train/good").iterdir()):
+        with Image.open(path) as image:
+            image.save(folder / f"again-{path.stem}.bmp")
+    with pytest.raises(DataError, match="of the pictures score as low as .* force=true"):
+        ask(folder)
+    assert versions() == [1]
+    with pytest.raises(ConfigError, match="force=true needs a reason"):
+        ask(folder, force="true")
+    forced = ask(folder, force="true", reason="the lamp is darker")
+    assert "taken all the same: the lamp is darker" in forced.sentences[-1]
+    assert mlflow.get_run(forced.run_id).data.params["resolved_reason"] == "the lamp is darker"
+    version = mlflow.MlflowClient().get_model_version("dfm-stripes", "2")
+    assert "taken all the same" in version.description
+    assert version.tags["dfm.fpr"] == "0.1"
 
 
 def test_a_failure_leaves_the_registry_as_it_was(trained, tmp_path, monkeypatch):

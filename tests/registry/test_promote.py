@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 def ask(registry, version, to="production", **more):
     # the machine that runs the tests may do something else meanwhile
-    given = {"model": registry.name, "version": str(version), "to": to, "max_slowdown": "5", **more}
+    given = {"model": registry.name, "version": str(version), "to": to, "max_slowdown": "5"}
+    given |= {"min_images": "6", **more}  # the zoo has 8 good and 6 defective test pictures
     return promote(PromoteOptions.parse(given))
 
 
@@ -50,7 +51,10 @@ def test_a_good_first_version_is_promoted_on_the_record(registry):
     assert tags["run_id"] == run.info.run_id
     written = decision(run.info.run_id)
     assert (written["outcome"], written["promotion_id"]) == ("moved", tags["id"])
-    assert [g["name"] for g in written["gates"]] == ["artifact", "golden", "metrics", "comparison"]
+    assert [g["name"] for g in written["gates"]] == [
+        *("artifact", "golden", "metrics", "recall", "false_alarms", "comparison")
+    ]
+    assert json.loads(tags["figures"])["recall"] == 1
     with pytest.raises(PromotionError, match="points to version 1 already"):
         ask(registry, 1)
 
@@ -76,19 +80,19 @@ REFUSALS = {
     "worse": (
         "bad",
         {"data": "clean"},
-        {"metrics", "comparison"},
-        "is below min_auroc=0.8.*is worse than version 1 on 8 good and 6 defective",
+        {"metrics", "recall", "comparison", "threshold"},
+        "is below min_auroc=0.8.*Recall 0.*is worse than version 1 on 8 good and 6 defective",
     ),
     "undecided": (
         "twin",
-        {"data": "mixed", "min_auroc": "0", "min_images": "20"},
-        {"comparison"},
+        {"data": "mixed", "min_auroc": "0", "min_recall": "0", "min_images": "20"},
+        {"false_alarms", "comparison", "threshold"},
         "Too few images to decide .* 8 good and 6 defective pictures; at least 20",
     ),
     "uncertain": (
         "bad",
-        {"data": "mixed", "min_auroc": "0"},
-        {"comparison"},
+        {"data": "mixed", "min_auroc": "0", "min_recall": "0"},
+        {"comparison", "threshold"},
         "Too few images to decide .* a difference between .* lies within",
     ),
     # a limit far below what it takes, so that a machine that does something else does not matter
@@ -126,10 +130,11 @@ def test_force_needs_a_reason_and_leaves_both_on_the_record(registry, caplog):
     with pytest.raises(ConfigError, match="force=true needs a reason"):
         ask(registry, 2, data=registry.zoo.clean, force="true")
     result = ask(registry, 2, data=registry.zoo.clean, force="true", reason="line 3 stands still")
-    assert result.forced == ["metrics", "comparison"]
-    assert "Forced past the gates metrics,comparison: line 3 stands still" in caplog.text
+    assert result.forced == ["metrics", "recall", "comparison", "threshold"]
+    names = ",".join(result.forced)
+    assert f"Forced past the gates {names}: line 3 stands still" in caplog.text
     tags = registry.tags(2)
-    assert (tags["forced"], tags["reason"]) == ("metrics,comparison", "line 3 stands still")
+    assert (tags["forced"], tags["reason"]) == (names, "line 3 stands still")
     assert decision(result.run_id)["forced"] == result.forced
     assert "FORCED  comparison" in result.summary()
     assert registry.aliases == {"production": 2}
@@ -251,6 +256,8 @@ def test_the_command_line_promotes_rolls_back_and_describes(registry):
         "production",
         "--max-slowdown",
         "5",
+        "--min-images",
+        "6",
         "--version",
     ]
     assert "points to version 1; before, to no version" in run(cli, [*command, "1"]).output
@@ -302,3 +309,38 @@ def test_mlflow_run_promotes_in_the_one_run_that_it_opens(registry):
     assert run.info.status == "FINISHED"
     assert run.data.params["version"] == run.data.params["resolved_version"] == "1"
     assert decision(run.info.run_id)["outcome"] == "moved"
+
+
+def test_a_chain_of_small_losses_ends_at_the_best_that_ever_held_the_alias(registry, monkeypatch):
+    """Version 3 is no worse than 2, which was forced past the gates, but worse than 1."""
+    registry.add("good", "bad", "bad")
+    ask(registry, 1, data=registry.zoo.clean)
+    ask(registry, 2, data=registry.zoo.clean, force="true", reason="line 3 stands still")
+    with pytest.raises(PromotionError, match="version 1, the best that ever held production") as e:
+        ask(registry, 3, data=registry.zoo.clean, min_auroc="0", min_recall="0")
+    written = decision(registry.runs()[0].info.run_id)
+    failed = {g["name"] for g in written["gates"] if not g["passed"]}
+    assert failed == {"best_comparison", "best_threshold"}
+    assert "version 2" not in str(e.value)
+
+
+def test_twenty_of_each_are_the_default_and_fewer_need_force(registry):
+    registry.add("good", "twin")
+    ask(registry, 1)
+    given = {"model": registry.name, "version": "2", "to": "production", "max_slowdown": "5"}
+    with pytest.raises(PromotionError, match="at least 20 of each are needed"):
+        promote(PromoteOptions.parse(given))
+    forced = promote(
+        PromoteOptions.parse(given | {"force": "true", "reason": "14 are all we have"})
+    )
+    assert forced.forced == ["comparison", "threshold"]
+
+
+def test_the_run_lies_beside_the_one_that_made_the_version(registry, monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    registry.add("good")
+    result = ask(registry, 1)
+    assert mlflow.get_run(result.run_id).info.experiment_id == "0"  # that of the zoo
+    registry.add("good")
+    elsewhere = ask(registry, 2, to="staging")
+    assert mlflow.get_run(elsewhere.run_id).info.experiment_id == "0"

@@ -1,49 +1,12 @@
-import re
-import xml.etree.ElementTree as ElementTree
-
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
-from dfm_mlflow.report.figures import Charts, paint_scores, score_rows
+from dfm_mlflow.report.figures import paint_scores, score_rows
 from dfm_mlflow.scores.evaluation import score_items
 
 from .conftest import items_in
-
-
-def line(figure):
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1])
-    axes.set_title("<b>$x$ & 'y'")
-
-
-def test_a_chart_is_a_picture_and_a_drawing_of_the_page_s_colour(tmp_path):
-    svg = Charts(tmp_path).draw("one", (3, 2), line)
-    with Image.open(tmp_path / "one.png") as image:
-        assert image.size == (360, 240)
-        assert image.getpixel((0, 0))[:3] == (255, 255, 255)
-    root = ElementTree.fromstring(svg)
-    assert {"width", "height"}.isdisjoint(root.keys())  # as wide as its place
-    assert "currentColor" in svg
-    assert "".join(root.itertext()).count("<b>$x$ & 'y'") == 1  # neither markup nor mathematics
-
-
-def test_a_chart_names_no_font_of_the_machine_that_drew_it(tmp_path):
-    svg = Charts(tmp_path).draw("one", (3, 2), line)
-    assert "system-ui" in svg
-    assert "DejaVu" not in svg
-
-
-def test_charts_are_the_same_each_time_and_apart_from_each_other(tmp_path):
-    charts = Charts(tmp_path)
-    one, again, other = (charts.draw(n, (3, 2), line) for n in ("one", "one", "other"))
-    assert one == again
-    identifiers = [set(re.findall(r'id="([^"]+)"', svg)) for svg in (one, other)]
-    assert identifiers[0].isdisjoint(identifiers[1])
-    for svg, known in zip((one, other), identifiers, strict=True):
-        assert set(re.findall(r'(?:url\(|href=")#([^")]+)', svg)) <= known
 
 
 def rows_of(scores, threshold, truth):

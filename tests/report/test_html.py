@@ -10,6 +10,7 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.report.gallery import build_gallery
 from dfm_mlflow.report.html import write_report
 from dfm_mlflow.scores.evaluation import Evaluation, image_metrics, score_items
+from dfm_mlflow.scores.verdict import Verdict, verdict_of
 
 from ..detectors import fit, pictures
 from .conftest import items_in
@@ -47,7 +48,9 @@ def report_of(folder, detector, items, labelled=True, origin=None):
     gallery = build_gallery(detector, catalog, evaluation)
     sentences = [detector.calibration_sentence()]
     where = origin or {"run id": "abc"}
-    write_report(folder / "report", detector, evaluation, found, sentences, gallery, where)
+    read = evaluation.table[evaluation.table["error"].isna()]
+    verdict = verdict_of(detector, read, found)
+    write_report(folder / "report", detector, evaluation, found, sentences, verdict, gallery, where)
     page = (folder / "report/report.html").read_text(encoding="utf-8")
     return page, Page(page), gallery
 
@@ -63,6 +66,7 @@ def test_the_page_shows_all_and_asks_for_nothing(detector, tmp_path):
     assert "prefers-color-scheme: dark" in text
     for word in (
         "Scores and threshold",
+        "Which false-positive rate?",
         "Promised and measured",
         "overkill",
         "escapes",
@@ -84,7 +88,7 @@ def test_the_page_shows_all_and_asks_for_nothing(detector, tmp_path):
     names = {p.name for p in (tmp_path / "report").iterdir()}
     assert {"scores.png", "roc.png", "precision_recall.png", "false_positive_rate.png"} <= names
     # a chart takes the page's colour, so that it is readable on both backgrounds
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 6  # the histogram once more for narrow windows
     assert "currentColor" in text
     assert "#1f2933" not in text.split("</style>", 1)[1]
 
@@ -128,10 +132,11 @@ def test_several_categories_have_a_histogram_and_rows_each(tmp_path):
     items = items_in(tmp_path, "stripes") + items_in(tmp_path, "bands", "crack", seed=5)
     text, page, _ = report_of(tmp_path, detector, items)
     assert text.count('aria-label="histogram') == 2
+    assert text.count('aria-label="narrow histogram') == 2
     assert "category stripes" in page.words
     assert "category bands" in page.words
     assert page.words.count("good 6") == 2  # a row of the table of each
-    assert "At its thresholds" in page.words
+    assert "at its thresholds" in page.words
 
 
 def test_it_stays_small_with_pictures_of_noise_and_many_kinds_of_defects(tmp_path):
@@ -154,7 +159,8 @@ def test_it_stays_small_with_pictures_of_noise_and_many_kinds_of_defects(tmp_pat
     evaluation = Evaluation(table, scored.seen)
     gallery = build_gallery(detector, catalog, evaluation)
     assert sum(map(len, gallery.values())) == 21
-    write_report(tmp_path / "report", detector, evaluation, {}, [], gallery, {})
+    verdict = Verdict("It is noise.")
+    write_report(tmp_path / "report", detector, evaluation, {}, [], verdict, gallery, {})
     page = tmp_path / "report/report.html"
     assert page.stat().st_size < 3_000_000
     assert "the first 6 of 7 categories" in Page(page.read_text()).words

@@ -1,0 +1,135 @@
+"""What a threshold does: how likely its false alarms are, and what its mistakes cost.
+
+A good image is flagged by a calibration of n held-out images at the rate ``a`` when its score is
+above the k-th largest of theirs, ``k = floor(a (n + 1))``. Where it is exchangeable with them, the
+share of good images that this threshold flags is beta(k, n + 1 - k), so that the number flagged
+among m new ones is beta-binomial (Vovk, Conditional validity of inductive conformal predictors,
+arXiv 1209.2673, section 3; Marques, arXiv 2303.02770).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfm_mlflow.core.calibration import Calibration
+
+RATES = (0.01, 0.02, 0.05, 0.1)  # of which tables and metrics say what they would find
+UNLIKELY = 0.01  # a promise is called broken where chance alone breaks it more rarely
+_ROUNDING = 1e-9  # makes good what rounding takes from a rate that is met exactly
+
+
+@dataclass(frozen=True)
+class Promise:
+    """How many good images a threshold may flag.
+
+    Attributes
+    ----------
+    k : float
+        Place of the threshold among the held-out scores, from the top; a fraction where a fitted
+        tail lies beyond all of them.
+    n : int
+        Held-out images, or groups, of the calibration.
+    """
+
+    k: float
+    n: int
+
+    @classmethod
+    def of(cls, calibration: Calibration, fpr: float) -> "Promise":
+        """Give the promise of a `calibration` at the rate `fpr`.
+
+        What a declared share of dirt left out is taken for good images that score highest: they are
+        among the n, and above the threshold.
+        """
+        rate = calibration.effective_fpr(fpr)
+        place = rate * (calibration.n_groups + 1)
+        k = math.floor(place + _ROUNDING) or place
+        return cls(k + calibration.n_left_out, calibration.n_groups + calibration.n_left_out)
+
+
+def false_alarm_chance(flagged: int, parts: Sequence[tuple[int, Promise]]) -> float:
+    """How likely at least so many of new good images are flagged while every promise holds.
+
+    Parameters
+    ----------
+    flagged : int
+        Good images that are flagged, of all parts together.
+    parts : sequence of (int, Promise)
+        Good images of each category, and what its calibration promises.
+
+    Returns
+    -------
+    float
+        ``P(X >= flagged)`` for X a sum of independent beta-binomial counts.
+    """
+    from scipy.stats import betabinom  # 50 MB, which no scoring needs
+
+    if flagged <= 0:
+        return 1.0
+    chances = np.ones(1)
+    for m, promise in parts:
+        rest = promise.n + 1 - promise.k
+        if m and rest > 0:
+            part = betabinom.pmf(np.arange(m + 1), m, promise.k, rest)
+        else:  # a rate at which every image is above the threshold
+            part = np.r_[np.zeros(m), 1.0]
+        chances = np.convolve(chances, part)
+    return float(np.clip(chances[flagged:].sum(), 0, 1))
+
+
+def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Give the exact interval of a share (Clopper & Pearson, Biometrika 26, 1934).
+
+    Parameters
+    ----------
+    k, n : int
+        Images that have the property, and all of them, at least 1.
+    confidence : float
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper bound.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(int(k), int(n)).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What mistakes cost.
+
+    Attributes
+    ----------
+    escape : float
+        Of a defective piece that passes, in any unit.
+    overkill : float
+        Of a good piece that is flagged, in the same.
+    defect_rate : float
+        Share of pieces that are defective, in (0, 1).
+    """
+
+    escape: float
+    overkill: float
+    defect_rate: float
+
+    def expected(self, recall: float, false_positive_rate: float) -> float:
+        """Cost of a piece, on average.
+
+        Parameters
+        ----------
+        recall : float
+            Share of the defective pieces that is flagged.
+        false_positive_rate : float
+            Share of the good pieces that is flagged.
+
+        Returns
+        -------
+        float
+        """
+        escapes = self.defect_rate * (1 - recall) * self.escape
+        return escapes + (1 - self.defect_rate) * false_positive_rate * self.overkill

@@ -1,0 +1,261 @@
+"""What a detector decides at each of several target false-positive rates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.calibration import is_anomaly
+from dfm_mlflow.core.operating_point import (
+    RATES,
+    Costs,
+    Promise,
+    exact_interval,
+    false_alarm_chance,
+)
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Decisions at one target rate.
+
+    Attributes
+    ----------
+    fpr : float
+        That is asked for.
+    promised : float
+        Share of good pictures that may be flagged: more than `fpr` where the pictures are few.
+    thresholds : dict of str to float
+        By category.
+    good, good_flagged : int
+        Good test pictures, and those that are flagged.
+    defective, found : int
+        Defective test pictures, and those that are flagged.
+    drawn, drawn_found : int
+        The same of defects that were drawn into good pictures, where there are no real ones.
+    current : bool
+        Whether it is the rate of the model.
+    """
+
+    fpr: float
+    promised: float
+    thresholds: dict[str, float]
+    good: int
+    good_flagged: int
+    defective: int
+    found: int
+    drawn: int
+    drawn_found: int
+    current: bool
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the defects that is found: of real ones, else of drawn ones, else None."""
+        if self.defective:
+            return self.found / self.defective
+        return self.drawn_found / self.drawn if self.drawn else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Exact 95 % interval of the share of good pictures that is flagged."""
+        return exact_interval(self.good_flagged, self.good) if self.good else None
+
+    def cost(self, costs: Costs) -> float | None:
+        """Cost of a piece; None where no recall is known.
+
+        Good pieces count with the promised rate, or the measured one where that is larger: a test
+        set of few good pictures with none flagged does not make false alarms free.
+        """
+        if self.recall is None:
+            return None
+        measured = self.good_flagged / self.good if self.good else 0.0
+        return costs.expected(self.recall, max(self.promised, measured))
+
+
+def operating_points(
+    detector: AnomalyDetector,
+    table: pd.DataFrame,
+    drawn: np.ndarray | None = None,
+    rates: Sequence[float] = RATES,
+) -> list[OperatingPoint]:
+    """Decide anew at several rates; nothing is scored anew.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Of an :class:`~dfm_mlflow.scores.evaluation.Evaluation`, without rows that have an error;
+        ``defective`` is None where nothing is known.
+    drawn : ndarray of shape (m,), optional
+        Least rate at which each of m defects is found that were drawn into good pictures.
+    rates : sequence of float
+        Beside the model's own.
+
+    Returns
+    -------
+    list of OperatingPoint
+        By rate, ascending.
+    """
+    own = detector.options.fpr
+    bad = table["defective"].map({True: True, False: False})
+    is_bad, is_good = (bad == True).to_numpy(bool), (bad == False).to_numpy(bool)  # noqa: E712
+    points = []
+    for fpr in sorted({*rates, own}):
+        flagged = flagged_at(detector, table, fpr)
+        drawn_found = 0 if drawn is None else int(is_anomaly(drawn, fpr).sum())
+        points.append(
+            OperatingPoint(
+                fpr,
+                detector.promised_fpr(fpr),
+                detector.thresholds(fpr),
+                int(is_good.sum()),
+                int((flagged & is_good).sum()),
+                int(is_bad.sum()),
+                int((flagged & is_bad).sum()),
+                0 if drawn is None else len(drawn),
+                drawn_found,
+                fpr == own,
+            )
+        )
+    return points
+
+
+def flagged_at(detector: AnomalyDetector, table: pd.DataFrame, fpr: float) -> np.ndarray:
+    """Decide about scored pictures at another rate.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        ``p_value`` and ``predicted_class``, from this detector.
+    fpr : float
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+    """
+    rates = {c.name: c.calibration.effective_fpr(fpr) for c in detector.classes}
+    limits = table["predicted_class"].map(rates).to_numpy(float)
+    return np.asarray(is_anomaly(table["p_value"].to_numpy(float), limits), dtype=bool)
+
+
+def chance_of_alarms(detector: AnomalyDetector, good: pd.DataFrame) -> float:
+    """How likely so many good pictures are flagged while the promise of each category holds.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    good : DataFrame
+        Rows of good pictures: ``category`` and ``is_anomaly``.
+
+    Returns
+    -------
+    float
+        1 where there is no picture.
+    """
+    promises = {c.name: Promise.of(c.calibration, detector.options.fpr) for c in detector.classes}
+    fewest = min(promises.values(), key=lambda promise: promise.n)  # of a category unknown to it
+    parts = [
+        (len(rows), promises.get(str(name), fewest)) for name, rows in good.groupby("category")
+    ]
+    return false_alarm_chance(int(good["is_anomaly"].astype(bool).sum()), parts)
+
+
+def recall_metrics(points: Sequence[OperatingPoint]) -> dict[str, float]:
+    """Give ``recall_at_fpr/<rate>`` of real defects at each of :data:`RATES`; empty without them.
+
+    Parameters
+    ----------
+    points : sequence of OperatingPoint
+
+    Returns
+    -------
+    dict of str to float
+    """
+    return {
+        f"recall_at_fpr/{p.fpr:g}": p.found / p.defective
+        for p in points
+        if p.defective and p.fpr in RATES
+    }
+
+
+def costs_of(options: Options) -> Costs | None:
+    """Give the costs that `options` name, or None."""
+    return None if options.costs is None else Costs(*options.costs)
+
+
+def cheapest(points: Sequence[OperatingPoint], costs: Costs | None) -> OperatingPoint | None:
+    """Choose the rate with the smallest expected cost, the smaller rate of two alike.
+
+    Parameters
+    ----------
+    points : sequence of OperatingPoint
+    costs : Costs, optional
+
+    Returns
+    -------
+    OperatingPoint or None
+        None without costs, or where no recall is known.
+    """
+    if costs is None:
+        return None
+    priced = [(cost, p.fpr, p) for p in points if (cost := p.cost(costs)) is not None]
+    return min(priced, key=lambda found: found[:2])[2] if priced else None
+
+
+def cost_sentence(points: Sequence[OperatingPoint], costs: Costs | None) -> str | None:
+    """Name the cheapest of some rates; None without costs, or where no recall is known.
+
+    Parameters
+    ----------
+    points : sequence of OperatingPoint
+    costs : Costs, optional
+
+    Returns
+    -------
+    str or None
+    """
+    best = cheapest(points, costs)
+    if best is None or costs is None:
+        return None
+    now = next(p for p in points if p.current)
+    kind = "" if best.defective else " drawn"
+    prices = [f"{100 * (p.cost(costs) or 0):.3g} per 100 pieces" for p in (best, now)]
+    against = "" if best is now else f", against {prices[1]} at fpr={now.fpr:g}"
+    return (
+        f"With {costs.escape:g} for an escape, {costs.overkill:g} for an overkill and "
+        f"{costs.defect_rate:.3g} of the pieces defective, fpr={best.fpr:g} is the cheapest of "
+        f"these rates on the{kind} defects at hand: {prices[0]}{against}."
+    )
+
+
+def rate_lines(points: Sequence[OperatingPoint]) -> list[str]:
+    """Write the table of the rates for a log, one line a rate.
+
+    Parameters
+    ----------
+    points : sequence of OperatingPoint
+
+    Returns
+    -------
+    list of str
+        The heading first.
+    """
+    lines = ["   fpr    threshold  good flagged           defects found"]
+    for p in points:
+        threshold = max(p.thresholds.values())
+        good = "not measured"
+        if p.interval:
+            low, high = p.interval
+            good = f"{p.good_flagged} of {p.good} [{low:.3f}, {high:.3f}]"
+        found = "not known"
+        if p.defective:
+            found = f"{p.found} of {p.defective}"
+        elif p.drawn:
+            found = f"{p.drawn_found} of {p.drawn} drawn ones"
+        mark = "*" if p.current else " "
+        lines.append(f"{mark} {p.fpr:<6g} {threshold:<10.4g} {good:22s} {found}")
+    return lines
