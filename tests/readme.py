@@ -97,7 +97,8 @@ def prepare(folder: Path) -> None:
         write_category(folder / "pictures", name)
     shutil.copytree(folder / "pictures/bottle/train/good", folder / "pictures/good_bottles")
     cells = load_catalog("elpv", ["mono"])
-    for name, items in {"new_good": cells.train[:40], "today": cells.test[:10]}.items():
+    unseen = [item for item in cells.test if item.label == "good"]  # never fitted to
+    for name, items in {"new_good": unseen[:40], "today": cells.test[:10]}.items():
         (folder / "pictures" / name).mkdir()
         for item in items:
             shutil.copy(item.path, folder / "pictures" / name)

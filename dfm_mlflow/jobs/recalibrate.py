@@ -135,8 +135,8 @@ def recalibrate(options: RecalibrateOptions, *, experiment: str = AUTO) -> Recal
             uri = version_uri = _log(made, catalog)
             # Last: a run that failed before this point leaves the registry as it was.
             if registered not in (None, "none"):
-                tags = tags_of(made.detector, made.metrics) | {RECALIBRATED_FROM: parent.uri}
-                version = register(uri, registered, " ".join(made.sentences), tags)
+                about = tags_of(made.detector, made.metrics) | {RECALIBRATED_FROM: parent.uri}
+                version = register(uri, registered, " ".join(made.sentences), about)
                 version_uri = f"models:/{registered}/{version}"
     return RecalibrateResult(
         run.info.run_id, uri, version_uri, made.detector, made.metrics, made.sentences

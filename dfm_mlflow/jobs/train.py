@@ -217,8 +217,8 @@ def fit_and_register(
         # Last: a run that failed before this point leaves the registry as it was.
         version = None
         if options.model_name:
-            tags = tags_of(fitted.detector, fitted.metrics)
-            version = register(uri, options.model_name, fitted.verdict.text, tags)
+            about = tags_of(fitted.detector, fitted.metrics)
+            version = register(uri, options.model_name, fitted.verdict.text, about)
     return TrainResult(
         run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences, fitted.verdict
     )

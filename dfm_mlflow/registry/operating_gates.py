@@ -7,7 +7,7 @@ from dfm_mlflow.core.operating_point import UNLIKELY
 from dfm_mlflow.registry.candidate import Candidate
 from dfm_mlflow.registry.gates import Gate
 from dfm_mlflow.scores.operating_points import chance_of_alarms, operating_points
-from dfm_mlflow.scores.verdict import BROKEN_REMEDY, percent, would_find
+from dfm_mlflow.scores.verdict import BROKEN_REMEDY, percent, said_rate, would_find
 
 
 def recall_gate(candidate: Candidate, options: PromoteOptions, scored: pd.DataFrame) -> Gate:
@@ -71,8 +71,9 @@ def false_alarm_gate(candidate: Candidate, scored: pd.DataFrame) -> Gate:
     chance = chance_of_alarms(candidate.detector, good)
     passed = chance >= UNLIKELY
     sentence = (
-        f"{candidate.name.capitalize()} flags {flagged} of {len(good)} good test pictures where at "
-        f"most {percent(promised)} is promised; chance gives so many in {percent(chance)} of cases"
+        f"{candidate.name.capitalize()} flags {flagged} of {len(good)} good test pictures where "
+        f"{said_rate(candidate.detector)} is expected; chance gives so many in {percent(chance)} "
+        "of cases"
     )
     if not passed:
         sentence += f", and {percent(UNLIKELY)} is the least: {BROKEN_REMEDY}"

@@ -5,7 +5,7 @@ import pandas as pd
 from dfm_mlflow.core.operating_point import UNLIKELY, exact_interval
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.scores.operating_points import chance_of_alarms
-from dfm_mlflow.scores.verdict import percent
+from dfm_mlflow.scores.verdict import percent, said_rate
 
 
 def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]]:
@@ -26,7 +26,7 @@ def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]
     if table.empty:
         return []
     flagged = table["is_anomaly"].to_numpy(bool)
-    promise = f"at most {percent(detector.promised_fpr())}"
+    promise = said_rate(detector)
     if table["defective"].isna().all():
         return [
             _rate(

@@ -12,6 +12,7 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.scores.evaluation import (
     Evaluation,
+    counted,
     image_metrics,
     measured_sentence,
     pixel_metrics_of,
@@ -87,7 +88,7 @@ def measure(detector: AnomalyDetector, items: Sequence[Item], labelled: bool) ->
     thresholds = detector.thresholds().values()
     metrics |= {"threshold": max(thresholds), "effective_fpr": detector.effective_fpr()}
     known = evaluation if labelled else without_labels(evaluation)
-    read = known.table[known.table["error"].isna()]
+    read = counted(known.table)
     points = operating_points(detector, read)
     metrics |= recall_metrics(points)
     verdict = verdict_of(detector, read, metrics, points)

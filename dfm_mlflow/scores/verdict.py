@@ -128,8 +128,8 @@ def _broken_promise(
     if chance >= UNLIKELY:
         return None
     return (
-        f"{now.good_flagged} of {now.good} good pictures are flagged where at most "
-        f"{percent(now.promised)} is promised, and chance alone gives so many in "
+        f"{now.good_flagged} of {now.good} good pictures are flagged where "
+        f"{said_rate(detector)} is {_word(detector)}, and chance alone gives so many in "
         f"{percent(chance)} of cases: {BROKEN_REMEDY}."
     )
 
@@ -158,14 +158,14 @@ def _sentence(
 ) -> str:
     thresholds = list(now.thresholds.values())
     where = f"at the threshold {thresholds[0]:.4g}" if len(thresholds) == 1 else "at its thresholds"
-    promise = f"promised: at most {percent(now.promised)}"
+    promise = f"{_word(detector)}: {said_rate(detector)}"
     if table.empty:
         fitted = f"{metrics['n_train']:.0f} " if "n_train" in metrics else ""
         drawn = "nothing is known of the defects that it finds"
         if now.drawn:
             drawn = f"of defects drawn into good pictures it finds {now.drawn_found} of {now.drawn}"
         return (
-            f"The model, fitted to {fitted}good pictures, flags at most {percent(now.promised)} of "
+            f"The model, fitted to {fitted}good pictures, flags {said_rate(detector)} of "
             f"good ones {where}; without test pictures {drawn}."
         )
     if not now.good and not now.defective:
@@ -231,3 +231,26 @@ def say(
         logger.info("What other target false-positive rates would do:\n%s", table)
     if sentence := cost_sentence(points, costs):
         logger.info(sentence)
+
+
+def said_rate(detector: AnomalyDetector) -> str:
+    """Write the share of good pictures that may be flagged: at most that, unless it is estimated.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+
+    Returns
+    -------
+    str
+    """
+    share = percent(detector.promised_fpr())
+    return share if _is_estimate(detector) else f"at most {share}"
+
+
+def _word(detector: AnomalyDetector) -> str:
+    return "estimated" if _is_estimate(detector) else "promised"
+
+
+def _is_estimate(detector: AnomalyDetector) -> bool:
+    return any(c.calibration.is_estimate(detector.options.fpr) for c in detector.classes)

@@ -62,6 +62,6 @@ def test_false_alarms_beyond_chance_are_refused_and_those_of_chance_are_not(cand
         gate = false_alarm_gate(candidate, table(30, flagged, 5, 5))
         assert gate.passed == passes, flagged
         assert gate.figures["false_positive_rate"] == flagged / 30
-    assert "where at most 5.00\u00a0% is promised" in gate.sentence
+    assert "5.00\u00a0% is expected" in gate.sentence
     assert "recalibrate on new ones" in gate.sentence
     assert false_alarm_gate(candidate, table(0, 0, 5, 5)).figures == {}

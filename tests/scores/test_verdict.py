@@ -7,7 +7,7 @@ import pytest
 
 from dfm_mlflow.core.operating_point import Costs
 from dfm_mlflow.scores.operating_points import operating_points
-from dfm_mlflow.scores.verdict import Verdict, percent, say, verdict_of
+from dfm_mlflow.scores.verdict import Verdict, percent, said_rate, say, verdict_of
 
 from ..detectors import fit, pictures
 
@@ -39,7 +39,7 @@ def test_it_leads_with_what_is_decided(detector):
     assert said.concerns == ()
     assert said.text.startswith(
         "The model finds 18 of 20 defective pictures (recall 0.90) and flags 2 of 40 good ones "
-        "(promised: at most 5.00\u00a0%) at the threshold "
+        f"(estimated: {said_rate(detector)}) at the threshold "
     )
     assert said.text.index("AUROC of 0.990") > said.text.index("flags 2 of 40")
     assert said.text.count(".") - len(re.findall(r"\d\.\d", said.text)) == 1  # one sentence
@@ -62,7 +62,7 @@ def test_a_promise_that_is_broken_beyond_chance_is_a_concern(detector):
         table = frame(detector, 40, flagged, 4, 4)
         concerns = verdict_of(detector, table, {"image_auroc": 0.9}).concerns
         assert bool(concerns) == broken, flagged
-    assert "20 of 40 good pictures are flagged where at most 5.00\u00a0% is promised" in concerns[0]
+    assert "20 of 40 good pictures are flagged where 5.00\u00a0% is estimated" in concerns[0]
     assert "recalibrate on new ones" in concerns[0]
 
 
