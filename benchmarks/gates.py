@@ -134,8 +134,9 @@ def main() -> None:
             rate(repeats // 20, lambda r, n=n, b=both: drift(r, n, common, 0.01, b))
             for both in (False, True)
         ]
+        alone, both = row
         print(
-            f"{n:4d} + {n:<4d}  against the holder alone {row[0]:.3f}, and the best ever {row[1]:.3f}"
+            f"{n:4d} + {n:<4d}  by the holder alone {alone:.3f}, by the best ever, too {both:.3f}"
         )
 
 

@@ -20,7 +20,7 @@ _STRONGEST = 0.85  # opacity at level 255
 # of two colours can be seen without the legend, in print and by those who tell few colours apart.
 _COLOURS = np.array(
     [(255, 237, 160), (254, 217, 118), (254, 178, 76), (253, 141, 60)]
-    + [(252, 78, 42), (227, 26, 28), (189, 0, 38), (128, 0, 38)],
+    + [(252, 78, 42), (227, 26, 28), (189, 0, 38)],
     dtype=np.float32,
 )
 _SIDE = 1024  # most pixels of the longer side of a picture with a legend
