@@ -45,8 +45,8 @@ class Shown:
     outlined : bool
         Whether there is a mask.
     own_scale : bool
-        Whether the map is drawn on a scale of its own, up to its largest value, since on that of
-        all pictures it is calm.
+        Whether the map is drawn on a scale of its own, from its median to its largest value, since
+        on that of all pictures it is calm.
     """
 
     row: pd.Series
@@ -161,6 +161,7 @@ def draw_case(
     level = to_level(full, scale)
     own_scale = int(level.max()) < USUAL
     if own_scale:  # calm on the common scale, and yet the score comes from somewhere
+        full = full - full.median()
         level = to_level(full, float(full.max()) * USUAL / 255)
     marked = tint(pixels, level)
     if mask is not None:
