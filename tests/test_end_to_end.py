@@ -87,7 +87,9 @@ def images(mvtec_like):
 def test_mlflow_run_makes_one_finished_run_with_raw_and_resolved_parameters(client):
     (run,) = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "stripes-resnet18-default-image_size=64"  # MLflow's was random
+    assert (
+        run.info.run_name == "stripes-resnet18-default-data0-image_size=64"
+    )  # MLflow's was random
     assert (run.data.params["fpr"], run.data.params["resolved_fpr"]) == ("5e-2", "0.05")
     assert (run.data.params["layers"], run.data.params["resolved_layers"]) == (
         "auto",

@@ -38,7 +38,10 @@ def test_rivals_are_the_holder_and_then_the_best(registry):
     options = PromoteOptions.parse({"model": registry.name, "version": "3", "to": "production"})
     rivals, trouble = load_rivals(registry.client, options, "2")
     assert trouble == ""
-    assert [(r.candidate.version.version, r.best) for r in rivals] == [("2", False), ("1", True)]
+    assert [(str(r.candidate.version.version), r.best) for r in rivals] == [
+        ("2", False),
+        ("1", True),
+    ]
     assert load_rivals(registry.client, options, None) == ([], "")
     challenger = load_candidate(registry.client, version_of(registry.client, registry.name, "3"))
     scored, unread = score_all(options, challenger, rivals)

@@ -63,7 +63,7 @@ def test_the_report_in_the_artifact_viewer(ui, page, judged):
     frame = page.frame_locator("iframe.mlflow-html-iframe")
     expect(frame.locator(".verdict")).to_contain_text(re.compile(r"finds \d+ of 6 defective"))
     assert "allow-same-origin" not in page.locator("iframe").get_attribute("sandbox")
-    expect(frame.locator("svg")).to_have_count(4)
+    expect(frame.locator("svg")).to_have_count(6)
     assert loaded(frame.locator("figure img"))
     expect(frame.locator("h2", has_text="Worst misses")).to_be_visible()
     expect(frame.locator("td", has_text=judged)).to_be_visible()
@@ -99,7 +99,7 @@ def test_search_and_names_on_the_runs_page(ui, page):
     search = "metrics.image_auroc > 0.95 and params.resolved_backbone = 'resnet18'"
     page.goto(f"{url}/#/experiments/0/runs?searchFilter={quote(search)}")
     expect(page.get_by_text("matching run").first).to_contain_text("3")  # not bad, not untested
-    large = "stripes-resnet18-default-layers=layer2,layer3,layer4-image_size=160"
+    large = "stripes-resnet18-default-data0-layers=layer2,layer3,layer4-image_size=160"
     expect(page.get_by_role("link", name=large)).to_be_visible()
     expect(page.get_by_text("stripes (").first).to_be_visible()  # the data and their digest
 

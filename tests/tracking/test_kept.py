@@ -84,7 +84,8 @@ def test_a_recalibration_is_kept_and_registered_later(trained, tmp_path, monkeyp
     result = kept.log_kept(str(kept_folder(tmp_path)))
     assert result.model_uri == "models:/dfm-stripes/3"
     version = mlflow.MlflowClient().get_model_version("dfm-stripes", "3")
-    assert version.tags == {kept.RECALIBRATED_FROM: "models:/dfm-stripes/1"}
+    assert version.tags[kept.RECALIBRATED_FROM] == "models:/dfm-stripes/1"
+    assert version.tags["dfm.fpr"] == "0.1"
     detector = kept.load_model(result.model_uri)
     assert detector.thresholds() == pytest.approx(plain.detector.thresholds())
     assert mlflow.get_run(result.run_id).data.metrics["n_calibration"] == 30

@@ -2,9 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 from botocore.exceptions import NoCredentialsError
 
 from dfm_mlflow.config import EvaluateOptions
@@ -17,6 +19,7 @@ from dfm_mlflow.tracking.run import log_parameters, run_of
 
 from ..jobs.test_train import CONTRACT, artifacts, options
 
+ROOT = Path(__file__).parents[2]
 CURVES = {
     "curve/roc_true_positive_rate",
     "curve/precision_at_recall",
@@ -78,12 +81,21 @@ def test_the_worst_cases_are_a_table_with_pictures(trained, zoo):
     mlflow.delete_run(run)
 
 
+def test_parameters_are_the_same_whichever_door_the_run_came_through(trained):
+    known = mlflow.get_run(trained.run_id).data.params
+    point = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]["main"]
+    assert set(point["parameters"]) <= set(known)  # as `mlflow run` logs them
+    assert known["image_size"] == "64"
+    assert (known["cache"], known["fpr"]) == ("true", "0.2")
+    assert "experiment" not in known
+
+
 def test_runs_are_named_by_what_tells_them_apart(trained):
     run = mlflow.get_run(trained.run_id)
-    assert run.info.run_name == "stripes-resnet18-default-image_size=64-pca_level=0.9"
+    assert run.info.run_name == "stripes-resnet18-default-data0-image_size=64-pca_level=0.9"
     assert run.data.tags["dfm.job"] == "train"
     assert run.data.tags["dfm.category"] == "stripes"
-    assert "the model finds" in run.data.tags["mlflow.note.content"]
+    assert "The model finds" in run.data.tags["mlflow.note.content"]
     found = mlflow.search_runs(
         filter_string="metrics.image_auroc > 0.5 and params.resolved_backbone = 'resnet18' and "
         "params.resolved_pca_level = '0.9' and tags.\"dfm.job\" = 'train'",
