@@ -158,7 +158,8 @@ def _smooth(maps: Tensor, size: tuple[int, int]) -> Tensor:
     kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, size, strict=True)]
     # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
     full = gaussian_blur(full, [kernel[1], 1], [sigma[1], 1.0])
-    return gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
+    smooth: Tensor = gaussian_blur(full, [1, kernel[0]], [1.0, sigma[0]])
+    return smooth
 
 
 def to_png(pixels: np.ndarray) -> bytes:

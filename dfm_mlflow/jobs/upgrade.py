@@ -98,7 +98,7 @@ def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult
         _logger.info(sentence)
         mlflow.log_metrics(figures)
         mlflow.set_tag("dfm.upgrade", sentence)
-        if trained.registered_version:
+        if registered and trained.registered_version:
             mlflow.MlflowClient().set_model_version_tag(
                 registered, trained.registered_version, UPGRADED_FROM, found.uri
             )
