@@ -7,7 +7,7 @@ anything is computed.
 import math
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +172,8 @@ def _build(
         backbone, options, device, record.precision, batch_size, roi=roi, depth=depth
     )
     grids = grids_of(shapes.maps, extractor.roi_cells)
+    if record.rule == 1:
+        grids = [replace(grid, even_border=False) for grid in grids]
     classes = classes_of(record, statistics, grids, options.tail)
     fitted = fitted_of(record, statistics)
     detector = AnomalyDetector(

@@ -328,7 +328,9 @@ class AnomalyDetector:
         str
         """
         fpr = self.options.fpr if fpr is None else fpr
-        return calibration_sentence(self.classes, fpr, self.options.retest_rate)
+        return calibration_sentence(
+            self.classes, fpr, self.options.retest_rate, self.options.contamination
+        )
 
     # -- scoring -----------------------------------------------------------------------------------
 

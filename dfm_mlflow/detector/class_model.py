@@ -209,7 +209,7 @@ def score_maps(
     scores : Tensor of shape (n,)
     maps : Tensor of shape (n, H, W)
     """
-    combined = combine_layers(maps, usual)
+    combined = combine_layers(maps, usual, [grid.weights for grid in grids])
     if options.score == "nll":
         score = nll
     elif options.aggregate == "sum":  # over each layer's own positions, whatever the common grid

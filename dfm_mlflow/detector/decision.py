@@ -107,7 +107,25 @@ def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: float | None) -> str:
+def is_estimate(classes: Sequence[ClassModel], fpr: float) -> bool:
+    """Whether the false-positive rate of some class is estimated, not bounded.
+
+    Parameters
+    ----------
+    classes : sequence of ClassModel
+    fpr : float
+        False-positive rate that was asked for, in (0, 1).
+
+    Returns
+    -------
+    bool
+    """
+    return any(c.calibration.is_estimate(fpr) for c in classes)
+
+
+def calibration_sentence(
+    classes: Sequence[ClassModel], fpr: float, retest: float | None, contamination: float = 0.0
+) -> str:
     """Say in one sentence where the thresholds come from and what they promise.
 
     Parameters
@@ -117,6 +135,8 @@ def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: floa
         False-positive rate that was asked for, in (0, 1).
     retest : float or None
         Second, larger rate, up to which pictures are to be looked at again.
+    contamination : float
+        Declared share of dirt among the good pictures, in [0, 1).
 
     Returns
     -------
@@ -131,14 +151,14 @@ def calibration_sentence(classes: Sequence[ClassModel], fpr: float, retest: floa
         subject = "The thresholds " + ", ".join(f"{name} {t:.4g}" for name, t in thresholds)
     else:
         subject = f"The threshold {thresholds[0][1]:.4g}"
-    if any(c.calibration.is_estimate(fpr) for c in classes):
+    if is_estimate(classes, fpr):
         says = f"give{'' if several else 's'} an estimated false-positive rate of"
     else:
         says = f"promise{'' if several else 's'} a false-positive rate of at most"
     sentence = f"{subject} {says} {promised:.3g}{_basis(smallest, several)}"
     if effective > fpr:
         kind = "images" if smallest.groups is None else "groups"
-        enough = images_needed(fpr, smallest.tail)
+        enough = images_needed(fpr, smallest.tail, contamination)
         sentence += f"; {enough} good {kind} would promise the {fpr:.3g} that was asked for"
     if retest is not None:
         sentence += f"; pictures with p-values up to {retest:.3g} are to be looked at again"

@@ -21,10 +21,20 @@ class Grid:
         ``(C, h, w)``.
     cells : ndarray of shape (h, w), bool
         Cells that the region of interest touches.
+    even_border : bool
+        Whether other cells keep out of the map on a finer grid. In models of format 1 their zeros
+        bleed into the border of the region.
     """
 
     shape: tuple[int, int, int]
     cells: np.ndarray
+    even_border: bool = True
+
+    @property
+    def weights(self) -> np.ndarray:
+        """What each cell weighs on a finer grid, of shape (h, w), float32: 0 or 1."""
+        weighed = self.cells if self.even_border else np.ones_like(self.cells)
+        return weighed.astype(np.float32)
 
     @property
     def n_features(self) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,8 +17,13 @@ _FINE = 5  # places a cell at which the largest value of a smooth map is looked 
 MOST = 0.9  # share of held-out good pictures that stay under level 128 everywhere
 
 
-def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
+def combine_layers(
+    maps: list[Tensor], usual: list[Tensor], weights: Sequence[np.ndarray]
+) -> Tensor:
     """Bring the maps of several layers to the finest of their grids and average them.
+
+    Between cells a map is interpolated from those that count, and from no other: what is constant
+    inside a region of interest is so up to the region's border, whatever its cells' size.
 
     Parameters
     ----------
@@ -25,13 +31,24 @@ def combine_layers(maps: list[Tensor], usual: list[Tensor]) -> Tensor:
         FRE maps, one for each layer.
     usual : list of Tensor of shape (h_l, w_l) or (n, h_l, w_l)
         What each map is divided by.
+    weights : sequence of ndarray of shape (h_l, w_l)
+        0 for cells that do not count.
 
     Returns
     -------
     Tensor of shape (n, h, w)
     """
     grid = max(((m.shape[1], m.shape[2]) for m in maps), key=math.prod)
-    return torch.stack([_to_grid(m / u, grid) for m, u in zip(maps, usual, strict=True)]).mean(0)
+    parts = zip(maps, usual, weights, strict=True)
+    return torch.stack([_weighed(m / u, w, grid) for m, u, w in parts]).mean(0)
+
+
+def _weighed(maps: Tensor, weights: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[1:]) == grid or weights.all():
+        return _to_grid(maps, grid)
+    weight = torch.from_numpy(weights).to(maps)[None]
+    share = _to_grid(weight, grid)
+    return torch.where(share > 0, _to_grid(maps * weight, grid) / share.clamp(min=1e-6), 0.0)
 
 
 def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:

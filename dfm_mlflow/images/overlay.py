@@ -153,7 +153,9 @@ _LEGENDS = (
 
 
 def _fitting(
-    legends: Sequence[tuple[str, str, str]], font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+    legends: Sequence[tuple[str, str, str]],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    width: int,
 ) -> list[tuple[str, int, str]]:
     for texts in legends:
         left, middle, right = (font.getlength(text) for text in texts)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.decision import is_estimate
 from dfm_mlflow.images.overlay import tint
 from dfm_mlflow.report import curves, figures, words
 from dfm_mlflow.report.charts import Charts
@@ -81,7 +82,7 @@ def write_report(
             subtitle=_subtitle(detector),
             verdict=verdict,
             which=which_rate(folder, detector, table, drawn),
-            tiles=_tiles(metrics),
+            tiles=_tiles(metrics, is_estimate(detector.classes, detector.options.fpr)),
             sentences=sentences,
             histograms=_histograms(folder, detector, table),
             n_classes=len(detector.classes),
@@ -117,7 +118,7 @@ def _subtitle(detector: AnomalyDetector) -> str:
     )
 
 
-def _tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
+def _tiles(metrics: dict[str, float], estimated: bool) -> list[tuple[str, str, str]]:
     """Figures to see first: value, name, explanation."""
     shown = [
         ("image_auroc", "image AUROC", "", "{:.3f}".format),
@@ -126,7 +127,7 @@ def _tiles(metrics: dict[str, float]) -> list[tuple[str, str, str]]:
         ("false_negative_rate", "escapes", "defects that pass", percent),
         ("drift_flagged", "flagged", "of good or unlabelled pictures", percent),
         ("pixel_aupro", "AUPRO", "of the maps", "{:.3f}".format),
-        ("effective_fpr", "overkill promised", "at most", percent),
+        ("effective_fpr", "overkill promised", "estimated" if estimated else "at most", percent),
         ("threshold", "threshold", "of the score", "{:.4g}".format),
         ("n_train", "good pictures", "fitted", "{:.0f}".format),
     ]

@@ -14,6 +14,7 @@ from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.detector.decision import is_estimate
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.read import Look
 from dfm_mlflow.scores.part_decisions import part_decisions, part_metrics
@@ -307,9 +308,12 @@ def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[st
     if good.empty:
         return []
     flagged = int(good["is_anomaly"].astype(bool).sum())
+    promised = f"at most {detector.promised_fpr():.2%} is promised"
+    if is_estimate(detector.classes, detector.options.fpr):
+        promised = f"an estimated {detector.promised_fpr():.2%} is promised"
     return [
         f"On {len(good)} good test pictures {flagged} are flagged, a measured rate of "
-        f"{flagged / len(good):.2%} where at most {detector.promised_fpr():.2%} is promised."
+        f"{flagged / len(good):.2%} where {promised}."
     ]
 
 

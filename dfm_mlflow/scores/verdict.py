@@ -10,6 +10,7 @@ from dfm_mlflow.core.calibration import images_needed
 from dfm_mlflow.core.operating_point import UNLIKELY, Costs
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
+from dfm_mlflow.detector.decision import is_estimate
 from dfm_mlflow.scores.operating_points import (
     OperatingPoint,
     chance_of_alarms,
@@ -253,4 +254,4 @@ def _word(detector: AnomalyDetector) -> str:
 
 
 def _is_estimate(detector: AnomalyDetector) -> bool:
-    return any(c.calibration.is_estimate(detector.options.fpr) for c in detector.classes)
+    return is_estimate(detector.classes, detector.options.fpr)

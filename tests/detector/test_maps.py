@@ -21,9 +21,23 @@ from dfm_mlflow.detector.maps import (
 def test_layers_are_averaged_on_the_finest_grid():
     fine, coarse = torch.rand(3, 8, 6), torch.full((3, 4, 3), 5.0)
     ones = [torch.ones(8, 6), torch.ones(4, 3)]
-    torch.testing.assert_close(combine_layers([fine, coarse], ones), (fine + 5) / 2)
-    halved = combine_layers([fine, coarse], [2 * ones[0], 5 * ones[1]])
+    count = [one.numpy() for one in ones]
+    torch.testing.assert_close(combine_layers([fine, coarse], ones, count), (fine + 5) / 2)
+    halved = combine_layers([fine, coarse], [2 * ones[0], 5 * ones[1]], count)
     torch.testing.assert_close(halved, (fine / 2 + 1) / 2)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4))
+def test_what_is_constant_in_a_region_is_so_up_to_its_border(seed, height, width):
+    draw = np.random.default_rng(seed)
+    region = draw.random((4 * height, 4 * width)) < 0.3
+    region[0, 0] = True
+    coarse = region.reshape(height, 4, width, 4).any((1, 3))  # as a region touches coarse cells
+    cells = [region.astype(np.float32), coarse.astype(np.float32)]
+    maps = [torch.from_numpy(3 * one)[None] for one in cells]
+    whole = combine_layers(maps, [torch.ones(one.shape) for one in cells], cells)[0]
+    torch.testing.assert_close(whole[torch.from_numpy(region)], torch.full((region.sum(),), 3.0))
 
 
 def test_usual_is_the_mean_with_a_floor():
