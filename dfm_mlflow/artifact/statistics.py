@@ -31,6 +31,8 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
             arrays[f"{i}.groups"] = model.calibration.groups.astype(np.int32)
         if detector.rule > 1 and model.correlation is not None:
             arrays[f"{i}.correlation"] = np.asarray(model.correlation, dtype=np.float32)
+        if model.light is not None:
+            arrays[f"{i}.light"] = np.asarray(model.light, dtype=np.float64)
         for j, layer in enumerate(model.layers):
             for name in ("mean", "variances"):
                 array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
@@ -71,7 +73,7 @@ def most_statistics(record: Record) -> int:
     """Bytes that the file can have beside a `record` whose shapes are the network's."""
     sizes = [math.prod(record.roi_shape or ()) // 8 + 1, DIGITS // 2 * record.n_fitted]
     for c in record.classes:
-        sizes += [c.n_held_out, c.n_held_out if c.n_groups else 0]
+        sizes += [c.n_held_out, c.n_held_out if c.n_groups else 0, _n_calibrated(c)]
         for layer, subspace in zip(record.layers, c.layers, strict=True):
             channels, height, width = layer.shape
             features, k = channels * height * width, subspace.n_components
@@ -186,10 +188,15 @@ def _class(
         correlation = _array(statistics, f"{i}.correlation", (many, many))
         if not (np.abs(correlation) <= 1 + 1e-5).all() or (correlation != correlation.T).any():
             raise ArtifactError(f"{STATISTICS} holds no correlations in {i}.correlation.")
+    light = None
+    if f"{i}.light" in statistics:
+        light = _array(statistics, f"{i}.light", (_n_calibrated(record),), np.float64)
+        if (np.diff(light) < 0).any():
+            raise ArtifactError(f"{STATISTICS} holds levels out of order in {i}.light.")
     calibration = Calibration(
         held_out, record.n_folds, method, groups, record.n_left_out, rule, record.refit_ratio
     )
-    return ClassModel(record.name, tuple(layers), calibration, record.map_scale, correlation)
+    return ClassModel(record.name, tuple(layers), calibration, record.map_scale, correlation, light)
 
 
 def _n_calibrated(record: ClassRecord) -> int:
@@ -235,7 +242,7 @@ def _check_names(record: Record, statistics: dict[str, np.ndarray]) -> None:
     known |= {f"{i}.held_out" for i in range(len(record.classes))}
     known |= {f"{i}.groups" for i, c in enumerate(record.classes) if c.n_groups is not None}
     if record.rule > 1:
-        known |= {f"{i}.correlation" for i in range(len(record.classes))}
+        known |= {f"{i}.{k}" for i in range(len(record.classes)) for k in ("correlation", "light")}
     known |= {"roi"} if record.roi_shape is not None else set()
     known |= {"fitted"} if record.n_fitted else set()
     others = sorted(set(statistics) - known)

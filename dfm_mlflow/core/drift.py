@@ -36,6 +36,9 @@ class Drift:
     appearance : float
         How far apart the leading coordinates are: the largest ``|2 P(new > calibration) - 1|``, in
         [0, 1].
+    light : float
+        The same of the mean level of the images, in [-1, 1], negative where new ones are darker;
+        0 where it is not known.
     significance : float
         Probability of differences as unlikely as the most unlikely of these, for good images.
     """
@@ -43,6 +46,7 @@ class Drift:
     flagged: float
     statistic: float
     appearance: float
+    light: float
     significance: float
 
 
@@ -53,6 +57,7 @@ def measure_drift(
     n_calibration: int | np.ndarray,
     categories: np.ndarray | None = None,
     correlations: Mapping[Any, np.ndarray] | None = None,
+    light: np.ndarray | None = None,
 ) -> Drift:
     """Compare new, unlabelled images with the good ones of the calibration.
 
@@ -75,6 +80,9 @@ def measure_drift(
     correlations : mapping, optional
         :func:`~dfm_mlflow.core.leading.rank_correlation` of the calibration of each of `categories`
         (of 0 where these are not given). Without it, coordinates are looked at one by one alone.
+    light : ndarray of shape (m,), optional
+        Place of each image's mean level, as `places`, larger for darker ones; NaN where it is not
+        known. A lamp that fades shows there first.
 
     Returns
     -------
@@ -82,7 +90,7 @@ def measure_drift(
     """
     sizes = np.broadcast_to(n_calibration, p_values.shape)
     labels = np.zeros(len(p_values), int) if categories is None else np.asarray(categories)
-    distances, effects, significances = [0.0], [0.0], []
+    distances, effects, lights, significances = [0.0], [0.0], [0.0], []
     for label in np.unique(labels):
         mine = labels == label
         n, known = int(sizes[mine][0]), places[mine]
@@ -94,10 +102,15 @@ def measure_drift(
             effect, several = _moved(known, n, (correlations or {}).get(label))
             effects.append(effect)
             significances += several
+        levels = None if light is None else light[mine][~np.isnan(light[mine])]
+        if levels is not None and len(levels):
+            lights.append(-float(2 * levels.mean() - 1) * (n + 1) / n)
+            significances += _moved(levels[:, None], n, None)[1]
     return Drift(
         flagged=float(np.mean(flagged)),
         statistic=max(distances),
         appearance=max(effects),
+        light=max(lights, key=abs),
         significance=min(1.0, len(significances) * min(significances)),  # Bonferroni
     )
 

@@ -62,7 +62,9 @@ def pictures_to_fit(options: Options, *, of_several: bool = False) -> Catalog:
     """
     naming = Naming.of(options.good, options.bad, options.masks)
     catalog = load_catalog(options.data, options.categories, naming=naming)
-    return with_masks(without_excluded(catalog, options.exclude, of_several=of_several))
+    return with_masks(
+        without_excluded(catalog, options.exclude, of_several=of_several), options.max_pixels
+    )
 
 
 def pictures_to_judge(
@@ -119,6 +121,9 @@ def pictures_to_calibrate(options: RecalibrateOptions, category: str) -> Catalog
     return load_catalog(options.images, (category,), naming=Naming.of(options.good, options.bad))
 
 
-def with_masks(catalog: Catalog) -> Catalog:
-    """Look at the masks of a `catalog`, and take those away that cannot be right."""
-    return replace(catalog, items=tuple(check_masks(catalog.items)))
+def with_masks(catalog: Catalog, max_pixels: int) -> Catalog:
+    """Look at the masks of a `catalog`, and take those away that cannot be right or too large.
+
+    `max_pixels` is the limit of a picture.
+    """
+    return replace(catalog, items=tuple(check_masks(catalog.items, max_pixels)))

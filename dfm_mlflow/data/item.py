@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfm_mlflow.images.limits import MAX_PIXELS
 from dfm_mlflow.storage.store import S3Object
 
 GOOD = "good"
@@ -17,9 +18,12 @@ class Mask:
     files : tuple of Path or S3Object
         One, or several that are laid over each other; ``str()`` has ``|`` between them, as a
         manifest does.
+    max_pixels : int
+        Limit of each.
     """
 
     files: tuple[Path | S3Object, ...]
+    max_pixels: int = MAX_PIXELS
 
     def __str__(self) -> str:
         return "|".join(map(str, self.files))

@@ -11,6 +11,7 @@ import numpy as np
 from dfm_mlflow.data.item import GOOD, Item, Mask
 from dfm_mlflow.errors import DfmError, ImageError
 from dfm_mlflow.images.decode import decode_soft_mask
+from dfm_mlflow.images.limits import MAX_PIXELS
 from dfm_mlflow.images.mask import orientation_of, turned
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.storage.store import S3Object, threads_for
@@ -82,7 +83,7 @@ def fitted_mask(mask: Mask, size: tuple[int, int], picture: Path | S3Object) -> 
     )
 
 
-def check_masks(items: Sequence[Item]) -> list[Item]:
+def check_masks(items: Sequence[Item], max_pixels: int = MAX_PIXELS) -> list[Item]:
     """Look at every mask, and take those away that cannot be right; the log names them.
 
     These are the broken ones, those that mark nothing of a defect or more than half of a picture,
@@ -91,18 +92,25 @@ def check_masks(items: Sequence[Item]) -> list[Item]:
     Parameters
     ----------
     items : sequence of Item
+    max_pixels : int
+        Limit of a mask: that of the pictures.
 
     Returns
     -------
     list of Item
         Without the masks that are not used.
     """
+    items = [
+        replace(item, mask=replace(item.mask, max_pixels=max_pixels)) if item.mask else item
+        for item in items
+    ]
     masked = [i for i, item in enumerate(items) if item.mask]
     if not masked:
-        return list(items)
+        return items
     files = [item.mask.files[0] for item in items if item.mask]
     # masks may be large, and threads hold one each
-    with ThreadPoolExecutor(min(threads_for(files), _MOST_THREADS)) as pool:
+    threads = 1 if max_pixels > MAX_PIXELS else min(threads_for(files), _MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
         looks = dict(zip(masked, pool.map(lambda i: _look(items[i]), masked), strict=True))
     troubles = [trouble for trouble, _ in looks.values() if trouble]
     if troubles:
@@ -148,7 +156,7 @@ def _read(mask: Mask) -> tuple[np.ndarray, bool]:
     any_soft = False
     for file in mask.files:
         try:
-            part, soft = decode_soft_mask(read_picture(file))
+            part, soft = decode_soft_mask(read_picture(file), mask.max_pixels)
         except ImageError as error:
             raise ImageError(f"{file}: {error}") from None
         if whole is not None and part.shape != whole.shape:

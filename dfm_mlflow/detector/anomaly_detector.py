@@ -3,8 +3,9 @@
 import base64
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.detector.class_fit import Deal, fit_class_held_out, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
-from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
+from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
@@ -48,6 +49,8 @@ class Observation:
     places : ndarray of shape (l,)
         Place of each leading coordinate, of all layers, among those of the calibration's good
         pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
+    light : float
+        The same of its mean level; NaN where that is not known of the calibration.
     digest : str or None
         SHA-256 of the file that it was read from; None for bytes and arrays.
     sketch : ndarray of shape (layers, s), float32, or None
@@ -57,6 +60,7 @@ class Observation:
     map: torch.Tensor
     size: tuple[int, int]
     places: np.ndarray
+    light: float = math.nan
     digest: str | None = None
     sketch: np.ndarray | None = None
 
@@ -200,6 +204,8 @@ class AnomalyDetector:
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
                 model, seen = fit_class_held_out(name, features, deal, grids, options)
+                if extraction.light:
+                    model = replace(model, light=np.sort([extraction.light[i] for i in mine]))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
             models.append(model)
@@ -215,7 +221,11 @@ class AnomalyDetector:
         return other
 
     def recalibrated(
-        self, name: str, features: Sequence[torch.Tensor], keys: Sequence[str] | None = None
+        self,
+        name: str,
+        features: Sequence[torch.Tensor],
+        keys: Sequence[str] | None = None,
+        light: Sequence[float] = (),
     ) -> "AnomalyDetector":
         """Return a detector with new thresholds for one class, from pictures never fitted.
 
@@ -227,6 +237,8 @@ class AnomalyDetector:
             Of n good images of it, one for each layer.
         keys : sequence of str, optional
             Digest of each of the n images: those with the same count as one.
+        light : sequence of float
+            Mean level of each of the n images, as an extraction has it.
 
         Raises
         ------
@@ -246,7 +258,8 @@ class AnomalyDetector:
             scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
         classes = list(self.classes)
         groups = None if keys is None else group_rows(keys)
-        classes[j] = recalibrate_class(classes[j], scored, groups, self.options)
+        made = recalibrate_class(classes[j], scored, groups, self.options)
+        classes[j] = replace(made, light=np.sort(light) if len(light) else None)
         return AnomalyDetector(
             self.options,
             self.extractor,
@@ -457,7 +470,8 @@ class AnomalyDetector:
                 places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
                 digest, size = extraction.digests.get(i), extraction.sizes[row]
                 sketch = None if sketches is None else sketches[row]
-                on_image(first + i, Observation(values, size, places, digest, sketch))
+                light = place_of_light(self.classes[j], extraction.light[row])
+                on_image(first + i, Observation(values, size, places, light, digest, sketch))
         return rows
 
     @torch.inference_mode()

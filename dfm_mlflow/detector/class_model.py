@@ -57,6 +57,8 @@ class ClassModel:
         models made before that, all but 1 in 1,000 of their positions.
     correlation : ndarray of shape (L, L), float32, or None
         Of the ranks of the leading coordinates of all layers together; None in format 1.
+    light : ndarray of shape (n,), float64, or None
+        Mean level of the pictures of the calibration, ascending; None where it is not known.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ClassModel:
     calibration: Calibration
     map_scale: float
     correlation: np.ndarray | None = None
+    light: np.ndarray | None = None
 
     def on(self, device: torch.device) -> "ClassModel":
         """Return a copy to score with: float32 tensors on a `device`."""

@@ -1,5 +1,6 @@
 """What scores under each class come to: p-values, the class, the decision, and the promise."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,26 @@ def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
         for layer, values in zip(model.layers, leading, strict=True)
     ]
     return np.concatenate(found)
+
+
+def place_of_light(model: ClassModel, light: float) -> float:
+    """Give the place of a picture's mean level among those of the calibration.
+
+    Parameters
+    ----------
+    model : ClassModel
+        Of the class that the picture fits best.
+    light : float
+        From 0 to 255.
+
+    Returns
+    -------
+    float
+        In (0, 1], larger for darker pictures; NaN where nothing is known of the calibration's.
+    """
+    if model.light is None:
+        return math.nan
+    return float(places_among(model.light[:, None], np.array([[light]]))[0, 0])
 
 
 def is_estimate(classes: Sequence[ClassModel], fpr: float) -> bool:

@@ -18,6 +18,7 @@ from dfm_mlflow.images.limits import (
     MAX_PIXELS,
     check_size,
     check_work,
+    max_bytes_of,
     too_many_bytes,
 )
 from dfm_mlflow.images.mask import marked_pixels
@@ -61,8 +62,8 @@ class Decoder:
 
     @property
     def max_bytes(self) -> int:
-        """Limit of a file, in bytes: larger pictures may be as large as raw colours are."""
-        return MAX_BYTES if self.max_pixels <= MAX_PIXELS else 6 * self.max_pixels
+        """Limit of a file, in bytes."""
+        return max_bytes_of(self.max_pixels)
 
     def decode(self, data: bytes) -> tuple[np.ndarray, Words | None]:
         """Decode one picture.
@@ -171,13 +172,15 @@ def decode_mask(data: bytes) -> np.ndarray:
     return decode_soft_mask(data)[0]
 
 
-def decode_soft_mask(data: bytes) -> tuple[np.ndarray, bool]:
+def decode_soft_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
     """Decode a mask, and say whether noise or soft edges had to be cut off.
 
     Parameters
     ----------
     data : bytes
         The whole file.
+    max_pixels : int
+        Limit, checked before any pixel is decoded.
 
     Returns
     -------
@@ -196,7 +199,7 @@ def decode_soft_mask(data: bytes) -> tuple[np.ndarray, bool]:
         mask, soft = marked_pixels(image)
         return mask
 
-    return _guarded(data, MAX_PIXELS, MAX_BYTES, convert), soft
+    return _guarded(data, max_pixels, max_bytes_of(max_pixels), convert), soft
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:

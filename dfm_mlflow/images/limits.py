@@ -18,6 +18,21 @@ def too_many_bytes(n: int, most: int) -> ImageError:
     return ImageError(f"The image has {n} bytes, more than the limit of {most}: compress it.")
 
 
+def max_bytes_of(max_pixels: int) -> int:
+    """Limit of a file in bytes.
+
+    Parameters
+    ----------
+    max_pixels : int
+        Limit of a picture; where it is raised, a file may be as large as raw colours are.
+
+    Returns
+    -------
+    int
+    """
+    return MAX_BYTES if max_pixels <= MAX_PIXELS else 6 * max_pixels
+
+
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
     """Refuse a picture of no pixels, or of more than any may have.
 

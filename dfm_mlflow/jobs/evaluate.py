@@ -112,7 +112,9 @@ def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, 
     if options.category != "auto":
         categories = tuple(dict.fromkeys(options.category.split(",")))
     data = detector.options.data if options.data == "auto" else options.data
-    catalog = with_masks(pictures_to_judge(options, detector.options, categories))
+    catalog = with_masks(
+        pictures_to_judge(options, detector.options, categories), detector.options.max_pixels
+    )
     if not catalog.test and options.data == "auto":
         raise DataError(
             f"The model's own data, {data}, holds only pictures that it was fitted to: give "

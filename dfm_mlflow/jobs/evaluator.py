@@ -128,7 +128,7 @@ class DfmEvaluator(ModelEvaluator):
         folder = dataset.pictures if isinstance(dataset, ImageFolderEvaluationDataset) else None
         labelled = dataset.has_targets
         with _catalog_of(dataset, detector) as (catalog, items):
-            items = check_masks(items)
+            items = check_masks(items, detector.options.max_pixels)
             found = measure(detector, items, labelled)
             table, metrics, sentences = found.evaluation.table, found.metrics, found.sentences
             if extra_metrics:

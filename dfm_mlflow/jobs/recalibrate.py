@@ -157,7 +157,7 @@ def _calibrate(
     items = kept_items(catalog.train, extraction, "calibration")
     keys = keys_of(extraction)
     _refuse_fitted(old, items, keys)
-    detector = old.recalibrated(category, extraction.features, keys)
+    detector = old.recalibrated(category, extraction.features, keys, extraction.light)
     before, now = (d.classes[d.class_names.index(category)].calibration for d in (old, detector))
     metrics = _figures(before, now, detector.options.fpr)
     metrics |= {"extract_seconds": seconds, "n_unreadable": float(len(extraction.errors))}

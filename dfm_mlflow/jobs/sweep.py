@@ -255,6 +255,7 @@ class _Shared:
             table = self._score(detector, raw)
             metrics = image_metrics(table)
             metrics |= facts_of(detector, table, len(self._items), self._n_bad)
+            metrics["n_unused_files"] = float(self._catalog.account.n_unused)
             yield number, options, metrics
 
     def _features(self, extraction: Extraction, options: Options) -> list[torch.Tensor]:

@@ -151,7 +151,9 @@ def train(options: Options, *, experiment: str = AUTO) -> TrainResult:
 def _train(
     options: Options, resolved: Options, asked: dict[str, str], experiment: str
 ) -> TrainResult:
-    roi = load_roi(resolved.roi)  # refused before gigabytes of pictures are fetched
+    roi = load_roi(
+        resolved.roi, resolved.max_pixels
+    )  # refused before gigabytes of pictures are fetched
     catalog = pictures_to_fit(resolved)
     extractor, weights, resolved = build_extractor(resolved, catalog.train, roi)
     name = _run_name(options, resolved)

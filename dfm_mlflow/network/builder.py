@@ -17,12 +17,14 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, FitError, ImageError
 from dfm_mlflow.images.decode import Decoder, decode_soft_mask
 from dfm_mlflow.images.depth import Words
+from dfm_mlflow.images.limits import MAX_PIXELS
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.depths import guessed
 from dfm_mlflow.network.device import choose_device, choose_precision, half_precision
 from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.reading import light_of
 from dfm_mlflow.network.weights import load_weights
 from dfm_mlflow.storage.paths import local_path
 from dfm_mlflow.storage.store import S3Object, map_in_threads
@@ -70,7 +72,7 @@ def build_extractor(
             options.backbone, options.layer_names, options.size, take, seed=options.seed
         )
         cache = FeatureCache() if options.cache else None
-        roi = load_roi(options.roi) if roi is None else roi
+        roi = load_roi(options.roi, options.max_pixels) if roi is None else roi
         decoder, sample = look.result()
 
         def make(precision: str) -> Extractor:
@@ -171,7 +173,8 @@ def precision_change(
     for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
         for i, one in enumerate(sample):
             size = (one.image.shape[0], one.image.shape[1])
-            extractor.remember(one.path, one.digest, [m[i] for m in maps], size, one.words)
+            light, own = light_of(pixels[i]), [m[i] for m in maps]
+            extractor.remember(one.path, one.digest, own, size, light, one.words)
     change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
     if known:
         known.put(key, [np.array(change)])
@@ -236,8 +239,15 @@ def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:
     return float((scores[1] - scores[0]).std()) / spread
 
 
-def load_roi(path: str) -> np.ndarray | None:
-    """Read the mask of the region of interest at `path`; None for ``none``.
+def load_roi(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """Read the mask of the region of interest.
+
+    Parameters
+    ----------
+    path : str
+        ``none`` for none.
+    max_pixels : int
+        Limit of a picture.
 
     Returns
     -------
@@ -252,7 +262,7 @@ def load_roi(path: str) -> np.ndarray | None:
         return None
     place = local_path(path).absolute()
     try:
-        mask, soft = decode_soft_mask(place.read_bytes())
+        mask, soft = decode_soft_mask(place.read_bytes(), max_pixels)
     except (OSError, ImageError) as error:
         raise DataError(f"roi={place} cannot be read ({error}): give a mask PNG.") from None
     share = float(mask.mean())

@@ -1,6 +1,7 @@
 """What an extraction holds, and the threads that it runs in."""
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -38,6 +39,9 @@ class Extraction:
         SHA-256 of each file or object that was read, hexadecimal, by its index.
     words : dict of int to Words
         What the values of each picture of 16-bit words show, by its index.
+    light : list of float
+        Mean level of each kept picture, from 0 to 255, as the network sees it; empty where it is
+        not known.
     """
 
     features: list[Tensor]
@@ -46,6 +50,7 @@ class Extraction:
     sizes: list[tuple[int, int]]
     digests: dict[int, str] = field(default_factory=dict)
     words: dict[int, Words] = field(default_factory=dict)
+    light: list[float] = field(default_factory=list)
 
     def looks(self, paths: Sequence[object]) -> dict[str, Look]:
         """Digest and size of the pictures that were read, by their `paths`, one a source."""
@@ -92,6 +97,8 @@ class Prepared:
         SHA-256 of the file that it was read from.
     words : Words or None
         What its 16-bit values show.
+    light : float
+        Mean level of the pixels, from 0 to 255.
     """
 
     size: tuple[int, int]
@@ -100,6 +107,7 @@ class Prepared:
     key: str | None = None
     digest: str | None = None
     words: Words | None = None
+    light: float = math.nan
 
 
 class Table:

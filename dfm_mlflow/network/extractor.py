@@ -34,7 +34,7 @@ from dfm_mlflow.storage.store import S3Object
 # Pixels (n, 3, H, W), uint8, to one feature map (n, C, h, w) a layer.
 Runner = Callable[[Tensor], list[Tensor]]
 
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 _AHEAD = 1 << 28  # bytes of pixels that wait for the network at most, and of one batch in any case
 _LARGE_AT_ONCE = 2  # pictures above the usual limit of pixels that are decoded at the same time
 MOST_HELD = 256 << 20  # bytes of inputs that are held for copies
@@ -181,6 +181,7 @@ class Extractor:
         digest: str,
         maps: Sequence[Tensor],
         size: tuple[int, int],
+        light: float,
         words: Words | None = None,
     ) -> None:
         """Keep the maps of one picture that the network has seen, for the next extraction.
@@ -193,13 +194,16 @@ class Extractor:
         maps : sequence of Tensor of shape (C, h, w)
         size : tuple of int
             Height and width of the picture in pixels.
+        light : float
+            Mean level of the network's input, from 0 to 255.
         words : Words, optional
             What its 16-bit values show.
         """
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
-            self.cache.put(key_of(self.fingerprint, digest), [*arrays, facts_of(size, words)])
-        self._known[source] = Prepared(size, cached=arrays, digest=digest, words=words)
+            facts = facts_of(size, light, words)
+            self.cache.put(key_of(self.fingerprint, digest), [*arrays, facts])
+        self._known[source] = Prepared(size, cached=arrays, digest=digest, words=words, light=light)
 
     def _hold(self, source: Source, picture: Prepared) -> None:
         pixels = picture.pixels
@@ -224,8 +228,10 @@ class Extractor:
         for row, i in enumerate(extraction.kept):
             maps = [f[row].cpu().numpy() for f in extraction.features]
             size, digest = extraction.sizes[row], extraction.digests.get(i)
-            words = extraction.words.get(i)
-            self._known[sources[i]] = Prepared(size, cached=maps, digest=digest, words=words)
+            words, light = extraction.words.get(i), extraction.light[row]
+            self._known[sources[i]] = Prepared(
+                size, cached=maps, digest=digest, words=words, light=light
+            )
 
     def extract(
         self,
@@ -254,6 +260,7 @@ class Extractor:
         errors: dict[int, str] = {}
         digests: dict[int, str] = {}
         words: dict[int, Words] = {}
+        light: dict[int, float] = {}
         n = len(sources)
         rows_of = [range(i, n * len(copies), n) for i in range(n)]
         table = Table(n * len(copies), self.device)
@@ -277,7 +284,7 @@ class Extractor:
                 if isinstance(outcome, Unreadable):
                     errors[i] = outcome.why
                     continue
-                sizes[i] = outcome[0].size
+                sizes[i], light[i] = outcome[0].size, outcome[0].light
                 if outcome[0].words is not None:
                     words[i] = outcome[0].words
                 if hold:
@@ -290,7 +297,15 @@ class Extractor:
             batches.finish()
         kept = sorted(sizes)
         rows = [rows_of[i][j] for j in range(len(copies)) for i in kept]
-        return Extraction(table.rows(rows), kept, errors, [sizes[i] for i in kept], digests, words)
+        return Extraction(
+            table.rows(rows),
+            kept,
+            errors,
+            [sizes[i] for i in kept],
+            digests,
+            words,
+            [light[i] for i in kept],
+        )
 
     def _prepare_all(
         self, sources: Sequence[Source], copies: Sequence[Copy], pool: Executor | None
@@ -321,7 +336,7 @@ class Extractor:
             arrays = [m.cpu().numpy() for m in maps]
             for row, (_, item) in enumerate(batch):
                 if item.key:
-                    entry = [*(a[row] for a in arrays), facts_of(item.size, item.words)]
+                    entry = [*(a[row] for a in arrays), facts_of(item.size, item.light, item.words)]
                     if pool is None:
                         self.cache.put(item.key, entry)
                     else:  # written while the network goes on

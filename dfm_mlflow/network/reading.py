@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dfm_mlflow.errors import ImageError
@@ -146,10 +147,11 @@ class Reading:
         if kept is None:
             return None
         *maps, facts = kept
-        height, width, *seen = facts.tolist()
-        words = Words(*seen) if seen else None
+        height, width, light, *seen = facts.tolist()
+        words = Words(*map(int, seen)) if seen else None
         self.decoder.check(words)
-        return Prepared((height, width), cached=maps, digest=digest, words=words)
+        size = (int(height), int(width))
+        return Prepared(size, cached=maps, digest=digest, words=words, light=light)
 
     def _turned(
         self,
@@ -161,10 +163,14 @@ class Reading:
         """Give what was found, and for other copies what `plain` is, turned."""
         if self.turns_input:
             return self._of_input(self.resized(image), copies, found, plain)
+        seen = {one: self.resized(turned(image, one)) for one in copies if one not in found}
         return [
             found.get(one)
             or replace(
-                plain, pixels=self.resized(turned(image, one)), key=self._key(plain.digest, one)
+                plain,
+                pixels=seen[one],
+                key=self._key(plain.digest, one),
+                light=light_of(seen[one]),
             )
             for one in copies
         ]
@@ -177,6 +183,7 @@ class Reading:
         plain: Prepared,
     ) -> list[Prepared]:
         """Turn the network's input, where that is the same as to turn the picture."""
+        plain = replace(plain, light=light_of(pixels))
         return [
             found.get(one)
             or replace(plain, pixels=turned_input(pixels, one), key=self._key(plain.digest, one))
@@ -187,21 +194,38 @@ class Reading:
         return key_of(self.fingerprint, digest, one) if self.cache and digest else None
 
 
-def facts_of(size: tuple[int, int], words: Words | None) -> np.ndarray:
+def light_of(pixels: Tensor) -> float:
+    """Mean level of what the network sees of a picture.
+
+    Parameters
+    ----------
+    pixels : Tensor of shape (3, H, W), uint8
+
+    Returns
+    -------
+    float
+        From 0 to 255.
+    """
+    return float(pixels.sum(dtype=torch.int64)) / pixels.numel()
+
+
+def facts_of(size: tuple[int, int], light: float, words: Words | None) -> np.ndarray:
     """Put together what the cache keeps of a picture beside its maps.
 
     Parameters
     ----------
     size : tuple of int
         Height and width in pixels.
+    light : float
+        Of :func:`light_of`.
     words : Words or None
         What its 16-bit values show.
 
     Returns
     -------
-    ndarray of shape (2,) or (4,), int
+    ndarray of shape (3,) or (5,), float64
     """
-    return np.array([*size, *(words or ())])
+    return np.array([*size, light, *(words or ())], dtype=np.float64)
 
 
 def _shape(image: np.ndarray) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from dfm_mlflow.scores.evaluation import (
     without_labels,
 )
 from dfm_mlflow.scores.operating_points import OperatingPoint, operating_points, recall_metrics
-from dfm_mlflow.scores.verdict import Verdict, verdict_of
+from dfm_mlflow.scores.verdict import Verdict, said_rate, verdict_of
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ def measure(detector: AnomalyDetector, items: Sequence[Item], labelled: bool) ->
         metrics |= image_metrics(evaluation.table)
         metrics |= pixel_metrics_of(detector, items, evaluation)
         sentences += measured_sentence(detector, evaluation.table)
-    drift = _drift(detector, evaluation, labelled)
+    drift = drift_of(detector, evaluation, labelled)
     if drift is not None:
         metrics |= {
             "drift_flagged": drift.flagged,
             "drift_ks": drift.statistic,
             "drift_appearance": drift.appearance,
+            "drift_light": drift.light,
             "drift_significance": drift.significance,
         }
         sentences.append(drift_sentence(drift, detector))
@@ -104,10 +105,11 @@ def drift_sentence(drift: Drift, detector: AnomalyDetector) -> str:
         else "they look like the calibration's good pictures"
     )
     return (
-        f"{drift.flagged:.1%} of the pictures are flagged where at most "
-        f"{detector.promised_fpr():.1%} is promised for good ones; small p-values are up to "
+        f"{drift.flagged:.1%} of the pictures are flagged where {said_rate(detector)} is "
+        f"promised for good ones; small p-values are up to "
         f"{drift.statistic:.2f} too frequent (Kolmogorov-Smirnov, one-sided), and "
-        f"{_appearance(drift, detector)}; significance {drift.significance:.2g}: {verdict}."
+        f"{_appearance(drift, detector)}{_light(drift)}; significance "
+        f"{drift.significance:.2g}: {verdict}."
     )
 
 
@@ -118,6 +120,14 @@ def _appearance(drift: Drift, detector: AnomalyDetector) -> str:
             "pictures that it was fitted to (train it anew to compare them)"
         )
     return f"leading coordinates lie up to {drift.appearance:.2f} apart (Mann-Whitney)"
+
+
+def _light(drift: Drift) -> str:
+    """Say how often one of the new pictures is darker, or brighter, than one of the calibration."""
+    if drift.light == 0:
+        return ""
+    word = "darker" if drift.light < 0 else "brighter"
+    return f", and a new picture is {word} than an old one in {(1 + abs(drift.light)) / 2:.0%}"
 
 
 def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
@@ -131,7 +141,24 @@ def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
     return {key: float(read.sum()), "n_unreadable": float((~read).sum())}
 
 
-def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) -> Drift | None:
+def drift_of(
+    detector: AnomalyDetector, evaluation: Evaluation, labelled: bool = False
+) -> Drift | None:
+    """Compare scored pictures with the good ones of the calibration, each in its own category.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    evaluation : Evaluation
+        Its ``seen`` is looked up by the index of its table.
+    labelled : bool
+        Whether to leave out those that are labelled defective.
+
+    Returns
+    -------
+    Drift or None
+        None where no picture is left.
+    """
     table = evaluation.table[evaluation.table["error"].isna()]
     if labelled:  # known defects are no drift
         table = table[table["label"] == GOOD]
@@ -149,6 +176,7 @@ def _drift(detector: AnomalyDetector, evaluation: Evaluation, labelled: bool) ->
         np.array([sizes[name] for name in judged_as]),
         judged_as,
         {c.name: c.correlation for c in detector.classes if c.correlation is not None},
+        np.array([evaluation.seen[i].light for i in table.index]),
     )
 
 

@@ -68,6 +68,14 @@ class OperatingPoint:
 
         Good pieces count with the promised rate, or the measured one where that is larger: a test
         set of few good pictures with none flagged does not make false alarms free.
+
+        Parameters
+        ----------
+        costs : Costs
+
+        Returns
+        -------
+        float or None
         """
         if self.recall is None:
             return None

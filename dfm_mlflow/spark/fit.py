@@ -6,8 +6,8 @@ lost executor again; the cache of the local engine is a folder of one machine an
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from typing import Any, TypeVar
 
@@ -137,6 +137,7 @@ class _Extracted(Block):
     sizes: list[tuple[int, int]]
     digests: dict[int, str]
     words: dict[int, Words]
+    light: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +289,7 @@ def fit_on_spark(
                 folds[kept] = deal.folds
                 read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
                 model, seen = fit_class_in_passes(name, read, folds, deal, grids, options)
+                model = replace(model, light=np.sort(parts[name].light))
             except FitError as error:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
             models.append(model)
@@ -334,7 +336,7 @@ def _features(
             digests = {chunk[i][0]: digest for i, digest in found.digests.items()}
             words = {chunk[i][0]: seen for i, seen in found.words.items()}
             features = [f.cpu().numpy() for f in found.features]
-            yield _Extracted(index, features, errors, found.sizes, digests, words)
+            yield _Extracted(index, features, errors, found.sizes, digests, words, found.light)
 
     return _kept(context.parallelize(list(enumerate(sources)), partitions).mapPartitions(extract))
 
@@ -344,17 +346,17 @@ def _overview(passes: SparkPasses) -> tuple[Extraction, list[tuple[int, int, int
 
     def about(b: _Extracted) -> tuple[Any, ...]:
         shapes = [tuple(f.shape[1:]) for f in b.features]
-        return b.index, b.sizes, b.errors, b.digests, b.words, shapes
+        return b.index, b.sizes, b.errors, b.digests, b.words, b.light, shapes
 
     blocks = list(passes.each(about))
     size = {int(i): s for index, sizes, *_ in blocks for i, s in zip(index, sizes, strict=True)}
     errors, digests, words = (
         {i: value for block in blocks for i, value in block[part].items()} for part in (2, 3, 4)
     )
+    light = {int(i): x for b in blocks for i, x in zip(b[0], b[5], strict=True)}
     shapes: list[tuple[int, int, int]] = next((s for i, *_, s in blocks if len(i)), [])
     _logger.info("%d pictures extracted in %d partitions", len(size), passes.rdd.getNumPartitions())
-    kept = sorted(size)
-    return Extraction([], kept, errors, [size[i] for i in kept], digests, words), shapes
+    return _without_features(size, light, errors, digests, words), shapes
 
 
 def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
@@ -363,8 +365,20 @@ def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
     errors = {mine[i]: why for mine, e in parts for i, why in e.errors.items()}
     digests = {mine[i]: digest for mine, e in parts for i, digest in e.digests.items()}
     words = {mine[i]: seen for mine, e in parts for i, seen in e.words.items()}
+    light = {mine[i]: x for mine, e in parts for i, x in zip(e.kept, e.light, strict=True)}
+    return _without_features(size, light, errors, digests, words)
+
+
+def _without_features(
+    size: Mapping[int, tuple[int, int]],
+    light: Mapping[int, float],
+    errors: dict[int, str],
+    digests: dict[int, str],
+    words: dict[int, Words],
+) -> Extraction:
     kept = sorted(size)
-    return Extraction([], kept, errors, [size[i] for i in kept], digests, words)
+    sizes, levels = [size[i] for i in kept], [light[i] for i in kept]
+    return Extraction([], kept, errors, sizes, digests, words, levels)
 
 
 def _merged(

@@ -80,3 +80,21 @@ def test_each_category_is_compared_with_its_own_calibration():
     alone = measure_drift(moved[0], moved[0] <= 0.05, moved[1], 400)
     assert both.significance == pytest.approx(2 * alone.significance)
     assert (both.statistic, both.appearance) == (alone.statistic, alone.appearance)
+
+
+def test_light_is_a_test_of_its_own():
+    """Of 50 pictures that are two thirds of a standard deviation darker, and of as many others."""
+    rng = np.random.default_rng(0)
+    known = np.sort(rng.normal(size=300))[:, None]
+    p = rng.random(50)
+    none = np.full((50, 1), np.nan)
+
+    def drift(levels):
+        places = places_among(known, levels[:, None])[:, 0]
+        return measure_drift(p, p <= 0.01, none, 300, light=places)
+
+    darker, same = drift(rng.normal(size=50) - 0.67), drift(rng.normal(size=50))
+    assert darker.light < -0.2 < same.light
+    assert darker.significance < 1e-3 < same.significance
+    assert drift(rng.normal(size=50) + 0.67).light > 0.2
+    assert measure_drift(p, p <= 0.01, none, 300).light == 0

@@ -128,3 +128,12 @@ def test_masks_in_s3_are_looked_at_alike(item, s3_store, caplog):
     bad = Item(item(SHAPE).path, "a", "test", "hole", Mask((store.find(uri),)))
     assert check_masks([bad])[0].mask is None
     assert f"{uri}: The bytes are not a picture" in caplog.text
+
+
+def test_a_mask_may_be_as_large_as_its_picture(item, caplog):
+    """A small limit stands for the 50 megapixels."""
+    large = [item(SHAPE)]
+    assert check_masks(large, max_pixels=SHAPE.size - 1)[0].mask is None
+    assert f"more than the limit of {SHAPE.size - 1}" in caplog.text
+    kept = check_masks(large, max_pixels=SHAPE.size)[0].mask
+    np.testing.assert_array_equal(read_mask(kept), SHAPE)

@@ -12,6 +12,7 @@ from dfm_mlflow.artifact.save_load import DETECTOR
 from dfm_mlflow.cli import cli
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import load_catalog
+from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ExportError
 from dfm_mlflow.export import graph as exporting
@@ -19,7 +20,9 @@ from dfm_mlflow.export.graph import OUTPUTS, export_onnx
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.mlflow_plugin.flavor import save_model
 from dfm_mlflow.network.builder import build_extractor
+from dfm_mlflow.network.depths import extract_settled
 
+from ..conftest import texture
 from ..detectors import fit, pictures
 
 onnx = pytest.importorskip("onnx")
@@ -160,6 +163,29 @@ def test_command_writes_a_file_that_says_what_it_is(saved, tmp_path):
     by_score = found["anomaly_score"] > json.loads(known["dfm.thresholds"])["stripes"]
     by_p = found["p_value"] <= json.loads(known["dfm.effective_fpr"])["stripes"] * (1 + 1e-6)
     np.testing.assert_array_equal(by_score, by_p)
+
+
+def test_a_graph_says_what_becomes_of_wide_values(tmp_path):
+    """Its input has 8 bits: values of 12 that are brought to them so score as in the detector."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(24)]
+    for path in paths:
+        values = (texture(rng)[:, :, 0] / 255 * 4095).round().astype(np.uint16)
+        Image.fromarray(values).save(path)
+    given = {"backbone": "resnet18", "weights": "random", "layers": "layer1", "pooling": "2"}
+    given |= {"category": "part", "image_size": "64", "cache": "false", "augment": "none"}
+    options = Options.parse(given).resolve()
+    items = [Item(path, "part", "train", "good") for path in paths]
+    extractor, weights, options = build_extractor(options, items)
+    known, extraction = extract_settled(extractor, paths, options.stated_bits)
+    detector = AnomalyDetector.fit(options, known, extraction, ["part"] * 24, weights)
+    export_onnx(detector, tmp_path / "m.onnx")
+    about = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert (about["dfm.bits"], about["dfm.shift"], about["dfm.white"]) == ("12", "0", "4095")
+    grey = np.asarray(Image.open(paths[0])).astype(float) * 255 / int(about["dfm.white"])
+    picture = np.repeat(grey.round().astype(np.uint8)[:, :, None], 3, axis=2)
+    found = scored(tmp_path / "m.onnx", [picture])["anomaly_score"]
+    np.testing.assert_allclose(found, detector.score([paths[0]])["anomaly_score"], rtol=1e-3)
 
 
 def test_a_graph_that_scores_otherwise_is_never_written(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import dfm_mlflow
 from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.jobs.evaluate import evaluate as evaluate_job
 from dfm_mlflow.jobs.evaluator import _labels
 
@@ -92,7 +93,7 @@ def test_the_numbers_are_those_of_the_job(model, pictures, line):
     assert (point.dataset_name, point.dataset_digest) == ("stripes", pictures.digest)
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "image_auroc")
     assert len(history) == 1
-    assert "where at most" in stored.data.tags["calibration"]
+    assert "is promised" in stored.data.tags["calibration"]
 
 
 def test_the_report_and_the_scores_are_artifacts(model, pictures, tmp_path):
@@ -132,6 +133,19 @@ def test_a_table_gives_the_numbers_of_a_folder(model, pictures):
     assert coded["image_auroc"] == whole["image_auroc"]
     dataset = mlflow.data.from_pandas(table_of(pictures), targets="label")
     assert evaluate(model, dataset).metrics["image_auroc"] == whole["image_auroc"]
+
+
+def test_arrays_and_rows_without_a_picture_are_evaluated_too(model, pictures):
+    whole = evaluate(model, pictures).metrics
+    table = table_of(pictures)
+    table["image"] = [decode_image(data) for data in table["image"]]
+    assert evaluate(model, table, targets="label").metrics["image_auroc"] == whole["image_auroc"]
+    table.loc[0, "image"] = None
+    found = evaluate(model, table, targets="label").metrics
+    assert (found["n_test"], found["n_unreadable"]) == (whole["n_test"] - 1, 1)
+    table["image"] = [np.zeros((3, 8, 8)), *table["image"][1:]]
+    with pytest.raises(DataError, match="Row 0 of the data: "):
+        evaluate(model, table, targets="label")
 
 
 def test_without_labels_there_is_drift_alone(model, pictures, line):

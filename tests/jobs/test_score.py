@@ -99,11 +99,11 @@ def test_a_broken_folder_is_gone_on_with(model, images, tmp_path, monkeypatch, s
     output = f"{tmp_path}/scores/"
     done = []
 
-    def breaks(detector, part, folder, category):
+    def breaks(detector, part, *rest):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(part)
-        return parts.score_part(detector, part, folder, category)
+        return parts.score_part(detector, part, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(job, "score_part", breaks)

@@ -60,6 +60,7 @@ def test_one_child_a_category_and_configuration_with_the_numbers_of_train(store,
             "effective_fpr",
             "n_train",
             "n_test",
+            "n_unused_files",
         } <= shared
         for name in shared:
             assert child.data.metrics[name] == pytest.approx(plain[name], rel=1e-4), name

@@ -84,10 +84,10 @@ def test_a_picture_is_opened_once(store, mvtec_like, tmp_path, opened, cache):
     assert dataset.digest == load_catalog(str(tmp_path), ["stripes"]).digest
     assert sum(json.loads(dataset.profile)["sizes"].values()) == 38
     times = [counts[str(p)] for p in sorted((tmp_path / "stripes/train/good").iterdir())]
-    # the example, the golden pictures and the most unusual fifth in the report, which are chosen
-    # after the fit, are opened for themselves
+    # the example, the golden pictures, and the usual and unusual ones in the report, which are
+    # chosen after the fit, are opened for themselves
     assert len(times) == 24
-    assert sum(n > 1 for n in times) <= 12
+    assert sum(n > 1 for n in times) <= 18
     assert min(times) == 1
     shown = result.run_id and [counts[str(p)] for p in (tmp_path / "stripes/test").rglob("*.png")]
     assert min(shown) == 1

@@ -48,8 +48,8 @@ def tuned(tmp_path_factory, mvtec_like):
 
 def test_every_candidate_is_a_child_with_its_synthetic_auroc_alone(tuned):
     client = mlflow.MlflowClient()
-    runs = client.search_runs(["0"], max_results=1000)
     parent = client.get_run(tuned.trained.run_id)
+    runs = client.search_runs([parent.info.experiment_id], max_results=1000)
     children = [r for r in runs if r.info.run_id != parent.info.run_id]
     assert len(children) == len(tuned.scored) == 3
     for child in children:
@@ -96,7 +96,7 @@ def test_the_parent_holds_what_a_training_run_holds(tuned, mvtec_like):
     assert again.metrics["image_auroc"] == parent.data.metrics["image_auroc"]
 
 
-def test_the_table_and_the_sheet_of_defects(tuned):
+def test_the_table_and_the_sheet_of_defects(tuned, monkeypatch):
     run_id = tuned.trained.run_id
     table = pd.read_csv(
         io.StringIO(
@@ -112,6 +112,7 @@ def test_the_table_and_the_sheet_of_defects(tuned):
         table[["synthetic_auroc/faint", "synthetic_auroc/strong"]].mean(axis=1),
         table["synthetic_auroc"],
     )
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "stripes")  # where its run is
     shown = mlflow.load_table("candidates.json", run_ids=[run_id])
     assert len(shown) == len(table)
     sheet = mlflow.artifacts.download_artifacts(
@@ -205,6 +206,20 @@ def test_presets_with_layers_of_their_own_and_likelihoods(mvtec_like):
     nll = choice_of(mvtec_like, score="nll", pca_level="0.9", pooling="stride:16")
     assert {s.options.aggregate for s in nll.scored} == {"sum"}
     assert all(np.isfinite(s.good).all() and np.isfinite(s.defects).all() for s in nll.scored)
+
+
+def test_a_depth_that_was_guessed_is_searched_and_trained_alike(store, mvtec_like, tmp_path):
+    """Of the same pictures, in 12 of 16 bits: read as 16 bits they would be nearly black."""
+    for path in (mvtec_like / "stripes/train/good").glob("*.png"):
+        values = np.asarray(Image.open(path).convert("L")).astype(float) / 255 * 4095
+        wide = tmp_path / "stripes/train/good" / path.name
+        wide.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.round().astype(np.uint16)).save(wide)
+    few = {"layers": "layer2", "pca_level": "0.9", "augment": "none", "registered_model": "none"}
+    plain, wide = (tune(options(root, **few)) for root in (mvtec_like, tmp_path))
+    assert wide.trained.detector.extractor.decoder.depth.bits == 12
+    for one, other in zip(plain.scored, wide.scored, strict=True):
+        assert abs(one.auroc - other.auroc) < 0.05
 
 
 def test_unreadable_pictures_are_left_out(mvtec_like, tmp_path):
