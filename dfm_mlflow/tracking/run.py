@@ -23,7 +23,10 @@ from dfm_mlflow.config import StrictOptions
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import TrackingError
-from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin import (
+    _compat,
+    run_files,  # noqa: F401  # from here on runs:/ID/FILE is an address
+)
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
 from dfm_mlflow.report.gallery import build_gallery, worst_cases
 from dfm_mlflow.report.html import write_report
