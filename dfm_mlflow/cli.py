@@ -17,9 +17,11 @@ from dfm_mlflow.config import (
     Options,
     PromoteOptions,
     RecalibrateOptions,
+    ReviewOptions,
     ScoreOptions,
     StrictOptions,
     SweepOptions,
+    UpdateOptions,
     UpgradeOptions,
 )
 from dfm_mlflow.errors import ConfigError, DfmError
@@ -285,16 +287,58 @@ def rollback(model: str, alias: str, reason: str) -> None:
 @cli.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="JSON for scripts.")
-def describe(uri: str, as_json: bool) -> None:
+@click.option("--history", "of_all", is_flag=True, help="All versions: does the line get better?")
+def describe(uri: str, as_json: bool, of_all: bool) -> None:
     """Say where a model comes from.
 
-    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path.
+    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path; with --history a NAME.
     """
+    if of_all:
+        from dfm_mlflow.registry.history import as_dicts, history, in_lines
+
+        records = history(uri)
+        click.echo(json.dumps(as_dicts(records), indent=2) if as_json else in_lines(records))
+        return
     from dfm_mlflow.registry.describe import describe as run
     from dfm_mlflow.registry.describe import in_words
 
     found = run(uri)
     click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
+
+
+@cli.command()
+@options_of(ReviewOptions, argument="scores")
+def review(**values: Any) -> None:
+    """Make a page on which a person judges the pictures of SCORES.
+
+    SCORES is a table of score or evaluate, train_scores.parquet, or a server's log folder. Keys: g
+    good, b bad, u unsure.
+    """
+    options = ReviewOptions.parse(values)
+    from dfm_mlflow.jobs.review import review as run
+
+    click.echo(run(options).summary())
+
+
+@cli.command()
+@with_experiment
+@options_of(UpdateOptions, argument="model")
+def update(experiment: str, **values: Any) -> None:
+    """Teach MODEL what people said of pictures: the next version.
+
+    MODEL is any model URI. Good ones join its training set, bad ones its test set.
+    """
+    options = UpdateOptions.parse(values)
+    from dfm_mlflow.jobs.update import update as run
+    from dfm_mlflow.tracking.run import summary
+
+    result = run(options, experiment=experiment)
+    trained = result.trained
+    where = {"run_id": trained.run_id, "model_uri": trained.registered_uri}
+    sentences = [trained.verdict.text, *trained.sentences]
+    click.echo(summary(trained.metrics, sentences, where))
+    if result.promoted:
+        click.echo(result.promoted.summary())
 
 
 @cli.command()

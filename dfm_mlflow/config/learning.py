@@ -39,7 +39,7 @@ class ReviewOptions(StrictOptions):
         "verdicts.csv",
         "Verdicts that are known already, and where serve appends new ones.",
         "a local name that ends in .csv",
-        r"^(?!s3://).+\.csv$",
+        r"^[^:]+\.csv$",
     )
     training: bool = option(
         True,

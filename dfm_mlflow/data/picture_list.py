@@ -5,7 +5,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,7 +182,7 @@ def places_in(address: str) -> dict[str, str]:
 
 
 def found_again(
-    rows: Sequence[Row], places: dict[str, str], but: Sequence[str] = ()
+    rows: Sequence[Row], places: dict[str, str], but: Collection[str] = ()
 ) -> tuple[list[Row], dict[str, Look]]:
     """Look whether every picture is where the list says, with the contents that it says.
 
@@ -191,7 +191,7 @@ def found_again(
     rows : sequence of Row
     places : dict of str to str
         Where else contents are, by SHA-256.
-    but : sequence of str
+    but : collection of str
         SHA-256 of pictures that need not be there.
 
     Returns

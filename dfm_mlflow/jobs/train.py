@@ -361,7 +361,7 @@ def _log(fitted: Fitted, catalog: Catalog, more: Further) -> str:
         model_uri=info.model_uri,
         look=look,
     )
-    log_training(fitted.look)
+    log_training(fitted.look, info.model_uri)
     log_golden(detector, fitted.items, catalog.test)
     mlflow.set_tags(more.tags)
     for name, content in more.files.items():
