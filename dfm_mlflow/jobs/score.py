@@ -189,7 +189,9 @@ def _write(
             table = scores_of(detector, mine, category, [shown[i] for i in step if shown], overlays)
             bad += n_errors(table)
             if writer is None:  # with pandas' dtypes, as the parts of a folder have them
-                writer = stack.enter_context(pq.ParquetWriter(path, with_model(table.schema, options.model)))
+                writer = stack.enter_context(
+                    pq.ParquetWriter(path, with_model(table.schema, options.model))
+                )
             writer.write_table(table)
     return bad
 
@@ -203,9 +205,7 @@ def _in_parts(
     overlays: OverlayFolder | None,
 ) -> ScoreResult:
     folder, category = OutputFolder(options.output), options.category
-    plan = plan_parts(
-        folder, sources, model, category=category, shown=shown, uri=options.model
-    )
+    plan = plan_parts(folder, sources, model, category=category, shown=shown, uri=options.model)
     parts = tqdm(plan.missing, "parts", disable=None)
     counts = [score_part(detector, part, folder, category, overlays) for part in parts]
     return _finish(folder, counts, plan)
