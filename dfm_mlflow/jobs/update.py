@@ -352,7 +352,7 @@ class _Telling:
         except ArtifactError:  # the first version under another name
             records = []
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        records = [*records, record_of("this one", at, [], metrics, tags)]
+        records = [*records, record_of("new", at, [], metrics, tags)]
         return history_page(name or self._catalog.name, as_dicts(records), better(records))
 
 

@@ -199,14 +199,15 @@ def better(records: Sequence[VersionRecord]) -> str:
                 if value == was
                 else f"{what} {value:.3f} (before, {was:.3f})"
             )
+    which = f"version {now.version}" if now.version.isdecimal() else f"the {now.version} version"
     if not parts:
         return (
             "Each version is measured on the test pictures of its own run, which may differ from "
             "one to the next."
         )
     return (
-        f"On the test pictures of version {now.version}: {' and '.join(parts)}. Other rows are "
-        "each measured on the test pictures of their own run."
+        f"On the test pictures of {which}: {' and '.join(parts)}. Other rows are each measured on "
+        "the test pictures of their own run."
     )
 
 

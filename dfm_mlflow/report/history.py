@@ -83,7 +83,8 @@ def _legend(records: Sequence[Mapping[str, Any]]) -> str:
     if not said:
         return "No version was made from verdicts yet."
     good, bad, unsure = (sum(r[k] or 0 for r in said) for k in ("good", "bad", "unsure"))
+    updates = "1 update" if len(said) == 1 else f"{len(said)} updates"
     return (
-        f"{len(said)} updates learned from {good + bad + unsure} verdicts: {good} good, {bad} bad, "
-        f"{unsure} unsure."
+        f"{updates} learned from {good + bad + unsure} verdicts: {good} good, {bad} bad, {unsure} "
+        "unsure."
     )

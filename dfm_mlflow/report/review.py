@@ -1,6 +1,7 @@
 """One page on which a person judges pictures, with keys or a mouse, from a file or a server."""
 
 import base64
+import hashlib
 import io
 import json
 import logging
@@ -213,7 +214,9 @@ def review_page(
         }
         for shot in shots
     ]
+    whole = "\n".join([model, *(shot.case.sha256 for shot in shots)])
     state = {
+        "id": hashlib.sha256(whole.encode()).hexdigest(),
         "model": model,
         "several": len(categories) > 1,
         "said": {digest: list(both) for digest, both in said.items()},
