@@ -95,7 +95,7 @@ def test_by_keyboard(opened):
     assert count.inner_text() == "picture 2 of 5, 1 judged"
     assert page.locator("#scale").is_visible()
     page.keyboard.press("b")
-    page.keyboard.type("big, \"bad\" hole")  # g, b and u are letters here
+    page.keyboard.type('big, "bad" hole')  # g, b and u are letters here
     page.keyboard.press("Enter")
     assert count.inner_text() == "picture 3 of 5, 2 judged"
     page.keyboard.press("u")
