@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import mlflow
@@ -24,6 +26,7 @@ from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.update import update
 from dfm_mlflow.storage.store import read_address
 
+from ..campaigns.faults import _FORKS
 from ..conftest import texture, write_category
 from ..zoo import SMALL
 
@@ -83,8 +86,6 @@ class Line:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, empty_store):
     """The line, made once; each test gets a copy of its store."""
-    import os
-
     root = tmp_path_factory.mktemp("line")
     previous, here = mlflow.get_tracking_uri(), os.getcwd()
     shutil.copy(empty_store, root / "mlflow.db")
@@ -379,6 +380,51 @@ def test_promotion_in_one_step_and_the_gate_that_stops_it(line):
     last = line.client.get_model_version("dfm-stripes", "3")
     assert mlflow.get_run(last.run_id).info.status == "FINISHED"
     assert last.tags["dfm.parent_version"] == "2"
+
+
+def _killed(root, uri, verdicts, statement):
+    """Update, and die by SIGKILL when a statement is about to be executed."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def look(connection, cursor, text, *rest):
+        if statement in " ".join(text.split()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.chdir(root)
+    mlflow.set_tracking_uri(uri)
+    options = {"model": "models:/dfm-stripes/1", "verdicts": verdicts, "promote": "production"}
+    update(UpdateOptions.parse(options))
+
+
+@pytest.mark.parametrize(
+    ("statement", "versions"),
+    [
+        ("INSERT INTO latest_metrics", [1]),  # the first results are logged
+        ("INSERT INTO model_versions", [1]),
+        ("INSERT INTO model_version_tags", [1]),  # the version itself is in the same transaction
+        ("INSERT INTO logged_model_tags (name, tag_key", [1, 2]),
+        ("INSERT INTO registered_model_aliases", [1, 2]),  # between the two, all tags are there
+    ],
+)
+def test_a_kill_leaves_the_old_state_or_the_new(line, statement, versions):
+    verdicts = line.say((line.new(0), "good"), (line.new(5), "bad:hole"))
+    process = _FORKS.Process(
+        target=_killed, args=(line.root, mlflow.get_tracking_uri(), verdicts, statement)
+    )
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert line.versions() == versions
+    assert line.client.get_registered_model("dfm-stripes").aliases == {}
+    for number in versions[1:]:
+        version = line.client.get_model_version("dfm-stripes", str(number))
+        assert version.description.startswith("The model finds ")
+        assert version.tags["dfm.parent_version"] == "1"
+        assert version.tags["dfm.update.by"] == "ann"
+        assert dfm_mlflow.load_model(f"models:/dfm-stripes/{number}").fitted
+    assert not list(line.root.glob("*.tmp*"))
 
 
 def test_from_python_and_as_an_entry_point(line):
