@@ -92,7 +92,9 @@ def main() -> None:
     print("| model | trained on | recall | false alarms | AUROC |")
     print("|---|---|---|---|---|")
     for row in rows:
-        print("| {name} | {n_train} | {recall:.3f} | {false_alarms:.3f} | {auroc:.3f} |".format(**row))
+        print(
+            "| {name} | {n_train} | {recall:.3f} | {false_alarms:.3f} | {auroc:.3f} |".format(**row)
+        )
     last, clean = rows[-2:]
     print(
         f"\nrecall {last['recall'] - clean['recall']:+.3f}, "

@@ -17,7 +17,7 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.review_server import ReviewServer
 from dfm_mlflow.mlflow_plugin.flavor import load_model
-from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, resolve
+from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, addresses_of, resolve
 from dfm_mlflow.registry.aliases import user
 from dfm_mlflow.registry.runs import read_train_scores
 from dfm_mlflow.report.review import WORDS, Shot, review_page, shoot
@@ -146,7 +146,7 @@ def name_of(found: ResolvedModel) -> str:
         versions = client.search_model_versions(f"run_id='{run_id}'") if run_id else []
     except MlflowException:
         return found.uri
-    mine = [v for v in versions if v.model_id == model_id]
+    mine = [v for v in versions if found.uri in addresses_of(v)]
     return f"models:/{mine[0].name}/{mine[0].version}" if mine else found.uri
 
 

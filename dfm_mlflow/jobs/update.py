@@ -27,7 +27,7 @@ from dfm_mlflow.images.read import Look
 from dfm_mlflow.jobs.learned_set import TRAINING, learned_set
 from dfm_mlflow.jobs.train import Fitted, Further, TrainResult, fit_and_register
 from dfm_mlflow.mlflow_plugin.flavor import load_model
-from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, resolve
+from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, addresses_of, resolve
 from dfm_mlflow.mlflow_plugin.run_files import address_of
 from dfm_mlflow.network.builder import trained_anew
 from dfm_mlflow.network.cache import FeatureCache
@@ -201,8 +201,7 @@ def _check_model(parent: _Parent, verdicts: list[PictureVerdict], address: str) 
     names = {parent.found.uri, parent.found.where}
     if version is not None:
         every = MlflowClient().search_model_versions(f"name='{version.name}'")
-        names |= {f"models:/{v.model_id}" for v in every if v.model_id}
-        names |= {f"models:/{version.name}/{v.version}" for v in every} | {version.name}
+        names |= {version.name}.union(*map(addresses_of, every))
     others = sorted(named - names)
     if others:
         raise DataError(

@@ -109,10 +109,12 @@ def read_scores(address: str) -> Scores:
                 f"{address} is neither a .parquet nor a folder of them: give what `score`, "
                 "`evaluate` or a server wrote."
             )
-        files = [f for f in walk(root).files if f.suffix == ".parquet"]
+        files = [str(f.source) for f in walk(root).files if f.suffix == ".parquet"]
+        # a server that runs may remove its oldest part meanwhile
+        files = [f for f in files if f.startswith(SCHEME) or Path(f).is_file()]
         if not files:
             raise DataError(f"{address} holds no .parquet: give what `score` or a server wrote.")
-        table, model = _read([str(f.source) for f in files])
+        table, model = _read(files)
         model = model or _planned(root)
         kept, is_folder = _kept(root / KEPT), True
     if "held_out_score" in table:
