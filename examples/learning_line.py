@@ -4,11 +4,11 @@
 
 FOLDER is a category in MVTec's layout (``train/good``, ``test/good``, ``test/<defect>``). The line
 starts with 40 pictures, 4 of which are defective and nobody knows. Then each day pictures of the
-line go through a real server that keeps those in its retest band; somebody reviews what was kept and
-the unusual training pictures (here the names of the folders say what a person would see), and the
-model is updated and promoted. In the end it is held against one trained on the same pictures,
-sorted by somebody who makes no mistake. Every step is a command that a person would type, in a
-folder of its own with a store of its own.
+line go through a real server that keeps those in its (wide) retest band; somebody reviews what was
+kept and the unusual training pictures (here the names of the folders say what a person would see),
+and the model is updated and promoted. In the end it is held against one trained on the same good
+pictures, sorted by somebody who makes no mistake. Every step is a command that a person would
+type, in a folder of its own with a store of its own.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", default="imagenet")
     parser.add_argument("--image-size", default="auto")
     parser.add_argument("--fpr", default="0.05")
-    parser.add_argument("--retest", default="0.5", help="p-value below which the server keeps")
+    parser.add_argument("--retest", default="0.95", help="p-value up to which the server keeps")
     parser.add_argument("--good", type=int, default=36, help="good pictures to start with")
     parser.add_argument("--dirt", type=int, default=4, help="defective ones among them")
     parser.add_argument("--day-good", type=int, default=60)
@@ -232,8 +232,7 @@ def dfm(*arguments: object) -> str:
     print("$ dfm-mlflow", *arguments, flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "dfm_mlflow", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
