@@ -2,13 +2,10 @@
 
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
-from pydantic.fields import FieldInfo
 
 import dfm_mlflow
 from dfm_mlflow.config import (
@@ -19,60 +16,12 @@ from dfm_mlflow.config import (
     RecalibrateOptions,
     ReviewOptions,
     ScoreOptions,
-    StrictOptions,
     SweepOptions,
     UpdateOptions,
     UpgradeOptions,
 )
+from dfm_mlflow.config.click_options import options_of, with_experiment
 from dfm_mlflow.errors import ConfigError, DfmError
-
-
-def options_of(
-    model: type[StrictOptions], argument: str | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of a `model`, and its `argument` by position."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(model.model_fields.items()):
-            if name == argument:
-                many = field.annotation not in (str, int, float, bool)
-                command = click.argument(name, nargs=-1 if many else 1, required=True)(command)
-                continue
-            default = str(field.default).lower() if field.annotation is bool else str(field.default)
-            required = field.is_required()
-            command = click.option(
-                f"--{name.replace('_', '-')}",
-                name,
-                default=None if required else default,
-                required=required,
-                show_default=not required,
-                help=field.description,
-                metavar=_metavar(name, field),
-            )(command)
-        return command
-
-    return add
-
-
-def with_experiment(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a `command` the option ``--experiment``; ``mlflow run`` has ``--experiment-name``."""
-    return click.option(
-        "--experiment",
-        default="auto",
-        show_default=True,
-        help="Experiment of the run; auto is what MLFLOW_EXPERIMENT_NAME or _ID say, else the "
-        "category.",
-    )(command)
-
-
-def _metavar(name: str, field: FieldInfo) -> str:
-    """Name the values of an option where they are few."""
-    if field.annotation is bool:
-        return "true|false"
-    patterns = [p for m in field.metadata if (p := getattr(m, "pattern", None))]
-    few = re.fullmatch(r"\^\(([\w.|\\-]+)\)\$", patterns[0]) if patterns else None
-    return few[1].replace("\\", "") if few else name.upper()
-
 
 _EPILOG = """Exit status: 0 done; 1 refused or failed, with one sentence on stderr; 2 a command line
 that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_source dfm-mlflow)"
