@@ -111,18 +111,13 @@ class UpdateOptions(StrictOptions):
     reason: str = option("none", "Why, for the record.", "none or a text", r"\S")
 
     def check(self) -> None:
-        """Refuse an update of nothing, and the promotion of what is not registered.
+        """Refuse the promotion of what is not registered.
 
         Raises
         ------
         ConfigError
             One sentence.
         """
-        if self.verdicts == "none" and self.remove == "none":
-            raise ConfigError(
-                "verdicts=none and remove=none would change nothing: give a file of verdicts, or "
-                "of pictures to remove."
-            )
         if self.promote != "none" and self.registered_model == "none":
             raise ConfigError(
                 f"promote={self.promote} needs a registered version, and registered_model=none "

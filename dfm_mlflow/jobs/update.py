@@ -124,7 +124,7 @@ def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
     PromotionError
         If a gate refuses the new version, which is registered then.
     """
-    _check_alias(options)
+    _check(options)
     parent = _parent(options)
     verdicts = [] if options.verdicts == "none" else read_verdicts(options.verdicts)
     _check_model(parent, verdicts, options.verdicts)
@@ -159,7 +159,13 @@ def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
     )
 
 
-def _check_alias(options: UpdateOptions) -> None:
+def _check(options: UpdateOptions) -> None:
+    """Refuse what needs no look at the model."""
+    if options.verdicts == "none" and options.remove == "none":
+        raise ConfigError(
+            "verdicts=none and remove=none change nothing: give a file of verdicts, or of pictures "
+            "to remove."
+        )
     if options.promote != "none":
         PromoteOptions.parse({"model": "any", "version": "1", "to": options.promote})
 

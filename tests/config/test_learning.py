@@ -7,7 +7,6 @@ from dfm_mlflow.errors import ConfigError
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "would change nothing: give a file of verdicts"),
         ({"verdicts": "v.txt"}, "none or a .csv"),
         ({"verdicts": "v.csv", "promote": "a.b"}, "an alias of letters"),
         (
