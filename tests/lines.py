@@ -18,7 +18,6 @@ from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.update import update
 from dfm_mlflow.storage.store import read_address
 
-from .conftest import texture, write_category
 from .zoo import SMALL
 
 
@@ -30,6 +29,8 @@ class Line:
     """A registered model with its data, and new pictures of which the last three are defective."""
 
     def __init__(self, root):
+        from .conftest import texture, write_category
+
         self.root, self.data, self.client = root, root / "data", mlflow.MlflowClient()
         write_category(self.data, "stripes", n_train=20)
         rng = np.random.default_rng(7)
