@@ -22,6 +22,8 @@ _EXPORTS = {
     "load_catalog": "data.catalog",
     "overlay": "images.overlay",
     "train": "jobs.train",
+    "update": "jobs.update",
+    "UpdateOptions": "config",
     "DfmError": "errors",
 }
 

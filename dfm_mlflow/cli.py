@@ -2,13 +2,10 @@
 
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
-from pydantic.fields import FieldInfo
 
 import dfm_mlflow
 from dfm_mlflow.config import (
@@ -17,60 +14,14 @@ from dfm_mlflow.config import (
     Options,
     PromoteOptions,
     RecalibrateOptions,
+    ReviewOptions,
     ScoreOptions,
-    StrictOptions,
     SweepOptions,
+    UpdateOptions,
     UpgradeOptions,
 )
+from dfm_mlflow.config.click_options import options_of, with_experiment
 from dfm_mlflow.errors import ConfigError, DfmError
-
-
-def options_of(
-    model: type[StrictOptions], argument: str | None = None
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of a `model`, and its `argument` by position."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(model.model_fields.items()):
-            if name == argument:
-                many = field.annotation not in (str, int, float, bool)
-                command = click.argument(name, nargs=-1 if many else 1, required=True)(command)
-                continue
-            default = str(field.default).lower() if field.annotation is bool else str(field.default)
-            required = field.is_required()
-            command = click.option(
-                f"--{name.replace('_', '-')}",
-                name,
-                default=None if required else default,
-                required=required,
-                show_default=not required,
-                help=field.description,
-                metavar=_metavar(name, field),
-            )(command)
-        return command
-
-    return add
-
-
-def with_experiment(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a `command` the option ``--experiment``; ``mlflow run`` has ``--experiment-name``."""
-    return click.option(
-        "--experiment",
-        default="auto",
-        show_default=True,
-        help="Experiment of the run; auto is what MLFLOW_EXPERIMENT_NAME or _ID say, else the "
-        "category.",
-    )(command)
-
-
-def _metavar(name: str, field: FieldInfo) -> str:
-    """Name the values of an option where they are few."""
-    if field.annotation is bool:
-        return "true|false"
-    patterns = [p for m in field.metadata if (p := getattr(m, "pattern", None))]
-    few = re.fullmatch(r"\^\(([\w.|\\-]+)\)\$", patterns[0]) if patterns else None
-    return few[1].replace("\\", "") if few else name.upper()
-
 
 _EPILOG = """Exit status: 0 done; 1 refused or failed, with one sentence on stderr; 2 a command line
 that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_source dfm-mlflow)"
@@ -285,16 +236,58 @@ def rollback(model: str, alias: str, reason: str) -> None:
 @cli.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="JSON for scripts.")
-def describe(uri: str, as_json: bool) -> None:
+@click.option("--history", "of_all", is_flag=True, help="All versions: does the line get better?")
+def describe(uri: str, as_json: bool, of_all: bool) -> None:
     """Say where a model comes from.
 
-    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path.
+    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path; with --history a NAME.
     """
+    if of_all:
+        from dfm_mlflow.registry.history import as_dicts, history, in_lines
+
+        records = history(uri)
+        click.echo(json.dumps(as_dicts(records), indent=2) if as_json else in_lines(records))
+        return
     from dfm_mlflow.registry.describe import describe as run
     from dfm_mlflow.registry.describe import in_words
 
     found = run(uri)
     click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
+
+
+@cli.command()
+@options_of(ReviewOptions, argument="scores")
+def review(**values: Any) -> None:
+    """Make a page on which a person judges the pictures of SCORES.
+
+    SCORES is a table of score or evaluate, train_scores.parquet, or a server's log folder. Keys: g
+    good, b bad, u unsure.
+    """
+    options = ReviewOptions.parse(values)
+    from dfm_mlflow.jobs.review import review as run
+
+    click.echo(run(options).summary())
+
+
+@cli.command()
+@with_experiment
+@options_of(UpdateOptions, argument="model")
+def update(experiment: str, **values: Any) -> None:
+    """Teach MODEL what people said of pictures: the next version.
+
+    MODEL is any model URI. Good ones join its training set, bad ones its test set.
+    """
+    options = UpdateOptions.parse(values)
+    from dfm_mlflow.jobs.update import update as run
+    from dfm_mlflow.tracking.run import summary
+
+    result = run(options, experiment=experiment)
+    trained = result.trained
+    where = {"run_id": trained.run_id, "model_uri": trained.registered_uri}
+    sentences = [trained.verdict.text, *trained.sentences]
+    click.echo(summary(trained.metrics, sentences, where))
+    if result.promoted:
+        click.echo(result.promoted.summary())
 
 
 @cli.command()

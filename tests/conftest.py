@@ -13,6 +13,7 @@ from hypothesis import settings
 from mlflow.tracking import fluent
 from PIL import Image
 
+from .lines import line, made_line  # noqa: F401
 from .stores import pauses, s3_server, s3_store  # noqa: F401
 from .zoo import registry, zoo  # noqa: F401
 

@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.storage import store
-from dfm_mlflow.storage.paths import local_path
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -89,8 +88,7 @@ def read_list(address: str, option: str) -> list[Line]:
 
 def _text(address: str, option: str) -> str:
     try:
-        remote = address.startswith(store.SCHEME)
-        return store.read(address if remote else local_path(address)).decode("utf-8-sig")
+        return store.read_address(address).decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"{option}={address} cannot be read ({error.strerror}): give a file that can."
@@ -152,7 +150,9 @@ def _whole(path: str) -> str:
     return path if path.startswith(store.SCHEME) else os.path.abspath(os.path.expanduser(path))
 
 
-def nothing_found(option: str, address: str, line: Line, finder: Finder) -> DataError:
+def nothing_found(
+    option: str, address: str, line: Line, finder: Finder, kind: str = "training picture"
+) -> DataError:
     """Say that a `line` names no picture, or several.
 
     Parameters
@@ -162,6 +162,8 @@ def nothing_found(option: str, address: str, line: Line, finder: Finder) -> Data
     line : Line
     finder : Finder
         That found nothing.
+    kind : str
+        What it looked for.
 
     Returns
     -------
@@ -169,11 +171,12 @@ def nothing_found(option: str, address: str, line: Line, finder: Finder) -> Data
     """
     several = finder.ambiguous(line)
     if several:
+        kinds = kind.replace("picture", "pictures", 1)
         return DataError(
-            f"{option}={address}, line {line.number}: {len(several)} training pictures end in "
+            f"{option}={address}, line {line.number}: {len(several)} {kinds} end in "
             f"{line.path}, such as {several[0].path} and {several[1].path}: write more of the path."
         )
     return DataError(
-        f"{option}={address}, line {line.number}: {line.name} is no training picture: correct or "
+        f"{option}={address}, line {line.number}: {line.name} is no {kind}: correct or "
         "remove the line."
     )

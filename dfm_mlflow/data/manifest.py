@@ -213,8 +213,7 @@ def _rows(
 
 def _text(address: str) -> str:
     try:
-        remote = address.startswith(store.SCHEME)
-        return store.read(address if remote else local_path(address)).decode("utf-8-sig")
+        return store.read_address(address).decode("utf-8-sig")
     except OSError as error:
         raise DataError(
             f"The manifest {address} cannot be read ({error.strerror}): give a .csv that can."

@@ -38,11 +38,32 @@ def tint(image: np.ndarray, level: np.ndarray) -> np.ndarray:
     -------
     ndarray of shape (H, W, 3), uint8
     """
-    strength = np.clip((level.astype(np.float32) - _FAINTEST) / (255 - _FAINTEST), 0, 1)
-    colour = colours(level)
-    opacity = (_STRONGEST * np.sqrt(strength))[..., None]
+    colour, opacity = colours(level), _opacity(level)
     blend: np.ndarray = (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
     return blend
+
+
+def layer(level: np.ndarray) -> np.ndarray:
+    """Give the colours of a map by themselves, to be laid over a picture of any size.
+
+    Parameters
+    ----------
+    level : ndarray of shape (H, W), uint8
+
+    Returns
+    -------
+    ndarray of shape (H, W, 4), uint8
+        RGBA: over a picture it is what :func:`tint` gives.
+    """
+    opacity = 255 * _opacity(level)
+    return np.concatenate([colours(level), opacity], axis=-1).round().astype(np.uint8)
+
+
+def _opacity(level: np.ndarray) -> np.ndarray:
+    """Share of the map's colour in a picture, of shape (H, W, 1)."""
+    strength = np.clip((level.astype(np.float32) - _FAINTEST) / (255 - _FAINTEST), 0, 1)
+    opacity: np.ndarray = (_STRONGEST * np.sqrt(strength))[..., None]
+    return opacity
 
 
 def colours(level: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.images.overlay_files import OverlayFolder
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.scores.origin import with_model
 from dfm_mlflow.scores.part_decisions import promise_of
 from dfm_mlflow.scores.parts import (
     DONE,
@@ -111,7 +113,11 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     """
     start = time.perf_counter()
     refuse_lost_output(options.output)
-    bundle = Bundle.of(options.model)
+    model = resolve(options.model).uri  # an alias that moves meanwhile moves nothing here
+    if Path(model).exists():
+        model = os.path.abspath(model)
+    options = options.model_copy(update={"model": model})
+    bundle = Bundle.of(model)
     found = find_pictures(options.images)
     # read once and never again: nothing is gained by keeping them
     sources = [replace(s, cached=False) if isinstance(s, S3Object) else s for s in found.sources]
@@ -151,11 +157,11 @@ def _in_one_file(
     options: ScoreOptions,
     overlays: OverlayFolder | None,
 ) -> ScoreResult:
-    output, category = options.output, options.category
+    output = options.output
     if output.startswith(SCHEME):
         with tempfile.TemporaryDirectory(prefix="dfm-score-") as name:
             draft = Path(name, "scores.parquet")
-            bad = _write(detector, sources, shown, draft, category, overlays)
+            bad = _write(detector, sources, shown, draft, options, overlays)
             store.upload(output, draft.read_bytes())
         return ScoreResult(output, len(sources), bad, 0, 0.0)
     target = Path(output).expanduser()
@@ -164,7 +170,7 @@ def _in_one_file(
             f"output={target.absolute()} lies in a folder that is not there: make it first."
         )
     with whole_file(target) as draft:
-        bad = _write(detector, sources, shown, draft, category, overlays)
+        bad = _write(detector, sources, shown, draft, options, overlays)
     return ScoreResult(output, len(sources), bad, 0, 0.0)
 
 
@@ -173,17 +179,19 @@ def _write(
     sources: Sequence[Path | S3Object],
     shown: Sequence[str],
     path: Path,
-    category: str,
+    options: ScoreOptions,
     overlays: OverlayFolder | None,
 ) -> int:
-    bad, writer = 0, None
+    bad, writer, category = 0, None, options.category
     with ExitStack() as stack:
         for step in _steps(sources, shown):
             mine = [sources[i] for i in step]
             table = scores_of(detector, mine, category, [shown[i] for i in step if shown], overlays)
             bad += n_errors(table)
             if writer is None:  # with pandas' dtypes, as the parts of a folder have them
-                writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
+                writer = stack.enter_context(
+                    pq.ParquetWriter(path, with_model(table.schema, options.model))
+                )
             writer.write_table(table)
     return bad
 
@@ -197,7 +205,7 @@ def _in_parts(
     overlays: OverlayFolder | None,
 ) -> ScoreResult:
     folder, category = OutputFolder(options.output), options.category
-    plan = plan_parts(folder, sources, model, category=category, shown=shown)
+    plan = plan_parts(folder, sources, model, category=category, shown=shown, uri=options.model)
     parts = tqdm(plan.missing, "parts", disable=None)
     counts = [score_part(detector, part, folder, category, overlays) for part in parts]
     return _finish(folder, counts, plan)
@@ -218,7 +226,9 @@ def _on_spark(
         output = str(Path(output).expanduser().absolute())
     folder = OutputFolder(output)
     with session_of(session) as spark:
-        plan = plan_parts(folder, sources, bundle.sha256, 2 * cores(spark), category, shown)
+        plan = plan_parts(
+            folder, sources, bundle.sha256, 2 * cores(spark), category, shown, options.model
+        )
         counts = score_parts(spark, plan.missing, bundle, folder, category) if plan.missing else []
     return _finish(folder, counts, plan)
 

@@ -3,7 +3,8 @@
 import io
 import logging
 import resource
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import mlflow
 import pandas as pd
@@ -105,16 +106,53 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Further:
+    """What a run and its version get beside what every training gives them.
+
+    Attributes
+    ----------
+    tags : dict of str to str
+        Of both.
+    files : dict of str to str
+        Texts that the run holds, by their names.
+    """
+
+    tags: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A detector before it is logged, with all that is known of it.
+
+    Attributes
+    ----------
+    detector : AnomalyDetector
+    items : list of Item
+        That it was fitted on.
+    held_out : HeldOutScores
+        Of `items`.
+    evaluation : Evaluation
+        Of the test pictures.
+    look : TrainingLook
+    drawn : SyntheticRecall or None
+    metrics : dict of str to float
+        Of the run; whoever knows more may add to them.
+    sentences : list of str
+    trial : Trial
+        Of copies.
+    verdict : Verdict
+    """
+
     detector: AnomalyDetector
-    items: list[Item]  # that it was fitted on
-    held_out: HeldOutScores  # of `items`
+    items: list[Item]
+    held_out: HeldOutScores
     evaluation: Evaluation
     look: TrainingLook
     drawn: SyntheticRecall | None
     metrics: dict[str, float]
     sentences: list[str]
-    trial: Trial  # of copies
+    trial: Trial
     verdict: Verdict
 
 
@@ -176,6 +214,7 @@ def fit_and_register(
     catalog: Catalog,
     extractor: Extractor,
     weights: dict[str, str],
+    further: Callable[[Fitted], Further] | None = None,
 ) -> TrainResult:
     """Fit, evaluate, log to the active run of this id, and register.
 
@@ -193,6 +232,8 @@ def fit_and_register(
     extractor : Extractor
     weights : dict of str to str
         ``id`` and ``sha256`` of the backbone's weights.
+    further : callable, optional
+        Told of the detector once it is fitted, says what else the run and the version get.
 
     Returns
     -------
@@ -209,17 +250,19 @@ def fit_and_register(
     if (depth := fitted.detector.extractor.decoder.depth) is not None:
         parameters["resolved_bits"] = depth.bits
 
+    more = Further() if further is None else further(fitted)
+
     def log_elsewhere(run_id: str) -> None:
         log_parameters(run_id, parameters)
-        _log(fitted, catalog)
+        _log(fitted, catalog, more)
 
-    with kept_on_outage(run_id, name, tags, log_elsewhere):
+    with kept_on_outage(run_id, name, tags | more.tags, log_elsewhere):
         log_parameters(run_id, parameters)
-        uri = _log(fitted, catalog)
+        uri = _log(fitted, catalog, more)
         # Last: a run that failed before this point leaves the registry as it was.
         version = None
         if options.model_name:
-            about = tags_of(fitted.detector, fitted.metrics)
+            about = tags_of(fitted.detector, fitted.metrics) | more.tags
             version = register(uri, options.model_name, fitted.verdict.text, about)
     return TrainResult(
         run_id, uri, version, fitted.detector, fitted.metrics, fitted.sentences, fitted.verdict
@@ -228,7 +271,7 @@ def fit_and_register(
 
 def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
-) -> _Fitted:
+) -> Fitted:
     trained = fit_pictures(options, catalog, extractor, weights)
     detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
     trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
@@ -265,7 +308,7 @@ def _fit(
     metrics |= recall_metrics(points)
     verdict = verdict_of(detector, read, metrics, points, look.concerns)
     say(_logger, verdict, points, costs_of(options))
-    return _Fitted(
+    return Fitted(
         detector,
         fitted_on,
         trained.held_out,
@@ -291,7 +334,7 @@ def _drawn(
     )
 
 
-def _log(fitted: _Fitted, catalog: Catalog) -> str:
+def _log(fitted: Fitted, catalog: Catalog, more: Further) -> str:
     """Log everything to the active run; gives the URI of the model, which is not registered."""
     dataset = log_dataset(catalog, "training")
     detector, metrics, sentences = fitted.detector, fitted.metrics, fitted.sentences
@@ -320,8 +363,11 @@ def _log(fitted: _Fitted, catalog: Catalog) -> str:
         model_uri=info.model_uri,
         look=look,
     )
-    log_training(fitted.look)
+    log_training(fitted.look, info.model_uri)
     log_golden(detector, fitted.items, catalog.test)
+    mlflow.set_tags(more.tags)
+    for name, content in more.files.items():
+        mlflow.log_text(content, name)
     return info.model_uri
 
 

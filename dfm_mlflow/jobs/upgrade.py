@@ -4,17 +4,15 @@ import logging
 from dataclasses import dataclass
 
 import mlflow
-import pandas as pd
 
 from dfm_mlflow.artifact.record import FORMAT
 from dfm_mlflow.config import UpgradeOptions
-from dfm_mlflow.core.comparison import compare_auroc
 from dfm_mlflow.data.chosen import pictures_to_fit
-from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.jobs.train import TrainResult, fit_and_register
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.scores.before_after import compare_models
 from dfm_mlflow.scores.evaluation import score_items
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.run import as_given, data_name, log_parameters, run_of
@@ -94,7 +92,8 @@ def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult
             run.info.run_id, run_name, tags, given, catalog, old.extractor, old.weights
         )
         now = score_items(trained.detector, catalog.test).table
-        sentence, figures = _compare(old, trained.detector, before, now)
+        subject = f"The model of format {FORMAT}"
+        sentence, figures = compare_models(subject, old, trained.detector, before, now)
         _logger.info(sentence)
         mlflow.log_metrics(figures)
         mlflow.set_tag("dfm.upgrade", sentence)
@@ -103,44 +102,3 @@ def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult
                 registered, trained.registered_version, UPGRADED_FROM, found.uri
             )
     return UpgradeResult(trained, found.uri, sentence)
-
-
-def _compare(
-    old: AnomalyDetector, new: AnomalyDetector, before: pd.DataFrame, now: pd.DataFrame
-) -> tuple[str, dict[str, float]]:
-    """Say how the two decide and rank, with figures for scripts."""
-    if not before.empty:
-        read = before["error"].isna() & now["error"].isna()
-        before, now = before[read], now[read]
-    thresholds = ", ".join(
-        f"{name} {value:.4g} (was {old.thresholds()[name]:.4g})"
-        for name, value in new.thresholds().items()
-    )
-    figures = {"promised_fpr": new.promised_fpr(), "promised_fpr_before": old.promised_fpr()}
-    if before.empty:
-        return (
-            f"Without test pictures thresholds alone can be compared: {thresholds}; good pictures "
-            f"are promised to be flagged at most {new.promised_fpr():.3g} of the time, where it "
-            f"was {old.promised_fpr():.3g}.",
-            figures,
-        )
-    parts = []
-    bad = now["defective"].to_numpy(bool)
-    for kind, mine in (("defective", bad), ("good", ~bad)):
-        if mine.any():
-            flags = [int(t["is_anomaly"].to_numpy(bool)[mine].sum()) for t in (now, before)]
-            parts.append(f"flags {flags[0]} of {mine.sum()} {kind} pictures (before, {flags[1]})")
-            figures |= {f"n_flagged_{kind}": flags[0], f"n_flagged_{kind}_before": flags[1]}
-    ranked = ""
-    if now.groupby("category")["defective"].nunique().eq(2).any():
-        scores = [t["anomaly_score"].to_numpy(float) for t in (now, before)]
-        found = compare_auroc(bad, *scores, strata=now["category"].tolist())
-        ranked = (
-            f"; AUROC {found.challenger:.3f} against {found.champion:.3f}, a difference between "
-            f"{found.lower:+.3f} and {found.upper:+.3f}"
-        )
-        figures |= {"auroc_difference": found.difference}
-    return (
-        f"The model of format {FORMAT} {' and '.join(parts)}{ranked}; thresholds: {thresholds}.",
-        {name: float(value) for name, value in figures.items()},
-    )

@@ -60,3 +60,9 @@ def resolve(uri: str) -> ResolvedModel:
         ) from None
     pinned = f"models:/{version.name}/{version.version}"
     return ResolvedModel(pinned, version, pinned)
+
+
+def addresses_of(version: ModelVersion) -> set[str]:
+    """Give every address that names a `version` for ever: its own, and that of its logged model."""
+    logged = {f"models:/{version.model_id}"} if version.model_id else set()
+    return {f"models:/{version.name}/{version.version}", str(version.source), *logged}

@@ -105,6 +105,29 @@ def build_extractor(
     return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
 
 
+def trained_anew(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
+    """Give a model's network to a training on other pictures, as :func:`build_extractor` would.
+
+    Parameters
+    ----------
+    extractor : Extractor
+        Of the model.
+    options : Options
+        Of the model.
+    items : sequence of Item
+        Good pictures.
+
+    Returns
+    -------
+    Extractor
+        With the cache of features; what the model knew of the depth of its pictures is forgotten.
+    """
+    decoder = guessed(extractor.decoder, [item.path for item in items], options.stated_bits)
+    cached = extractor.with_cache(FeatureCache() if options.cache else None)
+    assert decoder.depth is not None  # a guess gives one
+    return cached.with_depth(decoder.depth, strict=decoder.strict)
+
+
 def _look(
     options: Options, items: Sequence[Item], with_sample: bool
 ) -> tuple[Decoder, list["Seen"]]:

@@ -1,5 +1,6 @@
 """A run by its id, its name or its model, and what it scored."""
 
+import io
 import tempfile
 
 import mlflow
@@ -10,9 +11,10 @@ from mlflow.models import Model
 
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.mlflow_plugin.run_files import address_of, read_run_file
 from dfm_mlflow.scores.evaluation import counted
 
-SCORES = "scores.parquet"
+SCORES, TRAIN_SCORES = "scores.parquet", "train_scores.parquet"
 
 
 def find_run(client: MlflowClient, asked: str) -> Run:
@@ -97,3 +99,17 @@ def read_scores(run: Run) -> pd.DataFrame:
     if table.empty:
         raise DataError(f"{name} has no labelled pictures: compare runs that have a test set.")
     return table.reset_index(drop=True)
+
+
+def read_train_scores(run_id: str | None) -> pd.DataFrame | None:
+    """Read what training pictures scored while they were held out; None where the run has none.
+
+    `run_id` is that of the run that made a model, where it is known.
+    """
+    if run_id is None:
+        return None
+    try:
+        data = read_run_file(address_of(run_id, TRAIN_SCORES))
+        return pd.read_parquet(io.BytesIO(data))
+    except (DataError, OSError, ValueError):
+        return None

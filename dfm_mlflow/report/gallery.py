@@ -156,13 +156,7 @@ def draw_case(
     whole = detector.extractor.decoder.decode(store.read(row["path"]))[0]
     pixels = shrunk(whole, _SIDE)
     size = pixels.shape[:2]
-    scale = detector.classes[detector.class_names.index(row["predicted_class"])].map_scale
-    full = detector.full_map(values, size)
-    level = to_level(full, scale)
-    own_scale = int(level.max()) < USUAL
-    if own_scale:  # calm on the common scale, and yet the score comes from somewhere
-        full = full - full.median()
-        level = to_level(full, float(full.max()) * USUAL / 255)
+    level, own_scale = level_of(detector, values, (size[0], size[1]), row["predicted_class"])
     marked = tint(pixels, level)
     if mask is not None:
         try:
@@ -170,6 +164,37 @@ def draw_case(
         except DfmError:  # the metrics have named it
             mask = None
     return Shown(row, pixels, marked, mask is not None, own_scale)
+
+
+def level_of(
+    detector: AnomalyDetector, values: Tensor, size: tuple[int, int], category: str
+) -> tuple[np.ndarray, bool]:
+    """Give the levels of a map that is to be seen, whatever its scale.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    values : Tensor of shape (h, w)
+        The anomaly map.
+    size : tuple of int
+        Height and width of the result in pixels.
+    category : str
+        That the picture was judged by.
+
+    Returns
+    -------
+    level : ndarray of shape size, uint8
+    own_scale : bool
+        Whether it is on a scale of its own, since on that of all pictures it is calm.
+    """
+    scale = detector.classes[detector.class_names.index(category)].map_scale
+    full = detector.full_map(values, size)
+    level = to_level(full, scale)
+    own_scale = int(level.max()) < USUAL
+    if own_scale:  # calm on the common scale, and yet the score comes from somewhere
+        full = full - full.median()
+        level = to_level(full, float(full.max()) * USUAL / 255)
+    return level, own_scale
 
 
 def _source(path: str) -> Path | store.S3Object:

@@ -132,6 +132,7 @@ def plan_parts(
     least: int = 1,
     category: str = "auto",
     shown: Sequence[str] = (),
+    uri: str = "",
 ) -> Plan:
     """Deal pictures to parts as the folder's plan says, or make the plan.
 
@@ -150,6 +151,8 @@ def plan_parts(
     shown : sequence of str
         What each picture shows, if one decision is wanted for all that show the same; these lie in
         one part.
+    uri : str
+        Address of the model, for whoever reads the plan.
 
     Returns
     -------
@@ -171,6 +174,7 @@ def plan_parts(
             )
         n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
         plan = {"format": _FORMAT, "model": model, "parts": n_parts, "category": category}
+        plan |= {"uri": uri} if uri else {}
         folder.write(PLAN, json.dumps(plan).encode())
     parts = _deal(sources, n_parts, shown)
     stale = {n for n in there if _OURS.fullmatch(n)} - {part.name for part in parts}

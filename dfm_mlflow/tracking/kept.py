@@ -24,6 +24,9 @@ from dfm_mlflow.tracking.registration import register, tags_of
 from dfm_mlflow.tracking.run import run_of
 
 RECALIBRATED_FROM = "dfm.recalibrated_from"  # a tag of runs and of versions
+PARENT = "dfm.parent_version"  # a tag of runs and of versions: what was updated
+# How tags begin that say where a version comes from, and that it shares with its run.
+LINEAGE = (RECALIBRATED_FROM, PARENT, "dfm.update.")
 MODEL_ID = "dfm.model_id"  # a tag of a kept run: its model, which the server knows
 KEPT = "dfm-kept"  # folder in the working directory, with one folder a run
 _DATABASE, _ARTIFACTS, _EXPERIMENT = "mlflow.db", "artifacts", "kept"
@@ -149,7 +152,7 @@ def log_kept(folder: str) -> LogResult:
         if folders and registered != _NONE:
             detector = load_model(folders[0])
             known = {m.key: m.value for m in metrics}
-            about = {key: text for key, text in tags.items() if key == RECALIBRATED_FROM}
+            about = {key: text for key, text in tags.items() if key.startswith(LINEAGE)}
             note = kept.data.tags.get(MLFLOW_RUN_NOTE, "")
             version = register(uri, registered, note, tags_of(detector, known) | about)
             uri = f"models:/{registered}/{version}"

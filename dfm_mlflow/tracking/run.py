@@ -23,12 +23,16 @@ from dfm_mlflow.config import StrictOptions
 from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import TrackingError
-from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin import (
+    _compat,
+    run_files,  # noqa: F401  # from here on runs:/ID/FILE is an address
+)
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
 from dfm_mlflow.report.gallery import build_gallery, worst_cases
 from dfm_mlflow.report.html import write_report
 from dfm_mlflow.report.look import LookSection
 from dfm_mlflow.scores.evaluation import STEPS, Evaluation, counted, curve_points
+from dfm_mlflow.scores.origin import write_scores
 from dfm_mlflow.scores.training import TrainingLook
 from dfm_mlflow.scores.verdict import Verdict
 from dfm_mlflow.tracking.experiment import AUTO, experiment_of
@@ -206,7 +210,7 @@ def log_results(
         if len(evaluation.table):
             contents = [catalog.contents[path] for path in evaluation.table["path"]]
             table = evaluation.table.assign(sha256=contents)  # `compare` matches by it
-            table.to_parquet(folder / "scores.parquet", index=False)
+            write_scores(table, folder / "scores.parquet", model_uri)
             mlflow.log_artifact(str(folder / "scores.parquet"))
     worst = worst_cases(gallery)
     if len(worst):
@@ -218,16 +222,14 @@ def log_results(
         mlflow.set_tag(MLFLOW_RUN_NOTE, verdict.text)
 
 
-def log_training(look: TrainingLook) -> None:
+def log_training(look: TrainingLook, model_uri: str | None = None) -> None:
     """Log the tables of the training pictures, and the groups of those that nearly equal others.
 
-    Parameters
-    ----------
-    look : TrainingLook
+    `look` says what the pictures are like, and `model_uri` who was fitted to them.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        look.scores.to_parquet(folder / "train_scores.parquet", index=False)
+        write_scores(look.scores, folder / "train_scores.parquet", model_uri)
         look.pictures.to_csv(folder / "training.csv", index=False)
         if len(look.groups):
             look.groups.to_csv(folder / "groups.csv", index=False)

@@ -16,6 +16,7 @@ from dfm_mlflow.config import (
     RecalibrateOptions,
     ScoreOptions,
     SweepOptions,
+    UpdateOptions,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ OPTIONS = {
     "promote": PromoteOptions,
     "recalibrate": RecalibrateOptions,
     "score": ScoreOptions,
+    "update": UpdateOptions,
 }
 
 

@@ -2,7 +2,7 @@ import mlflow
 import pytest
 
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.mlflow_plugin.model_uri import addresses_of, resolve
 
 
 def test_an_alias_becomes_the_version_that_it_means(registry):
@@ -28,3 +28,9 @@ def test_what_is_no_version_stays_as_it_is(registry, tmp_path):
 def test_an_address_of_nothing_is_one_sentence(registry, address):
     with pytest.raises(ArtifactError, match="names no model that is registered or logged"):
         resolve(address)
+
+
+def test_a_version_has_the_address_of_its_logged_model(registry):
+    registry.add("good")
+    found = addresses_of(registry.version(1))
+    assert {f"models:/{registry.name}/1", registry.zoo.runs["good"].model_uri} <= found

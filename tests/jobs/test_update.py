@@ -1,0 +1,228 @@
+"""Updates of a small model: what joins, what leaves, and that the set alone decides."""
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import dfm_mlflow
+from dfm_mlflow.cli import cli
+from dfm_mlflow.config import Options, UpdateOptions
+from dfm_mlflow.errors import PromotionError
+from dfm_mlflow.jobs.learned_set import TRAINING
+from dfm_mlflow.jobs.train import train
+from dfm_mlflow.jobs.update import update
+from dfm_mlflow.storage.store import read_address
+
+from ..campaigns.faults import _FORKS
+from ..lines import digest, files_of
+from ..zoo import SMALL
+
+
+def test_verdicts_make_the_next_version(line):
+    result = line.update(
+        (line.new(0), "good"),
+        (line.new(1), "good"),
+        (line.new(5), "bad:hole"),
+        (line.old(3), "bad:scratch"),
+        (line.new(2), "unsure"),
+    )
+    assert line.versions() == [1, 2]
+    version = line.client.get_model_version("dfm-stripes", "2")
+    assert version.description == result.trained.verdict.text
+    assert version.tags["dfm.parent_version"] == "1"
+    assert {
+        k.removeprefix("dfm.update."): v for k, v in version.tags.items() if ".update." in k
+    } == {
+        "good": "2",
+        "bad": "2",
+        "unsure": "1",
+        "added": "2",
+        "removed": "1",
+        "by": "ann",
+        "reason": "none",
+    }
+    rows = {row["sha256"]: row for row in line.listed(result)}
+    assert rows[digest(line.new(0))]["split"] == "train"
+    assert (rows[digest(line.old(3))]["split"], rows[digest(line.old(3))]["label"]) == (
+        "test",
+        "scratch",
+    )
+    assert digest(line.new(2)) not in rows
+    assert len(rows) == 20 + 14 + 3
+    run = mlflow.get_run(result.trained.run_id)
+    assert run.data.metrics["n_train"] == 21
+    assert run.data.tags["dfm.parent_version"] == "1"
+    before, now = line.first.detector.options, result.trained.detector.options
+    changed = {k for k, v in now.model_dump().items() if v != getattr(before, k)}
+    assert changed <= {"data", "registered_model", "exclude"}
+    assert now.data == f"runs:/{result.trained.run_id}/{TRAINING}"
+    runs = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`dfm.job` = 'update'"
+    )
+    assert list(runs["run_id"]) == [result.trained.run_id]
+
+
+def test_what_each_verdict_changed_is_a_table_and_a_page(line):
+    result = line.update((line.new(0), "good"), (line.new(5), "bad:hole"), (line.old(3), "bad"))
+    table = result.changes.set_index("sha256")
+    bad = table.loc[digest(line.new(5))]
+    assert (bad["was"], bad["is"], bad["who"]) == ("new", "test: hole", "ann")
+    assert bad["is_anomaly_before"]
+    assert bad["held_out_before"]
+    old = line.first.detector.score([line.new(0)]).iloc[0]
+    good = table.loc[digest(line.new(0))]
+    assert good["anomaly_score_before"] == pytest.approx(old["anomaly_score"], rel=1e-6)
+    inside = table.loc[digest(line.old(3))]  # it was fitted: what it scored while held out counts
+    scores = pd.read_parquet(
+        mlflow.artifacts.download_artifacts(
+            run_id=line.first.run_id, artifact_path="train_scores.parquet"
+        )
+    ).set_index("sha256")
+    assert inside["held_out_before"]
+    held_out = scores.loc[digest(line.old(3))]
+    assert inside["anomaly_score_before"] == held_out["held_out_score"]
+    assert inside["p_value_before"] == held_out["p_value"]
+    run_id = result.trained.run_id
+    page = read_address(f"runs:/{run_id}/report/history.html").decode()
+    assert "does the line get better?" in page
+    assert page.count("<tr><td>") == 2
+    changes = read_address(f"runs:/{run_id}/changes.csv").decode()
+    assert len(changes.splitlines()) == 4
+    assert "ann" in read_address(f"runs:/{run_id}/verdicts.csv").decode()
+    metrics = mlflow.get_run(run_id).data.metrics
+    assert {"recall_before", "recall", "false_positive_rate_before", "n_verdicts_bad"} <= set(
+        metrics
+    )
+    assert "of 2 pictures that were called bad, " in " ".join(result.sentences)
+
+
+def test_the_set_alone_decides_to_the_last_bit(line, tmp_path, monkeypatch):
+    """From cached features: update, training on its list, and on the same pictures elsewhere."""
+    result = line.update((line.new(0), "good"), (line.old(3), "bad"), (line.new(6), "bad:hole"))
+    (tmp_path / "list.csv").write_bytes(read_address(f"runs:/{result.trained.run_id}/{TRAINING}"))
+    again = train(
+        Options.parse(
+            result.trained.detector.options.model_dump()
+            | {"data": str(tmp_path / "list.csv"), "registered_model": "none"}
+        )
+    )
+    assert files_of(again.model_uri) == files_of(result.trained.model_uri)
+    for row in line.listed(result):  # under other names, in another order, in one folder
+        place = tmp_path / "flat/stripes" / row["split"] / row["label"]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row["path"], place / f"{row['sha256'][::-1]}.png")
+    given = {**SMALL, "data": str(tmp_path / "flat")}
+    fresh = train(Options.parse(given))
+    assert files_of(fresh.model_uri) == files_of(result.trained.model_uri)
+    monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path / "cache"))  # features computed anew
+    anew = train(Options.parse(given)).detector
+    ours = result.trained.detector
+    pictures = [line.new(i) for i in range(8)]
+    np.testing.assert_allclose(
+        anew.score(pictures)["anomaly_score"], ours.score(pictures)["anomaly_score"], rtol=1e-4
+    )
+
+
+def test_a_removed_picture_leaves_no_trace(line, tmp_path):
+    """In, and out again: the model is what it was, and so is one that never saw the picture."""
+    taught = line.update((line.new(0), "good"), (line.new(7), "bad:hole"))
+    (line.root / "out.txt").write_text(f"{digest(line.new(0))}\nn7.png\n")
+    back = line.update(model="models:/dfm-stripes/2", remove=str(line.root / "out.txt"))
+    assert files_of(taught.trained.model_uri) != files_of(line.first.model_uri)
+    assert files_of(back.trained.model_uri) == files_of(line.first.model_uri)
+    assert {r["sha256"] for r in line.listed(back)}.isdisjoint(
+        {digest(line.new(0)), digest(line.new(7))}
+    )
+    golden = read_address(f"runs:/{back.trained.run_id}/golden.parquet")
+    assert line.new(0).read_bytes()[:64] not in golden
+    assert digest(line.new(0))[:32] not in back.trained.detector.fitted
+    assert line.client.get_model_version("dfm-stripes", "3").tags["dfm.parent_version"] == "2"
+
+
+def test_promotion_in_one_step_and_the_gate_that_stops_it(line):
+    verdicts = line.say((line.new(0), "good"), (line.new(5), "bad:hole"))
+    command = ["update", "models:/dfm-stripes/1", "--verdicts", verdicts, "--promote", "production"]
+    done = CliRunner(catch_exceptions=False).invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "production of dfm-stripes points to version 2; before, to no version." in done.output
+    where = json.loads(done.output.strip().splitlines()[-1])
+    assert where["outcome"] == "moved"
+    run = mlflow.get_run(where["run_id"])  # of update and promotion
+    assert run.data.tags["dfm.job"] == "update"
+    verdicts = line.say((line.new(1), "good"))
+    with pytest.raises(PromotionError, match=r"is not promoted to production\. Too few images"):
+        line.update(
+            (line.new(1), "good"), model="models:/dfm-stripes@production", promote="production"
+        )
+    assert line.versions() == [1, 2, 3]
+    assert str(line.client.get_registered_model("dfm-stripes").aliases["production"]) == "2"
+    last = line.client.get_model_version("dfm-stripes", "3")
+    assert mlflow.get_run(last.run_id).info.status == "FINISHED"
+    assert last.tags["dfm.parent_version"] == "2"
+
+
+def _killed(root, uri, verdicts, statement):
+    """Update, and die by SIGKILL when a statement is about to be executed."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def look(connection, cursor, text, *rest):
+        if statement in " ".join(text.split()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.chdir(root)
+    mlflow.set_tracking_uri(uri)
+    options = {"model": "models:/dfm-stripes/1", "verdicts": verdicts, "promote": "production"}
+    update(UpdateOptions.parse(options))
+
+
+@pytest.mark.parametrize(
+    ("statement", "versions"),
+    [
+        ("INSERT INTO latest_metrics", [1]),  # the first results are logged
+        ("INSERT INTO model_versions", [1]),
+        ("INSERT INTO model_version_tags", [1]),  # the version itself is in the same transaction
+        ("INSERT INTO logged_model_tags (name, tag_key", [1, 2]),
+        ("INSERT INTO registered_model_aliases", [1, 2]),  # between the two, all tags are there
+    ],
+)
+def test_a_kill_leaves_the_old_state_or_the_new(line, statement, versions):
+    verdicts = line.say((line.new(0), "good"), (line.new(5), "bad:hole"))
+    process = _FORKS.Process(
+        target=_killed, args=(line.root, mlflow.get_tracking_uri(), verdicts, statement)
+    )
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert line.versions() == versions
+    assert line.client.get_registered_model("dfm-stripes").aliases == {}
+    for number in versions[1:]:
+        version = line.client.get_model_version("dfm-stripes", str(number))
+        assert version.description.startswith("The model finds ")
+        assert version.tags["dfm.parent_version"] == "1"
+        assert version.tags["dfm.update.by"] == "ann"
+        assert dfm_mlflow.load_model(f"models:/dfm-stripes/{number}").fitted
+    assert not list(line.root.glob("*.tmp*"))
+
+
+def test_from_python_and_as_an_entry_point(line):
+    options = dfm_mlflow.UpdateOptions.parse(
+        {
+            "model": "models:/dfm-stripes/1",
+            "verdicts": line.say((line.new(0), "good")),
+            "registered_model": "none",
+        }
+    )
+    result = dfm_mlflow.update(options)
+    assert result.trained.registered_version is None
+    assert line.versions() == [1]
+    assert re.search(r"1 pictures join the training set", result.sentences[0])
