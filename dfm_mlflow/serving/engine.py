@@ -59,6 +59,14 @@ class Observers:
     batch: Observer | None = None
     decode: Callable[[float], None] | None = None
 
+    def behind(self, gate: threading.Event) -> "Observers":
+        """Give observers that see nothing before the `gate` is open."""
+        batch, decode = self.batch, self.decode
+        return Observers(
+            batch and (lambda *seen: batch(*seen) if gate.is_set() else None),
+            decode and (lambda seconds: decode(seconds) if gate.is_set() else None),
+        )
+
 
 class Engine:
     """A detector with its queue: requests of several threads share forward passes.
@@ -81,7 +89,8 @@ class Engine:
         extractor = detector.extractor
         self.detector, self.version = detector, version or Version()
         self.batcher: Batcher | None = None
-        self._observers = observers or Observers()
+        self._warm = threading.Event()  # what warms it up is no request
+        self._observers = (observers or Observers()).behind(self._warm)
         self._in_server = _compat.in_scoring_server()
         if not settings.queue_size:
             return
@@ -139,9 +148,9 @@ class Engine:
         if extractor.device.type == "cuda":  # kernels are chosen and loaded by batch size
             for power in range(1, n.bit_length()):
                 seconds(2**power)
-        elif single > 0.5:  # a batch would keep a slow machine for long, and has little to warm
-            return
-        seconds(n)
+        if extractor.device.type == "cuda" or single <= 0.5:
+            seconds(n)  # else it would keep a slow machine for long, and has little to warm
+        self._warm.set()
 
     def close(self) -> None:
         """Answer what is in the queue, and end its thread."""

@@ -104,8 +104,9 @@ class Flusher:
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work, timeout=self._until_due())
-                ending, self._now = self._ending, False
+                ending = self._ending
                 due = ending or self._is_due()
+                self._now = False
             self._write_pictures(ending)
             if due or len(self._rows) >= ROWS:
                 self._due = time.monotonic() + self._seconds
