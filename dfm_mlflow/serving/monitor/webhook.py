@@ -69,10 +69,10 @@ class Webhook:
 
     def _deliver(self, body: bytes) -> bool:
         for pause in (*self._pauses, None):
+            last = pause is None or self._ending.is_set()
             why = self._post(body)
             if why is None:
                 return True
-            last = pause is None or self._ending.is_set()
             _logger.warning(
                 "The alarm could not be posted to %s (%s)%s",
                 self.host,
