@@ -21,8 +21,8 @@ import dfm_mlflow
 from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.errors import ConfigError, ImageError
-from dfm_mlflow.serving import pyfunc as pyfunc_module
 from dfm_mlflow.serving import engine as engine_module
+from dfm_mlflow.serving import pyfunc as pyfunc_module
 from dfm_mlflow.serving import refusal as refusal_module
 from dfm_mlflow.serving.batcher import OverloadedError
 from dfm_mlflow.serving.inputs import to_picture
@@ -123,7 +123,10 @@ def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, mo
 
 def test_a_full_model_is_a_503(detector):
     model = PyfuncModel(detector, ServingSettings(queue_size=1))
-    with model.engines.current.batcher.admit(), pytest.raises(MlflowException, match="as it takes") as caught:
+    with (
+        model.engines.current.batcher.admit(),
+        pytest.raises(MlflowException, match="as it takes") as caught,
+    ):
         model.predict(frame(pictures(1)))
     assert caught.value.get_http_status_code() == 503
     assert len(model.predict(frame(pictures(1)))) == 1

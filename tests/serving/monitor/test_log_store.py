@@ -34,9 +34,8 @@ def test_types_do_not_depend_on_the_values():
 
 
 def test_parts_of_a_clock_that_jumps_keep_their_order(tmp_path, monkeypatch):
-    clock = iter([2e9, 1e9, 3e9, 5e8])
-    for i in range(4):  # each a server's life
-        monkeypatch.setattr(time, "time", lambda now=next(clock): now)
+    for i, clock in enumerate([2e9, 1e9, 3e9, 5e8]):  # each a server's life
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
         LogStore(str(tmp_path), 1, 1, 1).add_rows([[float(i), *GOOD[1:]]])
     names = sorted(p.name for p in (tmp_path / "scores").iterdir())
     epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -151,7 +151,9 @@ def test_workers_share_their_numbers_and_the_port_and_keep_those_of_the_dead(sup
     assert found["dfm_pictures_total",] == 36
     assert found["dfm_flagged_ratio", ("window", "1000")] == pytest.approx(1 / 3)
     assert found["dfm_window_pictures", ("window", "1000")] == 36
-    versions = {dict(key[1:])["pid"]: v for key, v in found.items() if key[0] == "dfm_model_version"}
+    versions = {
+        dict(key[1:])["pid"]: v for key, v in found.items() if key[0] == "dfm_model_version"
+    }
     assert versions == {str(first): 5, str(second): 7}
     assert found["dfm_alarm", ("kind", "drift")] == 1
     supervisor("kill 0")

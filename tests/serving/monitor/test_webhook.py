@@ -15,7 +15,7 @@ def listener(statuses):
     taken, waiting = [], list(statuses)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
+        def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             taken.append((self.path, json.loads(body)))
             status = waiting.pop(0) if waiting else 200
