@@ -196,7 +196,10 @@ def expressions():
     dashboard = json.loads(DASHBOARD.read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"].replace("$__rate_interval", "1m")
+            yield (
+                panel["title"],
+                target["expr"].replace("$__rate_interval", "1m").replace("$job", "dfm"),
+            )
 
 
 @contextmanager
