@@ -63,7 +63,7 @@ class Flusher:
         """Take over rows, and pictures by their digests; never waits."""
         with self._changed:
             self._rows += rows
-            while len(self._rows) > _MOST_ROWS:
+            while self._rows and len(self._rows) + self._in_hand > _MOST_ROWS:
                 self._rows.popleft()
                 self.dropped["target"] += 1
             for sha256, data in pictures:

@@ -164,11 +164,9 @@ class Writer:
         lost = self._flusher.close(max(1.0, end - time.monotonic())) if self._flusher else 0
         if lost:
             _logger.error(
-                "%d rows and pictures are lost: %s could not be written for %.0f s after the "
-                "server's end.",
+                "%d rows and pictures are lost: %s could not be written before the end.",
                 lost,
                 self._config["log_to"],
-                LAST_SECONDS,
             )
 
     # -- rows --------------------------------------------------------------------------------------
