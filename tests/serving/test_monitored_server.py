@@ -242,6 +242,7 @@ scrape_configs:
             for r in data["data"]["result"]
         }
 
+    ask.url = url
     try:
         wait_for(f"{url}/-/ready", process, folder / "prometheus.log")
         until(lambda: ask('up{job="dfm"}').get(()) == 1)
@@ -364,9 +365,8 @@ def test_sixty_four_clients_and_twenty_swaps(registry, tmp_path, store, capsys):
         np.testing.assert_allclose(found, registry[versions.pop()][chosen], rtol=1e-3)
     assert {rows[0]["model_version"] for _, rows in answers} == {"1", "2"}
     assert "models:/screws/3 cannot be used" in log.read_text()
-    logged = until(
-        lambda: len(rows_of(tmp_path / "log")) == 3 * len(answers) and rows_of(tmp_path / "log")
-    )
+    until(lambda: len(rows_of(tmp_path / "log")) == 3 * len(answers))
+    logged = rows_of(tmp_path / "log")
     counts = pd.Series([r["model_version"] for _, rows in answers for r in rows]).value_counts()
     assert logged["model_version"].value_counts().to_dict() == counts.to_dict()
     with capsys.disabled():
