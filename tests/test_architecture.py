@@ -36,6 +36,8 @@ TESTED_BY = {
     "mlflow_plugin.golden": "registry/test_golden.py",
     "serving.inputs": "serving/test_pyfunc.py",
     "serving.refusal": "serving/test_pyfunc.py",
+    "serving.monitor.memory": "serving/monitor/test_follow.py",
+    "serving.monitor.messages": "serving/monitor/test_monitor.py",
     "serving.threads": "serving/test_server.py",
     "spark.blocks": "spark/test_class_passes.py",
     "spark.layer_passes": "spark/test_class_passes.py",

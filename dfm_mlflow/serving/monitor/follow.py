@@ -4,8 +4,6 @@ MLflow hands a server a local folder, which says nothing of an alias; so it must
 that cannot reach the registry, or is offered a version that it cannot use, goes on as it is.
 """
 
-import ctypes
-import gc
 import logging
 import os
 import shutil
@@ -13,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,12 +22,11 @@ from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.errors import ArtifactError, DfmError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.golden import deviation, load_golden
-from dfm_mlflow.mlflow_plugin.mlmodel import Declared, read_mlmodel
+from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
 from dfm_mlflow.serving.engine import Engine, Engines, Observers, Version
+from dfm_mlflow.serving.monitor.memory import give_back, lack_of_room
 
 _PREFIX = "dfm-follow-"
-_ROOM = 3  # times the files of a model that must be free in memory, and
-_ROOM_BESIDE = 256 << 20  # bytes beside
 _LONGEST = 600.0  # seconds between two tries of a version that could not be loaded
 
 _logger = logging.getLogger(__name__)
@@ -172,7 +168,9 @@ class Follower(threading.Thread):
             declared = read_mlmodel(root)
             if declared.sha256 == self._engines.current.version.digest:
                 return None
-            check_memory(declared, self._engines.current.detector.extractor.device)
+            device = self._engines.current.detector.extractor.device
+            if lack := lack_of_room(declared, device):
+                raise RefusedError(lack, "memory", lasting=False)
             detector = load_detector(
                 declared.folder,
                 expected_sha256=declared.sha256,
@@ -237,61 +235,6 @@ class Follower(threading.Thread):
         if not sentence and self._said:
             _logger.info("%s names what is served.", self._settings.follow)
         self._said = sentence
-
-
-def check_memory(declared: Declared, device: torch.device) -> None:
-    """Refuse a version for which there is no room beside the one that is served.
-
-    Parameters
-    ----------
-    declared : Declared
-        Its files.
-    device : torch.device
-        Where it would be.
-
-    Raises
-    ------
-    RefusedError
-        For a while: memory may become free.
-    """
-    size = sum(file.stat().st_size for file in declared.files() if file.is_file())
-    needed, free = _ROOM * size + _ROOM_BESIDE, free_memory()
-    if device.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(device)[0])
-    if free < needed:
-        raise RefusedError(
-            f"There is too little memory for another version beside what is served: it may need "
-            f"{needed >> 20} MB, and {free >> 20} MB are free.",
-            "memory",
-            lasting=False,
-        )
-
-
-def free_memory() -> int:
-    """Bytes that this process may still take, of the machine and of its container."""
-    found = [1 << 62]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            used = int((group / "memory.current").read_text())
-            files = (group / "memory.stat").read_text().split("inactive_file ")[1].split()[0]
-            found.append(int(most) - used + int(files))
-    except (OSError, ValueError, IndexError):
-        pass
-    return max(0, min(found))
-
-
-def give_back() -> None:
-    """Return memory that a model has left to the device and to the machine."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another libc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def sweep() -> None:

@@ -6,21 +6,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.serving.engine import Engine, Engines, Observers
-from dfm_mlflow.serving.monitor.alarm import KINDS, Watched
+from dfm_mlflow.serving.monitor.alarm import KINDS
 from dfm_mlflow.serving.monitor.channel import Channel
 from dfm_mlflow.serving.monitor.follow import Follower
+from dfm_mlflow.serving.monitor.memory import memory_of
+from dfm_mlflow.serving.monitor.messages import cautious_p_values, model_message, watched_of
 from dfm_mlflow.serving.monitor.metrics import Metrics
 from dfm_mlflow.serving.refusal import kind_of
 from dfm_mlflow.serving.threads import worker_count
@@ -318,70 +317,3 @@ class Monitor:
     def _end(self, seconds: float) -> None:
         if self._channel:
             self._channel.close(seconds)
-
-
-def watched_of(detector: AnomalyDetector) -> dict[str, Watched]:
-    """Give what a test needs to know of each class of a `detector`."""
-    fpr = detector.options.fpr
-    return {c.name: Watched.of(c.calibration, fpr) for c in detector.classes}
-
-
-def model_message(engine: Engine) -> dict[str, Any]:
-    """Tell the writer what an `engine` serves."""
-    version = engine.version
-    return {
-        "kind": "model",
-        "digest": version.digest,
-        "version": version.number or None,
-        "name": version.name or None,
-        "classes": {name: astuple(w) for name, w in watched_of(engine.detector).items()},
-    }
-
-
-def cautious_p_values(
-    detector: AnomalyDetector, scores: np.ndarray, classes: Sequence[str | None]
-) -> list[tuple[str | None, float]]:
-    """Class and p-value of each picture as tests over many pictures need them.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    scores : ndarray of shape (n,)
-        NaN where a picture was not scored.
-    classes : sequence of str or None
-        Of each picture; None where it was not scored.
-
-    Returns
-    -------
-    list of tuple
-        Of :meth:`Calibration.cautious_p_value`; 1 where there is no class.
-    """
-    p_values = np.ones(len(scores))
-    for c in detector.classes:
-        mine = np.array([name == c.name for name in classes], bool)
-        if mine.any():
-            p_values[mine] = c.calibration.cautious_p_value(scores[mine])
-    return list(zip(classes, p_values.tolist(), strict=True))
-
-
-def memory_of(device: torch.device) -> dict[str, int]:
-    """Bytes in use: of this process, and of a GPU by its allocator.
-
-    Parameters
-    ----------
-    device : torch.device
-
-    Returns
-    -------
-    dict of str to int
-    """
-    found = {}
-    if device.type == "cuda":
-        found["allocated"] = torch.cuda.memory_allocated(device)
-        found["reserved"] = torch.cuda.memory_reserved(device)
-    try:
-        with open("/proc/self/statm") as file:
-            found["resident"] = int(file.read().split()[1]) * 4096
-    except (OSError, IndexError):
-        pass
-    return found

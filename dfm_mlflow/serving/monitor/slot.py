@@ -2,12 +2,21 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import tempfile
+import threading
+import time
 from pathlib import Path
 
+from dfm_mlflow.errors import DfmError
+from dfm_mlflow.serving.monitor.log_store import LogStore
 from dfm_mlflow.storage.dated_folder import DatedFolder
 from dfm_mlflow.storage.served_log import STATE
+
+_WAIT = 60.0  # seconds, for a worker that was here before and still writes
+
+_logger = logging.getLogger(__name__)
 
 
 class Slot:
@@ -69,3 +78,44 @@ class Slot:
         if self._file is not None:
             os.close(self._file)
         self.number = self._file = None
+
+
+class LastLife:
+    """The state that an earlier worker left, read in a thread: its target may hang.
+
+    Parameters
+    ----------
+    store : LogStore
+    workers : int
+
+    Attributes
+    ----------
+    ready : Event
+        Set when it has been read, or cannot be.
+    text : str or None
+    slot : Slot
+    """
+
+    def __init__(self, store: LogStore, workers: int):
+        self._store = store
+        self.ready = threading.Event()
+        self.text: str | None = None
+        self.slot = Slot(store.folder, workers)
+        threading.Thread(target=self._read, name="dfm-last-life", daemon=True).start()
+
+    def _read(self) -> None:
+        until = time.monotonic() + _WAIT
+        while (number := self.slot.take()) is None and time.monotonic() < until:
+            time.sleep(0.5)
+        try:
+            if number is not None:
+                self.text = self._store.read_state(number)
+            else:
+                _logger.warning(
+                    "Another server writes to %s, or its folder cannot be written: this worker's "
+                    "state of the alarm is not kept. Give each server a folder of its own.",
+                    self._store.folder,
+                )
+        except (DfmError, OSError, ValueError) as error:
+            _logger.warning("The state of the alarm cannot be read: %s", error)
+        self.ready.set()

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from dfm_mlflow.errors import DfmError
 from dfm_mlflow.serving.monitor.alarm import Alarm, Watch, Watched
 from dfm_mlflow.serving.monitor.flusher import SECONDS, Flusher
 from dfm_mlflow.serving.monitor.log_store import LogStore
-from dfm_mlflow.serving.monitor.slot import Slot
+from dfm_mlflow.serving.monitor.slot import LastLife
 from dfm_mlflow.serving.monitor.webhook import Webhook
 from dfm_mlflow.serving.monitor.wire import receive, send
 from dfm_mlflow.storage.served_log import COLUMNS
@@ -31,7 +30,6 @@ LAST_SECONDS = 20.0  # after the end of the worker
 _LAST_POST, _LAST_READ = 5.0, 2.0
 _MOST = 100_000  # pictures that wait for the state of the last life
 _AT_ONCE = 64  # pictures that the tests look at together
-_WAIT_FOR_SLOT = 60.0  # of a worker that was here before and still writes
 _ALARM = list(COLUMNS).index("alarm")
 _SENTENCES = {
     "flagged": "{flagged} of {seen} pictures were flagged, more than is expected",
@@ -40,47 +38,6 @@ _SENTENCES = {
 }
 
 _logger = logging.getLogger("dfm_mlflow.serving.monitor.writer")
-
-
-class Memory:
-    """The state that an earlier worker left, read in a thread: its target may hang.
-
-    Parameters
-    ----------
-    store : LogStore
-    workers : int
-
-    Attributes
-    ----------
-    ready : Event
-        Set when it has been read, or cannot be.
-    text : str or None
-    slot : Slot
-    """
-
-    def __init__(self, store: LogStore, workers: int):
-        self._store = store
-        self.ready = threading.Event()
-        self.text: str | None = None
-        self.slot = Slot(store.folder, workers)
-        threading.Thread(target=self._read, name="dfm-memory", daemon=True).start()
-
-    def _read(self) -> None:
-        until = time.monotonic() + _WAIT_FOR_SLOT
-        while (number := self.slot.take()) is None and time.monotonic() < until:
-            time.sleep(0.5)
-        try:
-            if number is not None:
-                self.text = self._store.read_state(number)
-            else:
-                _logger.warning(
-                    "Another server writes to %s, or its folder cannot be written: this worker's "
-                    "state of the alarm is not kept. Give each server a folder of its own.",
-                    self._store.folder,
-                )
-        except (DfmError, OSError, ValueError) as error:
-            _logger.warning("The state of the alarm cannot be read: %s", error)
-        self.ready.set()
 
 
 class Writer:
@@ -110,14 +67,14 @@ class Writer:
             self._watch = Watch(config["drift_alarm"] / workers, config["expected_flagged"])
         address = config["alarm_webhook"]
         self._webhook = Webhook(address) if address else None
-        self._memory: Memory | None = None
+        self._last_life: LastLife | None = None
         if self._store and self._watch:
-            self._memory = Memory(self._store, workers)
+            self._last_life = LastLife(self._store, workers)
         self._state_text: str | None = None
         self._classes: dict[str, Watched] = {}
         self._model: dict[str, Any] = {"digest": None}
         self._waiting: deque[tuple[list[Any], tuple[str | None, float]]] = deque(maxlen=_MOST)
-        self._remembers = self._memory is None
+        self._remembers = self._last_life is None
         self.n_received, self._bytes_received = 0, 0
 
     def take(self, message: dict[str, Any], blobs: Sequence[bytes]) -> None:
@@ -154,8 +111,8 @@ class Writer:
 
     def finish(self) -> None:
         """Write and post what is left, in bounded time."""
-        if self._memory:
-            self._memory.ready.wait(_LAST_READ)
+        if self._last_life:
+            self._last_life.ready.wait(_LAST_READ)
         self._recall()
         self._look()
         end = time.monotonic() + LAST_SECONDS
@@ -229,12 +186,12 @@ class Writer:
 
     def _recall(self) -> None:
         """Go on with the state of the alarm that an earlier worker left, once it has been read."""
-        if self._remembers or not self._memory or not self._memory.ready.is_set():
+        if self._remembers or not self._last_life or not self._last_life.ready.is_set():
             return
         self._remembers = True
         try:
-            if self._memory.text is not None and self._watch:
-                self._watch.restore(self._memory.text)
+            if self._last_life.text is not None and self._watch:
+                self._watch.restore(self._last_life.text)
         except DfmError as error:
             _logger.warning("%s", error)
         self._start_tests()
@@ -272,7 +229,7 @@ class Writer:
 
     def _state(self) -> tuple[int, str] | None:
         """Give the state for the flusher, in its thread."""
-        number = self._memory.slot.number if self._memory else None
+        number = self._last_life.slot.number if self._last_life else None
         text = self._state_text
         return None if number is None or text is None else (number, text)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,8 @@ from dfm_mlflow.data.item import Item
 from dfm_mlflow.registry.golden import log_golden
 from dfm_mlflow.serving.engine import Engine, Engines, Observers, Version
 from dfm_mlflow.serving.monitor import follow as module
-from dfm_mlflow.serving.monitor.follow import Follower, RefusedError, check_memory, sweep
+from dfm_mlflow.serving.monitor import memory
+from dfm_mlflow.serving.monitor.follow import Follower, sweep
 
 from ...detectors import fit, pictures
 
@@ -186,7 +188,7 @@ def test_a_registry_that_is_away_changes_nothing_and_is_said_once(server, monkey
 def test_too_little_memory_is_said_and_tried_again_later(server, monkeypatch, caplog):
     point(2)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "free_memory", lambda: 50 << 20)
+        patch.setattr(memory, "free_memory", lambda: 50 << 20)
         assert server.look() == ("memory", False)
         assert "and 50 MB are free. The version before goes on." in caplog.text
         assert server.look() == (None, False)  # not at once
@@ -196,14 +198,14 @@ def test_too_little_memory_is_said_and_tried_again_later(server, monkeypatch, ca
 
 def test_memory_that_runs_out_while_loading_ends_what_was_begun(server, monkeypatch):
     point(2)
-    threads = {t.name for t in module.threading.enumerate()}
+    threads = {t.name for t in threading.enumerate()}
 
     def fail(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Engine, "warm_up", fail)
     assert server.look() == ("memory", False)
-    assert {t.name for t in module.threading.enumerate()} == threads
+    assert {t.name for t in threading.enumerate()} == threads
     assert len(server.scores(pictures(2))) == 2
 
 
@@ -211,11 +213,10 @@ def test_room_is_asked_for_before_anything_is_loaded(registry, monkeypatch):
     declared = module.read_mlmodel(files_of(1))
     size = sum(f.stat().st_size for f in declared.files())
     cpu = torch.device("cpu")
-    monkeypatch.setattr(module, "free_memory", lambda: 3 * size + (256 << 20))
-    check_memory(declared, cpu)
-    monkeypatch.setattr(module, "free_memory", lambda: 3 * size + (256 << 20) - 1)
-    with pytest.raises(RefusedError, match="too little memory"):
-        check_memory(declared, cpu)
+    monkeypatch.setattr(memory, "free_memory", lambda: 3 * size + (256 << 20))
+    assert memory.lack_of_room(declared, cpu) is None
+    monkeypatch.setattr(memory, "free_memory", lambda: 3 * size + (256 << 20) - 1)
+    assert "too little memory" in memory.lack_of_room(declared, cpu)
 
 
 def test_downloads_of_killed_processes_are_removed(tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.serving.engine import Version
 from dfm_mlflow.serving.monitor import monitor as module
-from dfm_mlflow.serving.monitor.monitor import Monitor, cautious_p_values, memory_of
+from dfm_mlflow.serving.monitor.memory import memory_of
+from dfm_mlflow.serving.monitor.messages import cautious_p_values
+from dfm_mlflow.serving.monitor.monitor import Monitor
 from dfm_mlflow.serving.pyfunc import PyfuncModel
 
 from ...detectors import fit, pictures

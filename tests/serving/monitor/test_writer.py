@@ -57,7 +57,7 @@ def writer_of(**config):
 
 def test_an_alarm_is_a_log_line_a_row_and_a_status(tmp_path, caplog):
     writer, ours = writer_of(log_to=str(tmp_path), drift_alarm=0.01)
-    writer._memory.ready.wait(10)
+    writer._last_life.ready.wait(10)
     writer.take(MODEL, [])
     writer.take(rows(100), [])
     writer.take(rows(30, p=1 / 201, first=100), [])
@@ -80,14 +80,14 @@ def test_an_alarm_is_a_log_line_a_row_and_a_status(tmp_path, caplog):
 def test_a_life_goes_on_in_the_next_process_and_the_alarm_stands(tmp_path):
     for n in range(2):
         writer, ours = writer_of(log_to=str(tmp_path), drift_alarm=0.01)
-        writer._memory.ready.wait(10)
+        writer._last_life.ready.wait(10)
         writer.take(MODEL, [])
         if not n:
             writer.take(rows(40, p=1 / 201), [])
         writer.tick()
         assert receive(ours)[0]["alarm"]["flagged"]["alarm"] == 1
         writer.finish()
-        writer._memory.slot.release()
+        writer._last_life.slot.release()
 
 
 def test_two_workers_promise_half_each():
@@ -99,7 +99,7 @@ def test_two_workers_promise_half_each():
 
 def test_rows_of_the_version_before_are_logged_and_not_watched(tmp_path):
     writer, ours = writer_of(log_to=str(tmp_path), drift_alarm=0.01)
-    writer._memory.ready.wait(10)
+    writer._last_life.ready.wait(10)
     writer.take(MODEL, [])
     writer.take(rows(60, p=1 / 201, model="d0"), [])
     writer.tick()
@@ -110,7 +110,7 @@ def test_rows_of_the_version_before_are_logged_and_not_watched(tmp_path):
 
 def test_a_calibration_that_is_too_small_is_said_and_the_log_goes_on(tmp_path, caplog):
     writer, _ = writer_of(log_to=str(tmp_path), drift_alarm=0.01)
-    writer._memory.ready.wait(10)
+    writer._last_life.ready.wait(10)
     writer.take(MODEL | {"classes": {"c": [1, 0, 0.5]}}, [])
     writer.take(rows(3), [])
     writer.finish()
@@ -122,7 +122,7 @@ def test_a_damaged_state_is_said_and_begins_anew(tmp_path, caplog):
     (tmp_path / "_state").mkdir()
     (tmp_path / "_state/worker-0.json").write_text("{not JSON")
     writer, _ = writer_of(log_to=str(tmp_path), drift_alarm=0.01)
-    writer._memory.ready.wait(10)
+    writer._last_life.ready.wait(10)
     writer.take(MODEL, [])
     writer.tick()
     assert "The state of the alarm is damaged" in caplog.text
