@@ -306,6 +306,26 @@ def log(folder: str) -> None:
 
 
 @cli.command()
+@click.argument("log_to")
+@click.option("--before", required=True, help="Date, or time in ISO 8601; UTC unless it says so.")
+@click.option(
+    "--what",
+    default="pictures",
+    show_default=True,
+    metavar="pictures|rows|all",
+    help="Kept pictures, rows of scores, or both.",
+)
+def forget(log_to: str, before: str, what: str) -> None:
+    """Delete what a served model kept before a date.
+
+    LOG_TO is the folder or s3:// prefix that the server writes to; it may be running.
+    """
+    from dfm_mlflow.jobs.forget import forget as run
+
+    click.echo(run(log_to, before, what).summary())
+
+
+@cli.command()
 @options_of(CompareOptions, argument="runs")
 def compare(**values: Any) -> None:
     """Put RUNS side by side and tell progress from noise.

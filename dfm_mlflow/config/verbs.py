@@ -28,7 +28,8 @@ class EvaluateOptions(StrictOptions):
     )
     data: str = option(
         "auto",
-        "Pictures as for train, or a flat folder of unlabelled ones; auto is the model's own data.",
+        "Pictures as for train, a flat folder of unlabelled ones, or a server's log (log_to); auto "
+        "is the model's own data.",
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )

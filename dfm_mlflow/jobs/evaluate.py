@@ -1,7 +1,9 @@
 """From a model and new pictures to a run: metrics where they are labelled, drift in any case."""
 
 import logging
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModelInput
@@ -13,9 +15,10 @@ from dfm_mlflow.data.chosen import pictures_to_judge, with_masks
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.mlflow_plugin.flavor import load_model
-from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, resolve
 from dfm_mlflow.scores.measure import Measured, measure
 from dfm_mlflow.scores.operating_points import costs_of
+from dfm_mlflow.scores.served import is_log, measure_log, read_log
 from dfm_mlflow.scores.verdict import Verdict, say
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import MODEL_ID, kept_on_outage
@@ -75,8 +78,11 @@ def evaluate(options: EvaluateOptions, *, experiment: str = AUTO) -> EvaluateRes
     DataError
         If the model's own data hold only pictures that it was fitted to, and no other are named.
     """
-    model = resolve(options.model).uri  # an alias that moves meanwhile moves nothing here
+    resolved = resolve(options.model)
+    model = resolved.uri  # an alias that moves meanwhile moves nothing here
     detector = load_model(model)
+    if is_log(options.data):
+        return _evaluate_log(options, resolved, detector, experiment)
     data, catalog = _catalog(options, detector)
     model_id = Model.load(model).model_id
     name = "-".join(filter(None, ("evaluate", catalog.name, data_name(data, catalog.name))))
@@ -104,6 +110,29 @@ def evaluate(options: EvaluateOptions, *, experiment: str = AUTO) -> EvaluateRes
                 mlflow.MlflowClient().log_inputs(run.info.run_id, models=models)
             _log(model, detector, catalog, found, model_id)
     return EvaluateResult(run.info.run_id, found.metrics, found.sentences, found.verdict)
+
+
+def _evaluate_log(
+    options: EvaluateOptions, resolved: ResolvedModel, detector: AnomalyDetector, experiment: str
+) -> EvaluateResult:
+    """Say what the rows of a server's log show; no picture is scored."""
+    version = str(resolved.version.version) if resolved.version else None
+    table = read_log(options.data, version)
+    metrics, sentences, verdict, points = measure_log(detector, table)
+    name = f"evaluate-{'-'.join(detector.class_names)}-log"[:250]
+    tags = {"dfm.job": "evaluate", "dfm.category": ",".join(detector.class_names)}
+    with run_of(name, tags, experiment) as run:
+        given = {"resolved_model": resolved.uri, "resolved_data": options.data}
+        log_parameters(run.info.run_id, given | as_given(options))
+        mlflow.log_metrics(metrics, model_id=Model.load(resolved.uri).model_id)
+        mlflow.set_tag("calibration", " ".join(sentences))
+        with tempfile.TemporaryDirectory() as folder:
+            table.to_parquet(Path(folder) / "scores.parquet", index=False)
+            mlflow.log_artifact(str(Path(folder) / "scores.parquet"))
+    for sentence in sentences:
+        _logger.info(sentence)
+    say(_logger, verdict, points, costs_of(detector.options))
+    return EvaluateResult(run.info.run_id, metrics, sentences, verdict)
 
 
 def _catalog(options: EvaluateOptions, detector: AnomalyDetector) -> tuple[str, Catalog]:

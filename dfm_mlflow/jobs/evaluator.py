@@ -209,7 +209,7 @@ def _written(
     from dfm_mlflow.errors import ImageError
     from dfm_mlflow.images.picture import encoded
     from dfm_mlflow.scores.evaluation import metric_name
-    from dfm_mlflow.serving.pyfunc import to_picture
+    from dfm_mlflow.serving.inputs import to_picture
 
     def written(value: Any, kind: str, i: int) -> Path:
         path = folder / kind / metric_name(labels[i]) / f"{i:05d}"

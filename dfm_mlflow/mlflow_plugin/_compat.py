@@ -3,17 +3,20 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.models.utils import _save_example
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
@@ -90,6 +93,46 @@ def widen_thread_pool(threads: int) -> None:
 def read_parquet_by(reader: Callable[[bytes], Any]) -> None:
     """Let the scoring server of this process read parquet bodies by another function."""
     scoring_server.parse_parquet_input = lambda parquet_input: reader(parquet_input.getvalue())
+
+
+def on_shutdown(work: Callable[[], None]) -> None:
+    """Do `work` when the scoring server of this process has answered its last request.
+
+    MLflow builds its application right after the model is loaded, and offers no way to it: the next
+    ``FastAPI`` that is built is given an end. Python's ``atexit`` never runs there, since uvicorn
+    ends by the signal that it was sent.
+    """
+    import fastapi
+
+    original = fastapi.FastAPI
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        fastapi.FastAPI = original  # type: ignore[misc]  # put back
+        app = original(*args, **kwargs)
+        inner = app.router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[Any]:
+            async with inner(app) as state:
+                yield state
+            await asyncio.to_thread(work)
+
+        app.router.lifespan_context = lifespan
+        return app
+
+    fastapi.FastAPI = build  # type: ignore[misc, assignment]  # for one call
+
+
+def registered_as(root: Path) -> tuple[str, str]:
+    """Name and version that MLflow noted when it downloaded a registered model to a folder.
+
+    Both are empty where it did not.
+    """
+    try:
+        meta = yaml.safe_load((root / REGISTERED_MODEL_META_FILE_NAME).read_text())
+        return str(meta["model_name"]), str(meta["model_version"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return "", ""
 
 
 _PARTS_FROM = 8 * 2**20  # bytes; boto3 sends larger files in parts

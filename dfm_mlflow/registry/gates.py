@@ -8,8 +8,8 @@ import pandas as pd
 from dfm_mlflow.config import PromoteOptions
 from dfm_mlflow.core.metrics import auroc
 from dfm_mlflow.errors import DfmError, PromotionError
+from dfm_mlflow.mlflow_plugin.golden import deviation, load_golden
 from dfm_mlflow.registry.candidate import Candidate
-from dfm_mlflow.registry.golden import deviation, load_golden
 
 
 @dataclass(frozen=True)

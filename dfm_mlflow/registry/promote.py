@@ -14,12 +14,12 @@ from mlflow.entities.model_registry import ModelVersion
 from dfm_mlflow.config import PromoteOptions
 from dfm_mlflow.errors import PromotionError
 from dfm_mlflow.images.read import read_picture
+from dfm_mlflow.mlflow_plugin.golden import load_golden
 from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
 from dfm_mlflow.registry.candidate import Candidate, load_candidate
 from dfm_mlflow.registry.comparison_gates import COMPARISON, comparison_gates
 from dfm_mlflow.registry.cost_gates import cost_gates
 from dfm_mlflow.registry.gates import Gate, golden_gate, metrics_gate
-from dfm_mlflow.registry.golden import load_golden
 from dfm_mlflow.registry.operating_gates import false_alarm_gate, recall_gate
 from dfm_mlflow.registry.rivals import Rival, Scored, load_rivals, score_all
 from dfm_mlflow.tracking.experiment import AUTO

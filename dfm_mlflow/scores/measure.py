@@ -170,7 +170,7 @@ def drift_of(
     if detector.rule == 1:  # its coordinates are of pictures that it was fitted to
         places = np.full_like(places, np.nan)
     return measure_drift(
-        _cautious_p_values(detector, table["anomaly_score"].to_numpy(float), judged_as),
+        cautious_p_values(detector, table["anomaly_score"].to_numpy(float), judged_as),
         table["is_anomaly"].to_numpy(np.bool_),
         places,
         np.array([sizes[name] for name in judged_as]),
@@ -180,10 +180,23 @@ def drift_of(
     )
 
 
-def _cautious_p_values(
+def cautious_p_values(
     detector: AnomalyDetector, scores: np.ndarray, judged_as: np.ndarray
 ) -> np.ndarray:
-    """P-values too large rather than estimated: with others drift would alarm too often."""
+    """P-values too large rather than estimated: with others drift would alarm too often.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    scores : ndarray of shape (n,)
+    judged_as : ndarray of shape (n,), str
+        Class of each picture.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Of :meth:`Calibration.cautious_p_value`.
+    """
     p_values = np.empty(len(scores))
     for c in detector.classes:
         mine = judged_as == c.name

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from dfm_mlflow.network.extractor import Runner
 
-_logger = logging.getLogger(__name__)
+# Pictures, seconds of waiting of each request, seconds of the batch, requests that are admitted.
+Observer = Callable[[int, list[float], float, int], None]
 
+_logger = logging.getLogger(__name__)
 
 _alive: "weakref.WeakSet[Batcher]" = weakref.WeakSet()
 
@@ -65,6 +67,9 @@ class Batcher:
         Requests that are admitted at the same time.
     prepare : callable, optional
         Called once in the worker thread, before anything else.
+    observe : callable, optional
+        Called after each batch with its pictures, how long each request waited for it and how long
+        it took, in seconds, and the requests that are admitted.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class Batcher:
         max_wait: float,
         queue_size: int,
         prepare: Callable[[], None] | None = None,
+        observe: Observer | None = None,
     ):
+        self._observe = observe
         self.batch_size, self.max_wait, self.queue_size = batch_size, max_wait, queue_size
         self._forward = forward
         self._changed = threading.Condition()
@@ -133,6 +140,11 @@ class Batcher:
         """
         parts = [self._hand_in(part) for part in pixels.split(self.batch_size)]
         return parts[0] if len(parts) == 1 else [torch.cat(m) for m in zip(*parts, strict=True)]
+
+    @property
+    def n_admitted(self) -> int:
+        """Requests that hold a place now."""
+        return self._admitted
 
     def close(self) -> None:
         """Stop the worker once the queue is empty."""
@@ -223,9 +235,13 @@ class Batcher:
 
     def _run_together(self, jobs: list[_Job]) -> None:
         pixels = jobs[0].pixels if len(jobs) == 1 else torch.cat([job.pixels for job in jobs])
+        begun = time.monotonic()
         maps = self._forward(pixels)
         if any(len(m) != len(pixels) for m in maps):
             raise RuntimeError(f"The network gave other than {len(pixels)} maps.")
         parts = [m.split([len(job) for job in jobs]) for m in maps]
         for i, job in enumerate(jobs):
             job.maps.set_result([part[i] for part in parts])
+        if self._observe:
+            waits = [begun - job.handed_in for job in jobs]
+            self._observe(len(pixels), waits, time.monotonic() - begun, self._admitted)

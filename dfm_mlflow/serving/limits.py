@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -31,18 +31,30 @@ class Turn:
         Shared by all requests.
     seconds : float
         From now on.
+    observe : callable, optional
+        Called with the seconds that each decoding took.
     """
 
-    def __init__(self, slots: threading.Semaphore, seconds: float):
+    def __init__(
+        self,
+        slots: threading.Semaphore,
+        seconds: float,
+        observe: Callable[[float], None] | None = None,
+    ):
         self._slots, self._end = slots, time.monotonic() + seconds
+        self._observe, self._begun = observe, threading.local()
 
     def __enter__(self) -> None:
         left = self._end - time.monotonic()
         if left <= 0 or not self._slots.acquire(timeout=min(left, threading.TIMEOUT_MAX)):
             raise LateError
+        if self._observe:
+            self._begun.at = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         self._slots.release()
+        if self._observe:
+            self._observe(time.monotonic() - self._begun.at)
 
 
 def check_size(images: Sequence[Any], max_pictures: int, max_bytes: int) -> None:

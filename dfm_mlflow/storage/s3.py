@@ -63,6 +63,28 @@ def list_folder(
     return objects, folders
 
 
+def list_dated(bucket: str, prefix: str) -> list[tuple[str, int, float]]:
+    """List everything below a prefix with the time at which it was written.
+
+    Parameters
+    ----------
+    bucket, prefix : str
+        The prefix ends with ``/`` or is empty.
+
+    Returns
+    -------
+    list of (key, size, seconds since 1970)
+    """
+    with _explaining(f"s3://{bucket}/{prefix}"):
+        pages = _client().get_paginator("list_objects_v2")
+        return [
+            (o["Key"], o["Size"], o["LastModified"].timestamp())
+            for page in pages.paginate(Bucket=bucket, Prefix=prefix)
+            for o in page.get("Contents", ())
+            if not o["Key"].endswith("/")
+        ]
+
+
 def look_up(bucket: str, key: str) -> tuple[str, int]:
     """ETag and size in bytes of the object `key` in a `bucket`.
 

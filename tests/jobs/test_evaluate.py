@@ -98,3 +98,31 @@ def test_test_pictures_alone_are_enough_and_nothing_is_an_error(trained, mvtec_l
         ask(data=str(broken))
     with pytest.raises((DfmError, mlflow.MlflowException)):
         ask(model="models:/dfm-none/1")
+
+
+def test_a_server_s_log_is_evaluated_without_its_pictures(trained, tmp_path):
+    import io
+
+    from dfm_mlflow.serving.monitor.log_store import LogStore
+
+    rng = np.random.default_rng(3)
+    images = []
+    for _ in range(20):
+        buffer = io.BytesIO()
+        Image.fromarray(texture(rng)).save(buffer, format="PNG")
+        images.append(buffer.getvalue())
+    scores = trained.detector.score(images)
+    rows = [
+        [1e9 + i, "1", "ab" * 32, r.anomaly_score, r.p_value, bool(r.is_anomaly), r.predicted_class]
+        + ["pass", None, 3.0, None]
+        for i, r in enumerate(scores.itertuples())
+    ]
+    LogStore(str(tmp_path / "log"), 5, 5, 1).add_rows(rows)
+    result = ask(data=str(tmp_path / "log"))
+    assert result.metrics["n_images"] == 20
+    assert result.metrics["drift_flagged"] == pytest.approx(scores["is_anomaly"].mean())
+    run = mlflow.get_run(result.run_id)
+    assert run.data.metrics["drift_ks"] == result.metrics["drift_ks"]
+    assert run.data.params["resolved_data"] == str(tmp_path / "log")
+    path = mlflow.artifacts.download_artifacts(f"runs:/{result.run_id}/scores.parquet")
+    assert len(pd.read_parquet(path)) == 20

@@ -16,7 +16,7 @@ from dfm_mlflow.errors import ArtifactError, ConfigError, DataError
 from dfm_mlflow.jobs import recalibrate as job
 from dfm_mlflow.jobs.recalibrate import recalibrate
 from dfm_mlflow.jobs.train import train
-from dfm_mlflow.registry.golden import load_golden
+from dfm_mlflow.mlflow_plugin.golden import load_golden
 
 from .test_evaluate import new_pictures
 from .test_train import options

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from dfm_mlflow.errors import PromotionError
-from dfm_mlflow.registry.golden import GOLDEN, deviation, load_golden
+from dfm_mlflow.mlflow_plugin.golden import GOLDEN, deviation, load_golden
 
 from ..detectors import fit
 from .test_promote import ask

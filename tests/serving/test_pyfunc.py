@@ -20,8 +20,15 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 import dfm_mlflow
 from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.config.serving import ServingSettings
+from dfm_mlflow.errors import ConfigError, ImageError
+from dfm_mlflow.serving import engine as engine_module
 from dfm_mlflow.serving import pyfunc as pyfunc_module
-from dfm_mlflow.serving.pyfunc import PyfuncModel, RequestError, to_picture
+from dfm_mlflow.serving import refusal as refusal_module
+from dfm_mlflow.serving.batcher import OverloadedError
+from dfm_mlflow.serving.inputs import to_picture
+from dfm_mlflow.serving.limits import LateError
+from dfm_mlflow.serving.pyfunc import PyfuncModel
+from dfm_mlflow.serving.refusal import RequestError, kind_of
 
 from ..detectors import pictures
 
@@ -100,7 +107,7 @@ def test_failures_of_the_network_are_the_server_s(
     assert ("Traceback" in caplog.text) == (status == 500)
     monkeypatch.undo()
     if queue_size:
-        model._batcher._forward = detector.extractor.run_batch
+        model.engines.current.batcher._forward = detector.extractor.run_batch
     assert len(model.predict(frame(images))) == 1
 
 
@@ -116,7 +123,10 @@ def test_a_lack_of_memory_while_decoding_is_not_the_picture_s_fault(detector, mo
 
 def test_a_full_model_is_a_503(detector):
     model = PyfuncModel(detector, ServingSettings(queue_size=1))
-    with model._batcher.admit(), pytest.raises(MlflowException, match="as it takes") as caught:
+    with (
+        model.engines.current.batcher.admit(),
+        pytest.raises(MlflowException, match="as it takes") as caught,
+    ):
         model.predict(frame(pictures(1)))
     assert caught.value.get_http_status_code() == 503
     assert len(model.predict(frame(pictures(1)))) == 1
@@ -124,7 +134,7 @@ def test_a_full_model_is_a_503(detector):
 
 def test_a_model_that_is_let_go_takes_its_thread_along(detector):
     model = PyfuncModel(detector)
-    worker, gone = model._batcher._worker, weakref.ref(model)
+    worker, gone = model.engines.current.batcher._worker, weakref.ref(model)
     del model
     assert gone() is None
     worker.join(20)
@@ -289,17 +299,17 @@ def test_a_refusal_is_all_that_a_client_gets():
     ],
 )
 def test_warming_up_is_worth_its_time(detector, monkeypatch, kind, seconds, sizes):
-    model, asked, clock = PyfuncModel(detector), [], [0.0]
+    engine, asked, clock = PyfuncModel(detector).engines.current, [], [0.0]
 
-    def predict(images, params):
-        asked.append((len(images), params["anomaly_map"]))
+    def score(images, anomaly_map):
+        asked.append((len(images), anomaly_map))
         clock[0] += seconds
 
-    monkeypatch.setattr(pyfunc_module.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(model, "predict", predict)
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(engine, "score", score)
     extractor = SimpleNamespace(size=(64, 96), batch_size=12, device=SimpleNamespace(type=kind))
-    model.detector = SimpleNamespace(extractor=extractor)
-    model.warm_up()
+    engine.detector = SimpleNamespace(extractor=extractor)
+    engine.warm_up()
     assert asked == [(n, n == 1) for n in sizes]
 
 
@@ -311,7 +321,7 @@ def test_a_batch_of_a_gpu_is_done_when_it_is_given_back(monkeypatch):
         device=torch.device("cuda:0"), run_batch=lambda pixels: done.append("ran") or [pixels]
     )
     pixels = torch.zeros(1, 3, 2, 2)
-    assert pyfunc_module._forward(extractor)(pixels) == [pixels]
+    assert engine_module.forward_of(extractor)(pixels) == [pixels]
     assert done == ["ran", "synchronised"]
 
 
@@ -320,8 +330,24 @@ def test_memory_of_a_gpu_is_given_back_when_it_runs_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     for words in ("CUDA out of memory.", "CUBLAS_STATUS_ALLOC_FAILED"):
-        assert "Memory ran out" in pyfunc_module._refusal(RuntimeError(words)).sentence
+        assert "Memory ran out" in refusal_module.refusal_of(RuntimeError(words)).sentence
     assert len(emptied) == 2
-    other = pyfunc_module._refusal(ValueError("out of memory"))  # somebody's own words
+    other = refusal_module.refusal_of(ValueError("out of memory"))  # somebody's own words
     assert "Memory ran out" not in other.sentence
     assert len(emptied) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ImageError("Row 1: It is no picture."), "picture"),
+        (ConfigError("fpr=2 is outside (0, 1)."), "request"),
+        (OverloadedError(), "overloaded"),
+        (LateError(), "late"),
+        (MemoryError(), "memory"),
+        (RuntimeError("CUDA out of memory"), "memory"),
+        (KeyError("x"), "internal"),
+    ],
+)
+def test_every_error_is_counted_under_one_name(error, kind):
+    assert kind_of(error) == kind

@@ -148,3 +148,24 @@ def test_a_killed_job_goes_on_without_doing_finished_parts_again(spark, model, a
         assert (output / name).stat().st_mtime_ns == written
     score(options(model, archive, tmp_path / "here.parquet"))
     assert_same(ours, table(tmp_path / "here.parquet"))
+
+
+def test_a_server_s_log_is_read_as_it_was_written(spark, tmp_path):
+    from dfm_mlflow.serving.monitor.log_store import LogStore
+    from dfm_mlflow.storage.served_log import COLUMNS
+
+    store = LogStore(str(tmp_path / "log"), 5, 5, 1)
+    for part in range(3):
+        store.add_rows(
+            [
+                [1e9 + part, "3", "ab" * 32, 1.5, 0.25, False, "c", "pass", None, 2.5, None],
+                [1e9 + part, None, None, None, None, None, None, None, "It is none.", 0.5, None],
+            ]
+        )
+    store.keep("ab" * 32, b"\x89PNG")
+    (tmp_path / "log/scores/.tmp-half.parquet").write_bytes(b"PAR1")
+    table = spark.read.parquet(str(tmp_path / "log/scores"))
+    assert table.columns == list(COLUMNS)
+    assert table.count() == 6
+    assert table.where("error is null and p_value = 0.25 and not is_anomaly").count() == 3
+    assert table.selectExpr("max(unix_timestamp(time))").first()[0] == 1_000_000_002

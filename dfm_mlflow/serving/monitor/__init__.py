@@ -1,0 +1,1 @@
+"""How a served model is: metrics, a log, an alarm, and the version that it follows."""

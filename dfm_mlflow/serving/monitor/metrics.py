@@ -1,0 +1,303 @@
+"""What Prometheus is told, by its own client library, for one worker or several.
+
+The library asks for a folder before it is imported where several processes share their numbers; so
+nothing here imports it at the top.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfm_mlflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+WINDOWS = (100, 1000, 10_000)  # pictures
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
+_P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+_RETRY = 2.0  # seconds until a worker tries again to take the port over
+ERRORS = ("picture", "request", "overloaded", "late", "memory", "internal")
+
+_logger = logging.getLogger(__name__)
+
+
+def prepare_folder(workers: int) -> None:
+    """Name the folder that several workers share, before the client library is imported.
+
+    It belongs to the process that started them, and is the same for a worker that takes the place
+    of another. Folders of servers that are gone are removed.
+
+    Parameters
+    ----------
+    workers : int
+        Of the server; one shares nothing.
+    """
+    if workers < 2 or os.environ.get(FOLDER):
+        return
+    if "prometheus_client.values" in sys.modules:
+        _logger.warning(
+            "prometheus_client was imported before the model: each worker shows its own numbers "
+            "alone. Set %s to an empty folder before the server starts.",
+            FOLDER,
+        )
+        return
+    home = Path(tempfile.gettempdir())
+    for old in home.glob(f"dfm-metrics-{os.getuid()}-*"):
+        pid, start = old.name.split("-")[-2:]
+        if _started(int(pid)) != start:
+            shutil.rmtree(old, ignore_errors=True)
+    supervisor = os.getppid()
+    folder = home / f"dfm-metrics-{os.getuid()}-{supervisor}-{_started(supervisor)}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ConfigError(f"{folder} belongs to somebody else: remove it, or set {FOLDER}.")
+    os.environ[FOLDER] = str(folder)
+
+
+def _started(pid: int) -> str:
+    """When a process began, in ticks since boot, so that a number that is used again differs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"
+
+
+class Window:
+    """Shares of flagged pictures among the last ones, of several lengths."""
+
+    def __init__(self, lengths: Sequence[int] = WINDOWS):
+        self._lengths = lengths
+        self._ring = np.zeros(max(lengths), np.uint8)
+        self._n, self._flagged = 0, dict.fromkeys(lengths, 0)
+
+    def add(self, flagged: Iterable[bool]) -> None:
+        """Take over the decisions on more pictures, in their order: which are `flagged`."""
+        size = len(self._ring)
+        for value in flagged:
+            for length in self._lengths:
+                if self._n >= length:
+                    self._flagged[length] -= int(self._ring[(self._n - length) % size])
+                self._flagged[length] += int(value)
+            self._ring[self._n % size] = value
+            self._n += 1
+
+    def counts(self) -> dict[int, tuple[int, int]]:
+        """Flagged pictures and pictures, by the length of the window."""
+        return {n: (self._flagged[n], min(n, self._n)) for n in self._lengths}
+
+
+class Metrics:
+    """The metrics of one worker.
+
+    Parameters
+    ----------
+    workers : int
+        Of the server.
+
+    Raises
+    ------
+    ConfigError
+        If the client library is not installed.
+    """
+
+    def __init__(self, workers: int):
+        prepare_folder(workers)
+        try:
+            import prometheus_client as client
+        except ImportError:
+            raise ConfigError(
+                "metrics_port needs prometheus_client: pip install 'dfm-mlflow[monitor]'."
+            ) from None
+        self.registry = client.CollectorRegistry()
+        self._shared = os.environ.get(FOLDER) if workers > 1 else None
+        add = self.registry
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return client.Counter(name, text, labels, registry=add)
+
+        def gauge(name: str, text: str, mode: str, *labels: str) -> Any:
+            return client.Gauge(
+                name,
+                text,
+                labels,
+                registry=add,
+                multiprocess_mode=mode,  # type: ignore[arg-type]  # a literal
+            )
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
+            return client.Histogram(name, text, buckets=buckets, registry=add)
+
+        self.pictures = counter("dfm_pictures", "Pictures that were scored.")
+        self.flagged = counter("dfm_flagged", "Pictures that were flagged.")
+        self.requests = counter("dfm_requests", "Requests that reached the model.")
+        self.errors = counter("dfm_errors", "Pictures and requests that failed, by kind.", "kind")
+        self.request_seconds = histogram("dfm_request_seconds", "A request in the model.", _SECONDS)
+        self.decode_seconds = histogram("dfm_decode_seconds", "Decoding a picture.", _SECONDS)
+        self.queue_seconds = histogram("dfm_queue_seconds", "Waiting for the network.", _SECONDS)
+        self.network_seconds = histogram("dfm_network_seconds", "A forward pass.", _SECONDS)
+        self.batch_pictures = histogram("dfm_batch_pictures", "Pictures in one pass.", _BATCHES)
+        self.p_values = histogram("dfm_p_value", "P-values of pictures.", _P_VALUES)
+        self.queue = gauge("dfm_queue_requests", "Requests in the model.", "livesum")
+        self.memory = gauge("dfm_device_memory_bytes", "In use.", "livesum", "kind")
+        self.window_flagged = gauge(
+            "dfm_window_flagged", "Flagged of the last.", "livesum", "window"
+        )
+        self.window_pictures = gauge("dfm_window_pictures", "Of the last.", "livesum", "window")
+        self.version = gauge("dfm_model_version", "Registered version, 0 if unknown.", "liveall")
+        self.info = gauge(
+            "dfm_model_info",
+            "1 for what is served, 0 for what was.",
+            "livemax",
+            *("name", "version", "device", "precision", "sha256"),
+        )
+        self.alarm = gauge("dfm_alarm", "1 after an alarm.", "livemax", "kind")
+        self.evidence = gauge("dfm_alarm_evidence", "Of the lifetime tests.", "livemax", "kind")
+        self.logged = counter("dfm_log_rows", "Rows that are in the log.")
+        self.kept = counter("dfm_kept_pictures", "Pictures that are kept.")
+        self.dropped = counter("dfm_log_dropped", "Rows and pictures that are not.", "reason")
+        self.evicted = counter("dfm_log_evicted_files", "Files that made room.", "what")
+        self.webhook = counter("dfm_alarm_webhook", "Messages of alarms.", "result")
+        self.follow = counter("dfm_follow", "What became of versions that were followed.", "result")
+        self.current = gauge("dfm_follow_current", "1 if the alias's version is served.", "livemin")
+        self._last: dict[str, Counter[str]] = {}
+        self._window, self._lock = Window(), threading.Lock()
+        self._info: tuple[str, ...] | None = None
+        for kind in ERRORS:  # a rate needs its zero
+            self.errors.labels(kind)
+        for reason in ("writer", "target", "picture"):
+            self.dropped.labels(reason)
+
+    def answered(self, p_values: Sequence[float], flagged: Sequence[bool], seconds: float) -> None:
+        """Count one request: p-values and decisions of its scored pictures, and its time."""
+        self.requests.inc()
+        self.request_seconds.observe(seconds)
+        self.pictures.inc(len(p_values))
+        self.flagged.inc(sum(flagged))
+        for p in p_values:
+            self.p_values.observe(p)
+        with self._lock:
+            self._window.add(flagged)
+            for length, (n_flagged, n) in self._window.counts().items():
+                self.window_flagged.labels(length).set(n_flagged)
+                self.window_pictures.labels(length).set(n)
+
+    def batch(self, n: int, waits: Sequence[float], seconds: float, admitted: int) -> None:
+        """Count a forward pass over n pictures; how long each request waited for it."""
+        self.batch_pictures.observe(n)
+        self.network_seconds.observe(seconds)
+        for wait in waits:
+            self.queue_seconds.observe(wait)
+        self.queue.set(admitted)
+
+    def serves(self, name: str, version: str, device: str, precision: str, sha256: str) -> None:
+        """Say what is served from now on."""
+        labels = (name, version, device, precision, sha256[:12])
+        if self._info and self._info != labels:
+            self.info.labels(*self._info).set(0)
+        self._info = labels
+        self.info.labels(*labels).set(1)
+        self.version.set(int(version) if version.isdigit() else 0)
+
+    def add_up(self, what: str, metric: Any, totals: Mapping[str, float]) -> None:
+        """Bring counters of `what` up to totals that begin at 0 again with another process."""
+        last = self._last.setdefault(what, Counter())
+        for label, total in totals.items():
+            before = last[label]
+            (metric.labels(label) if metric._labelnames else metric).inc(
+                total - before if total >= before else total
+            )
+            last[label] = int(total)
+
+    def collector(self) -> "CollectorRegistry":
+        """A registry that gives the numbers of all workers, and the ratios that follow."""
+        from prometheus_client import CollectorRegistry
+
+        registry = CollectorRegistry()
+        registry.register(_All(self.registry, self._shared))
+        return registry
+
+    def expose(self, port: int, host: str) -> None:
+        """Answer at a port, in a thread; where another worker does, wait for its end.
+
+        Parameters
+        ----------
+        port : int
+        host : str
+            Address that the port is bound to.
+        """
+        threading.Thread(
+            target=self._expose, args=(port, host), name="dfm-metrics", daemon=True
+        ).start()
+
+    def _expose(self, port: int, host: str) -> None:
+        from prometheus_client import start_http_server
+
+        said = False
+        while True:
+            try:
+                start_http_server(port, host, self.collector())
+            except OSError as error:
+                if not said:
+                    _logger.info(
+                        "Port %s:%d is taken (%s): another worker or server answers there, and "
+                        "this one takes over when it ends.",
+                        host,
+                        port,
+                        error.strerror,
+                    )
+                said = True
+                threading.Event().wait(_RETRY)
+            else:
+                _logger.info("Metrics at http://%s:%d/metrics", host, port)
+                return
+
+
+class _All:
+    """Collects the metrics of all workers, and adds ``dfm_flagged_ratio``."""
+
+    def __init__(self, own: "CollectorRegistry", folder: str | None):
+        self._own, self._folder = own, folder
+
+    def collect(self) -> "Iterable[Metric]":
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        counts: dict[str, dict[str, float]] = {}
+        for metric in self._metrics():
+            if metric.name in ("dfm_window_flagged", "dfm_window_pictures"):
+                counts[metric.name] = {s.labels["window"]: s.value for s in metric.samples}
+            yield metric
+        ratio = GaugeMetricFamily(
+            "dfm_flagged_ratio",
+            "Share of flagged pictures among the last ones of each worker.",
+            labels=["window"],
+        )
+        for window, n in counts.get("dfm_window_pictures", {}).items():
+            if n:
+                ratio.add_metric([window], counts["dfm_window_flagged"].get(window, 0) / n)
+        yield ratio
+
+    def _metrics(self) -> "Iterable[Metric]":
+        if self._folder is None:
+            return self._own.collect()
+        from prometheus_client import CollectorRegistry, multiprocess
+
+        for file in Path(self._folder).glob("gauge_live*_*.db"):
+            pid = file.stem.rpartition("_")[2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                multiprocess.mark_process_dead(int(pid), self._folder)  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, self._folder)  # type: ignore[no-untyped-call]
+        return registry.collect()
