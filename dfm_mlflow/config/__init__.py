@@ -1,6 +1,12 @@
 """Options: names, types, defaults, presets and what an error says."""
 
 from dfm_mlflow.config.base import StrictOptions
+from dfm_mlflow.config.shipping import (
+    BundleOptions,
+    DescribeOptions,
+    ExportOptions,
+    RollbackOptions,
+)
 from dfm_mlflow.config.sweep import SweepOptions, refuse_spark
 from dfm_mlflow.config.train import PRESETS, Options
 from dfm_mlflow.config.verbs import (
@@ -14,11 +20,15 @@ from dfm_mlflow.config.verbs import (
 
 __all__ = [
     "PRESETS",
+    "BundleOptions",
     "CompareOptions",
+    "DescribeOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "Options",
     "PromoteOptions",
     "RecalibrateOptions",
+    "RollbackOptions",
     "ScoreOptions",
     "StrictOptions",
     "SweepOptions",

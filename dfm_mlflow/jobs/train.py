@@ -39,7 +39,7 @@ from dfm_mlflow.scores.evaluation import (
 )
 from dfm_mlflow.scores.operating_points import costs_of, operating_points, recall_metrics
 from dfm_mlflow.scores.training import TrainingLook, look_at_training
-from dfm_mlflow.scores.verdict import Verdict, say, verdict_of
+from dfm_mlflow.scores.verdict import RESULT, Verdict, say, verdict_of
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import kept_on_outage
 from dfm_mlflow.tracking.registration import register, tags_of
@@ -232,7 +232,7 @@ def _fit(
     trained = fit_pictures(options, catalog, extractor, weights)
     detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
     trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
-    _logger.info(detector.calibration_sentence())
+    _logger.info(detector.calibration_sentence(), extra=RESULT)
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     catalog.note(evaluation.looks())
     copies = find_copies(catalog)
@@ -259,12 +259,13 @@ def _fit(
     if drawn is not None:
         metrics |= drawn.metrics()
         sentences.append(drawn.sentence())
-    _logger.info(" ".join(sentences[1:]))
+    for sentence in sentences[1:]:
+        _logger.info(sentence, extra=RESULT)
     read = counted(table)
     points = operating_points(detector, read, None if drawn is None else drawn.rates)
     metrics |= recall_metrics(points)
     verdict = verdict_of(detector, read, metrics, points, look.concerns)
-    say(_logger, verdict, points, costs_of(options))
+    verdict = say(_logger, verdict, points, costs_of(options))
     return _Fitted(
         detector,
         fitted_on,
