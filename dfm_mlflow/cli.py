@@ -32,6 +32,7 @@ from dfm_mlflow.console.result import (
     wants_json,
     where_to_look,
     with_json,
+    wrapped,
 )
 from dfm_mlflow.console.verb import Verbs, warn_old
 from dfm_mlflow.errors import ConfigError, DfmError
@@ -91,11 +92,15 @@ def _tell_trained(result: Any, *more: str) -> None:
     """Tell what a training came to, and what may follow."""
     import mlflow
 
+    from dfm_mlflow.export.graph import obstacle
+
+    why = obstacle(result.detector)
+    ready = f"It cannot be exported to ONNX as it is: {why}" if why else "It exports to ONNX."
     run = mlflow.get_run(result.run_id)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
     look = where_to_look(mlflow.get_tracking_uri(), run.info.experiment_id, result.run_id)
     then = next_steps(result.registered_uri, report_file(run.info.artifact_uri), look)
-    _tell_job(result, [*result.sentences, *more], where, then)
+    _tell_job(result, [*result.sentences, *more, ready], where, then)
 
 
 def _tell_job(
@@ -251,7 +256,7 @@ def describe(**values: Any) -> None:
     from dfm_mlflow.registry.describe import in_words
 
     found = run(options.model)
-    click.echo(json.dumps(found, indent=2) if wants_json() else in_words(found))
+    click.echo(json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found)))
 
 
 @cli.command("resume-logging")

@@ -183,7 +183,8 @@ def score_into(
                 for source, one in zip(step, found["anomaly_map"], strict=True):
                     if one is not None:
                         drawn.write(source, read_picture(source), one)
-                found["anomaly_map"] = found["anomaly_map"].where(anomaly_map, None)
+            if not anomaly_map:
+                found["anomaly_map"] = pd.Series([None] * len(found), dtype="object")
             found.insert(0, "path", [str(source) for source in step])
             table.write(as_arrow(found))
 

@@ -53,7 +53,7 @@ def completion_of(name: str, few: Sequence[str] = ()) -> Complete | None:
     """
     words = list(few) or _WORDS.get(name, [])
     if name == "model":
-        return lambda ctx, parameter, start: [*_models(start), *_files(start)]
+        return lambda ctx, parameter, start: _models(start) or _files(start)
     if name == "registered_model":
         return lambda ctx, parameter, start: _matching(["auto", "none", *_names()], start)
     if name == "data":

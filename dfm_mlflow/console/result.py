@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,40 @@ def tell(text: str, record: Mapping[str, Any], then: str = "") -> None:
     if wants_json():
         click.echo(json.dumps(dict(record), default=str))
         return
-    click.echo(text)
+    click.echo(wrapped(text))
     if then and not log.is_quiet():
         click.echo(f"\n{then}")
+
+
+def wrapped(text: str, width: int = 100) -> str:
+    """Break lines of prose that are wider than `width`; what has no spaces stays whole.
+
+    Parameters
+    ----------
+    text : str
+    width : int
+
+    Returns
+    -------
+    str
+    """
+    lines = []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip()) + (23 if line.startswith("  ") else 0)
+        lines.append(
+            line
+            if len(line) <= width
+            else textwrap.fill(
+                line,
+                width,
+                subsequent_indent=" " * indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+                drop_whitespace=True,
+                replace_whitespace=False,
+            )
+        )
+    return "\n".join(lines)
 
 
 def next_steps(model: str, report: str | None, ui: str) -> str:

@@ -16,6 +16,7 @@ from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.tracking._model_registry import fluent as registering
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME,
@@ -61,6 +62,17 @@ def is_random_name(name: str) -> bool:
     noun, _, number = rest.partition("-")
     known = predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS
     return known and number.isdecimal()
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Keep MLflow from writing to standard error that it registers a model."""
+    say = registering.eprint
+    registering.eprint = lambda *_: None
+    try:
+        yield
+    finally:
+        registering.eprint = say
 
 
 def in_scoring_server() -> bool:

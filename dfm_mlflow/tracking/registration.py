@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.export.graph import obstacle
+from dfm_mlflow.mlflow_plugin import _compat
 
 _METRICS = {"dfm.image_auroc": "image_auroc", "dfm.recall": "recall", "dfm.n_train": "n_train"}
 
@@ -51,6 +52,7 @@ def register(uri: str, name: str, description: str, tags: Mapping[str, str]) -> 
     str
         The version's number.
     """
-    version = str(mlflow.register_model(uri, name, tags=dict(tags)).version)
+    with _compat.without_messages():  # the job says it itself
+        version = str(mlflow.register_model(uri, name, tags=dict(tags)).version)
     MlflowClient().update_model_version(name, version, description)
     return version
