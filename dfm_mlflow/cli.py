@@ -51,9 +51,7 @@ _CONTEXT = {
 }
 
 
-@click.group(
-    cls=Verbs, context_settings=_CONTEXT, epilog=_EPILOG, old={"log": "resume-logging"}
-)
+@click.group(cls=Verbs, context_settings=_CONTEXT, epilog=_EPILOG, old={"log": "resume-logging"})
 @click.version_option(dfm_mlflow.__version__, prog_name="dfm-mlflow")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def cli(debug: bool) -> None:
@@ -103,9 +101,7 @@ def _tell_trained(result: Any, *more: str) -> None:
     _tell_job(result, [*result.sentences, *more, ready], where, then)
 
 
-def _tell_job(
-    result: Any, sentences: list[str], where: Mapping[str, str], then: str = ""
-) -> None:
+def _tell_job(result: Any, sentences: list[str], where: Mapping[str, str], then: str = "") -> None:
     """Tell what a job with a run came to."""
     from dfm_mlflow.tracking.run import summary
 
@@ -150,9 +146,7 @@ def evaluate(experiment: str, **values: Any) -> None:
 @cli.command()
 @with_json
 @click.option("--url", help="Score on this server, which mlflow models serve started.")
-@click.option(
-    "--timeout", default=60.0, help="With --url: seconds for one request.  [default: 60]"
-)
+@click.option("--timeout", default=60.0, help="With --url: seconds for one request.  [default: 60]")
 @options_of(ScoreOptions, argument="images", optional=["model", "images"])
 def score(url: str | None, timeout: float, **values: Any) -> None:
     """Score pictures here, on a server, or in Spark's executors.

@@ -27,7 +27,10 @@ class RollbackOptions(StrictOptions):
         r"^(models:/)?[^/:@]+$",
     )
     alias: str = option(
-        "production", "Alias to move back.", "an alias of letters, digits, _ and -", r"^[\w-]{1,200}$"
+        "production",
+        "Alias to move back.",
+        "an alias of letters, digits, _ and -",
+        r"^[\w-]{1,200}$",
     )
     reason: str = option("none", "Why, for the record.", "none or a text", r"\S")
 

@@ -97,9 +97,7 @@ def _option(name: str, field: FieldInfo, by_position: bool, optional: bool) -> A
     shared: dict[str, Any] = {"cls": VerbOption, "group": group_of(name), "required": required}
     if field.annotation is bool:
         names = f"--{dashed}/--no-{dashed}"
-        return click.option(
-            names, name, default=field.default, help=field.description, **shared
-        )
+        return click.option(names, name, default=field.default, help=field.description, **shared)
     default = None if field.is_required() or by_position else str(field.default)
     return click.option(
         f"--{dashed}",

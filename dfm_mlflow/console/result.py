@@ -161,12 +161,12 @@ def score_lines(table: "pd.DataFrame", width: int | None = None, total: int | No
     heads = ["p-value", "score", "anomalous", *(["class"] if several else []), "image"]
     rows = [heads]
     for row in shown.to_dict("records"):
-        if row["error"]:
+        if isinstance(row["error"], str):
             cells = ["", "", "unreadable", *([""] if several else []), row["path"]]
         else:
             of_class = [str(row["predicted_class"])] if several else []
             yes = "yes" if row["is_anomaly"] else "no"
-            if row.get("decision"):
+            if isinstance(row.get("decision"), str):
                 yes = str(row["decision"])
             numbers = [f"{row['p_value']:.4f}", f"{row['anomaly_score']:.4g}"]
             cells = [*numbers, yes, *of_class, row["path"]]

@@ -80,9 +80,7 @@ class ScoreResult:
                 f"{self.n_again} pictures were scored again, since they or others of their parts "
                 "changed, came or went."
             )
-        return "\n".join(
-            [*more, said(self.n_images, self.n_anomalous, self.n_errors, self.output)]
-        )
+        return "\n".join([*more, said(self.n_images, self.n_anomalous, self.n_errors, self.output)])
 
     def record(self) -> dict[str, object]:
         """Say it for scripts."""

@@ -4,6 +4,7 @@ import io
 import logging
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -118,25 +119,41 @@ class _Fitted:
     verdict: Verdict
 
 
-def train(options: Options, *, experiment: str = AUTO) -> TrainResult:
-    """Run the main job in the active or a new MLflow run.
+def train(
+    options: Options | None = None, *, experiment: str = AUTO, **values: Any
+) -> TrainResult:
+    """Fit, evaluate, log and register a detector, in the active or a new MLflow run.
 
     Parameters
     ----------
-    options : Options
+    options : Options, optional
         As given by the user; ``auto`` is resolved here.
     experiment : str
         Name of the experiment of a new run; ``auto`` is what MLflow was told, else the category.
+    **values
+        The options by name, instead of `options` or beside them, as
+        :class:`~dfm_mlflow.config.Options` declares them: ``data="/pictures/bottle"``,
+        ``backbone="resnet18"``, ``fpr=0.01``, ``image_size=384``, ``layers=["layer2", "layer3"]``.
 
     Returns
     -------
     TrainResult
+        With the detector, the run's id, the registered version and the verdict.
 
     Raises
     ------
     DfmError
         For options, data or weights that cannot be used. Nothing is registered then.
+
+    Examples
+    --------
+    ::
+
+        result = dfm_mlflow.train(data="/pictures/bottle", fpr=0.02)
+        print(result.verdict.text, result.registered_uri)
     """
+    given = {} if options is None else options.model_dump()
+    options = Options.of(**given | values)
     options.resolve()  # refused before anybody looks at the data
     asked, options = as_given(options), located(options)
     resolved = options.resolve()

@@ -93,9 +93,7 @@ def part_metrics(table: pd.DataFrame) -> dict[str, float]:
     return metrics
 
 
-def promise_of(
-    detector: AnomalyDetector, parts: Sequence[str], fpr: float | None = None
-) -> str:
+def promise_of(detector: AnomalyDetector, parts: Sequence[str], fpr: float | None = None) -> str:
     """Say what the decision about parts promises.
 
     Parameters

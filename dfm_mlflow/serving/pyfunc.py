@@ -35,6 +35,7 @@ from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import load_data_folder
 from dfm_mlflow.network.extractor import Extractor, Runner
 from dfm_mlflow.serving.batcher import Batcher, OverloadedError
+from dfm_mlflow.serving.forms import unwrapped
 from dfm_mlflow.serving.limits import LateError, Turn, check_size, read_parquet
 from dfm_mlflow.serving.threads import (
     calm_request_threads,
@@ -315,6 +316,7 @@ def to_picture(value: Any, *, files: bool) -> Any:
         Bytes where the value was one of them or text; None where it is null; the value itself
         otherwise.
     """
+    value = unwrapped(value)
     if is_null(value):
         return None
     if isinstance(value, str):

@@ -114,7 +114,6 @@ class ScoreTable:
         shown = [name for name in table.column_names if name != "anomaly_map"]
         self.most = smallest([self.most, table.select(shown).to_pandas()])
 
-
     def summary(self) -> str:
         """Say in a line what was written."""
         return said(self.n_images, self.n_anomalous, self.n_errors, self.output)

@@ -40,6 +40,12 @@ def test_a_table_fits_the_terminal_and_shows_the_most_anomalous():
     assert few[-1].endswith("/a/long/folder/of/pictures/of/today/IMG_0000.jpg")
 
 
+def test_nulls_of_any_kind_are_no_errors():
+    table = scores(2, error=pd.Series([None, None], dtype="str"), decision=[float("nan"), "retest"])
+    lines = score_lines(table, width=100).splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["retest", "yes"]
+
+
 def test_what_cannot_be_read_and_several_classes_stand_in_the_table():
     table = scores(3, predicted_class=["a", "b", None], error=[None, None, "empty"])
     table.loc[2, ["anomaly_score", "p_value"]] = float("nan")
@@ -76,7 +82,9 @@ def test_next_names_what_is_there(tmp_path):
     assert report_file(tmp_path.as_uri()) == str(tmp_path / "report/report.html")
     assert report_file("s3://bucket/1/artifacts") is None
     assert where_to_look("http://host:5000/", "1", "r") == "http://host:5000/#/experiments/1/runs/r"
-    assert "mlflow ui --backend-store-uri sqlite:///a.db" in where_to_look("sqlite:///a.db", "1", "r")
+    assert "mlflow ui --backend-store-uri sqlite:///a.db" in where_to_look(
+        "sqlite:///a.db", "1", "r"
+    )
     steps = next_steps("models:/dfm-caps/3", None, "ui")
     assert "dfm-mlflow promote models:/dfm-caps/3 --alias production" in steps
     assert "promote" not in next_steps("models:/m-0123", None, "ui")

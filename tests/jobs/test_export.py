@@ -70,9 +70,7 @@ def test_new_good_pictures_calibrate_it_for_fp32(half, saved, tmp_path):
     good = folder_of(tmp_path, pictures(25, seed=5))
     result = export(options(saved, tmp_path / "m.onnx", images=str(good)))
     assert "The threshold of stripes was" in result.summary()
-    known = {
-        p.key: p.value for p in onnx.load(str(tmp_path / "m.onnx")).metadata_props
-    }
+    known = {p.key: p.value for p in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
     assert known["dfm.recalibrated_on"] == str(good)
     threshold = json.loads(known["dfm.thresholds"])["stripes"]
     assert threshold != half.thresholds()["stripes"]

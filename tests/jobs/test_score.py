@@ -47,9 +47,7 @@ def images(tmp_path):
 
 
 def options(model, images, output, **more):
-    return ScoreOptions.parse(
-        {"model": model, "images": str(images), "output": str(output)} | more
-    )
+    return ScoreOptions.parse({"model": model, "images": str(images), "output": str(output)} | more)
 
 
 def expected(detector, images):
