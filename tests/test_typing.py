@@ -48,4 +48,4 @@ def test_a_users_script_is_checked_strictly(tmp_path):
     ours = [line for line in done.stdout.splitlines() if line.startswith("right.py")]
     assert ours == [], done.stdout
     done = subprocess.run([*command, "wrong.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert "wrong.py:24: error: Incompatible types" in done.stdout
+    assert "wrong.py:21: error: Incompatible types" in done.stdout

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from dfm_mlflow.config import Options
 from dfm_mlflow.config.base import StrictOptions, option
 from dfm_mlflow.errors import ConfigError
 

@@ -32,7 +32,9 @@ def test_any_form_of_the_same_images_gives_the_same_detector(detector, tmp_path)
     ):
         same = AnomalyDetector.from_images(images, **SMALL)
         found = same.score(new)
-        np.testing.assert_allclose(found["anomaly_score"], expected["anomaly_score"], rtol=1e-4)
+        np.testing.assert_allclose(found["fre"], expected["fre"], rtol=1e-4)
+        # folds follow contents, of files or of pixels, and held-out averages follow folds
+        np.testing.assert_allclose(found["anomaly_score"], expected["anomaly_score"], rtol=0.02)
     assert detector.class_names == ("images",)
     assert detector.options.model_name is None
 
