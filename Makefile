@@ -29,7 +29,7 @@ docs: $(BIN)/.installed  ## Build the site of docs/ into site/
 	$(BIN)/python -m mkdocs build --strict
 
 stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
+	@PATH="$(BIN):$$PATH" $(BIN)/python examples/stack.py $(ARGS)
 
 # Test workers share the cores: more threads than those wait for each other.
 test coverage: export OMP_NUM_THREADS ?= 1

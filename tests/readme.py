@@ -40,7 +40,9 @@ def is_python(block: str) -> bool:
 
 def words() -> int:
     """Words outside code blocks."""
-    return len(re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.M | re.S).split())
+    return len(
+        re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.M | re.S).split()
+    )
 
 
 def without_comment(line: str) -> str:

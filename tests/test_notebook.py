@@ -38,7 +38,9 @@ def test_it_runs_from_a_folder_to_a_served_model(tmp_path, monkeypatch):
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     shown = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(shown) == 2
-    text = "".join(o.get("text", "") + str(o.get("data", {}).get("text/plain", "")) for o in outputs)
+    text = "".join(
+        o.get("text", "") + str(o.get("data", {}).get("text/plain", "")) for o in outputs
+    )
     assert "models:/dfm-sheets/1" in text
     assert "is_anomaly" in text
     assert (tmp_path / "mlflow.db").is_file()

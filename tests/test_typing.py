@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,8 @@ WRONG = SCRIPT + "number: int = result.registered_uri\n"
 
 
 def test_every_public_name_is_typed():
-    listed = open(dfm_mlflow.__file__).read().split("if TYPE_CHECKING:")[1].split("__version__")[0]
+    source = Path(dfm_mlflow.__file__).read_text()
+    listed = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
     for name in dfm_mlflow.__all__:
         if name != "__version__":
             assert f"import {name} as {name}" in listed or f"{name} as {name}," in listed, name

@@ -140,7 +140,7 @@ class AnomalyDetector:
         """
         from dfm_mlflow.detector.from_images import fit_images
 
-        return fit_images(images, labels, options)
+        return fit_images(cls, images, labels, options)
 
     @classmethod
     def fit(

@@ -119,9 +119,7 @@ class _Fitted:
     verdict: Verdict
 
 
-def train(
-    options: Options | None = None, *, experiment: str = AUTO, **values: Any
-) -> TrainResult:
+def train(options: Options | None = None, *, experiment: str = AUTO, **values: Any) -> TrainResult:
     """Fit, evaluate, log and register a detector, in the active or a new MLflow run.
 
     Parameters

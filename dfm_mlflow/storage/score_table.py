@@ -1,4 +1,4 @@
-"""A table of scores that is written as it comes: parquet or CSV, on disk or S3, whole or not at all."""
+"""A table of scores, written as it comes: parquet or CSV, on disk or S3, whole or not at all."""
 
 import tempfile
 from collections.abc import Sequence
