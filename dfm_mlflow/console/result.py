@@ -62,7 +62,7 @@ def tell(text: str, record: Mapping[str, Any], then: str = "") -> None:
 
 
 def wrapped(text: str, width: int = 100) -> str:
-    """Break lines of prose that are wider than `width`; what has no spaces stays whole.
+    """Break sentences that are wider than `width`; words without spaces stay whole.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def wrapped(text: str, width: int = 100) -> str:
         indent = len(line) - len(line.lstrip()) + (23 if line.startswith("  ") else 0)
         lines.append(
             line
-            if len(line) <= width
+            if len(line) <= width or not line.rstrip().endswith(".")
             else textwrap.fill(
                 line,
                 width,
@@ -174,9 +174,9 @@ def score_lines(table: "pd.DataFrame", width: int | None = None, total: int | No
     columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = max(12, width - sum(columns[:-1]) - 2 * (len(columns) - 1))
     lines = []
-    for row in rows:
-        head = [cell.ljust(n) for cell, n in zip(row[:-1], columns[:-1], strict=True)]
-        lines.append("  ".join([*head, _shortened(row[-1], room)]).rstrip())
+    for cells in rows:
+        head = [cell.ljust(n) for cell, n in zip(cells[:-1], columns[:-1], strict=True)]
+        lines.append("  ".join([*head, _shortened(cells[-1], room)]).rstrip())
     rest = (len(table) if total is None else total) - len(shown)
     if rest > 0:
         lines.append(f"... and {rest} more.")

@@ -27,7 +27,7 @@ class VerbOption(click.Option):
         self.group = group
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Give the line of ``--help``; of a flag, the spelling that changes something."""
+        """Give the line of ``--help`` in `ctx`; of a flag, the spelling that changes something."""
         record = super().get_help_record(ctx)
         if record is None or not self.secondary_opts:
             return record
@@ -51,7 +51,7 @@ class Verb(click.Command):
         self.params += _loudness()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read a command line; flags may be followed by true or false, as MLproject writes them."""
+        """Read the command line `args` in `ctx`; flags may be followed by true or false."""
         return super().parse_args(ctx, list(self._rewritten(ctx, args)))
 
     def _rewritten(self, ctx: click.Context, args: Sequence[str]) -> Iterator[str]:
@@ -79,7 +79,7 @@ class Verb(click.Command):
             yield flags[name] if value.lower() in _NO else name
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of ``--help`` below their headings, those of the output last."""
+        """Write the options of `ctx` below their headings with a `formatter`, the output's last."""
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -111,7 +111,7 @@ class Verbs(click.Group):
         self.old = old or {}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command by its name, or by an old one."""
+        """Find in `ctx` a command by `cmd_name`, which may be an old one."""
         if cmd_name in self.old and cmd_name not in self.commands:
             if not ctx.resilient_parsing:
                 warn_old(cmd_name, self.old[cmd_name])
@@ -120,7 +120,7 @@ class Verbs(click.Group):
 
 
 def warn_old(before: str, now: str) -> None:
-    """Say on standard error that a spelling `before` goes, and what it is `now`."""
+    """Say on standard error that the spelling `before` goes, and what it is `now`."""
     click.echo(
         f"Warning: {before} is called {now} now; the old spelling goes with version 0.3.", err=True
     )

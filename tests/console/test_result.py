@@ -56,11 +56,13 @@ def test_what_cannot_be_read_and_several_classes_stand_in_the_table():
 
 
 def test_prose_is_wrapped_and_nothing_else():
-    long = "word " * 40
+    long = "word " * 40 + "end."
     assert max(map(len, wrapped(long).splitlines())) <= 100
     assert wrapped(long).split() == long.split()
     table = "a  b\n" + "x" * 120
     assert wrapped(table) == table
+    last = "3 images; wrote " + "/a folder" * 20
+    assert wrapped(last) == last
     assert wrapped("") == ""
 
 

@@ -47,7 +47,10 @@ def images(tmp_path):
 
 
 def options(model, images, output, **more):
-    return ScoreOptions.parse({"model": model, "images": str(images), "output": str(output)} | more)
+    return ScoreOptions.parse(
+        {"model": model, "output": str(output), **more}
+        | {"images": images if isinstance(images, list) else str(images)}
+    )
 
 
 def expected(detector, images):
@@ -102,7 +105,7 @@ def test_csv_holds_the_same_table(model, images, tmp_path, monkeypatch):
 def test_several_addresses_each_picture_once_and_nothing_written(model, images, tmp_path, caplog):
     caplog.set_level("INFO")
     some = [str(images / "day0"), str(images / "day0/02.png"), f"{images}/day1/*.png"]
-    result = score(options(model, images, "none", images=some))
+    result = score(options(model, some, "none"))
     assert (result.n_images, result.n_errors) == (12, 0)
     assert result.summary() == f"12 images, {result.n_anomalous} anomalous, 0 unreadable"
     assert 4 <= result.n_anomalous < 12
