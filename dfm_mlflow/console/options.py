@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from dfm_mlflow.config import StrictOptions
 from dfm_mlflow.console.complete import completion_of
-from dfm_mlflow.console.verb import OUTPUT, VerbOption
+from dfm_mlflow.console.verb import VerbOption
 
 Command = Callable[..., Any]
 
@@ -32,7 +32,7 @@ _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.sp
 
 
 def options_of(
-    model: type[StrictOptions], argument: str | None = None, optional: Iterable[str] = ()
+    model: type[StrictOptions], argument: str | None = None, optional: Sequence[str] = ()
 ) -> Callable[[Command], Command]:
     """Give a command one option for each field of a `model`.
 
@@ -41,7 +41,7 @@ def options_of(
     model : type of StrictOptions
     argument : str, optional
         Field that may also stand by position.
-    optional : iterable of str
+    optional : sequence of str
         Required fields that the command asks for by itself.
 
     Returns
@@ -52,7 +52,7 @@ def options_of(
 
     def add(command: Command) -> Command:
         fields = model.model_fields
-        run = _joining(command, argument, fields, argument not in optional)
+        run = _joining(command, argument, required=argument is None or argument not in optional)
         for name, field in reversed(fields.items()):
             if name == argument:
                 many = _is_many(field)
@@ -110,9 +110,7 @@ def _option(name: str, field: FieldInfo, by_position: bool, optional: bool) -> A
     )
 
 
-def _joining(
-    command: Command, argument: str | None, fields: dict[str, FieldInfo], required: bool
-) -> Command:
+def _joining(command: Command, argument: str | None, *, required: bool) -> Command:
     """Take the value of `argument` from where it stands."""
     if argument is None:
         return command
@@ -180,15 +178,3 @@ def _help(field: FieldInfo, default: str | None) -> str:
     known += [f"default: {default}"] if default is not None else []
     known += ["required"] if field.is_required() and default is None else []
     return f"{field.description}  [{'; '.join(known)}]" if known else str(field.description)
-
-
-__all__ = [
-    "GROUPS",
-    "OTHER",
-    "OUTPUT",
-    "given_as",
-    "group_of",
-    "joined",
-    "options_of",
-    "with_experiment",
-]
