@@ -67,12 +67,13 @@ def is_random_name(name: str) -> bool:
 @contextmanager
 def without_messages() -> Iterator[None]:
     """Keep MLflow from writing to standard error that it registers a model."""
-    say = registering.eprint
-    registering.eprint = lambda *_: None
+    # `eprint` is a name of that module alone
+    say = vars(registering)["eprint"]
+    vars(registering)["eprint"] = lambda *_: None
     try:
         yield
     finally:
-        registering.eprint = say
+        vars(registering)["eprint"] = say
 
 
 def in_scoring_server() -> bool:

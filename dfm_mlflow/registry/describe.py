@@ -108,10 +108,10 @@ def _files(uri: str) -> tuple[Model, dict[str, str] | None, str | None]:
         except (MlflowException, OSError, ValueError, KeyError, TypeError):
             return model, None, None
     try:
-        why = obstacle_of(parse_record(text))
+        against = obstacle_of(parse_record(text))
     except ArtifactError:
         return model, weights, None
-    return model, weights, f"not as it is: {why}" if why else "to ONNX"
+    return model, weights, f"not as it is: {against}" if against else "to ONNX"
 
 
 def _of_run(client: MlflowClient, run_id: str | None) -> dict[str, Any]:
