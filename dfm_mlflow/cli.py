@@ -250,7 +250,9 @@ def describe(**values: Any) -> None:
     from dfm_mlflow.registry.describe import in_words
 
     found = run(options.model)
-    click.echo(json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found)))
+    click.echo(
+        json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found), every=True)
+    )
 
 
 @cli.command("resume-logging")
@@ -282,7 +284,7 @@ def compare(**values: Any) -> None:
 
     result = run(options)
     table = json.loads(result.table.to_json(orient="split"))
-    tell(result.summary(), {"table": table, "sentences": result.sentences})
+    tell(result.summary(), {"table": table, "sentences": result.sentences}, every=True)
 
 
 @cli.command()

@@ -41,7 +41,7 @@ def wants_json() -> bool:
     return bool(context and context.meta.get(_JSON))
 
 
-def tell(text: str, record: Mapping[str, Any], then: str = "") -> None:
+def tell(text: str, record: Mapping[str, Any], then: str = "", *, every: bool = False) -> None:
     """Print a result.
 
     Parameters
@@ -52,22 +52,26 @@ def tell(text: str, record: Mapping[str, Any], then: str = "") -> None:
         For scripts.
     then : str
         What to do next, which ``--quiet`` leaves out.
+    every : bool
+        As :func:`wrapped` takes it.
     """
     if wants_json():
         click.echo(json.dumps(dict(record), default=str))
         return
-    click.echo(wrapped(text))
+    click.echo(wrapped(text, every=every))
     if then and not log.is_quiet():
         click.echo(f"\n{then}")
 
 
-def wrapped(text: str, width: int = 100) -> str:
+def wrapped(text: str, width: int = 100, *, every: bool = False) -> str:
     """Break sentences that are wider than `width`; words without spaces stay whole.
 
     Parameters
     ----------
     text : str
     width : int
+    every : bool
+        Whether lines that are no sentences are broken, too.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def wrapped(text: str, width: int = 100) -> str:
         indent = len(line) - len(line.lstrip()) + (23 if line.startswith("  ") else 0)
         lines.append(
             line
-            if len(line) <= width or not line.rstrip().endswith(".")
+            if len(line) <= width or not (every or line.rstrip().endswith("."))
             else textwrap.fill(
                 line,
                 width,

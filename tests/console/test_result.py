@@ -63,6 +63,7 @@ def test_prose_is_wrapped_and_nothing_else():
     assert wrapped(table) == table
     last = "3 images; wrote " + "/a folder" * 20
     assert wrapped(last) == last
+    assert max(map(len, wrapped("A  " + "run " * 40, every=True).splitlines())) <= 100
     assert wrapped("") == ""
 
 
