@@ -19,7 +19,7 @@ GROUPS = {
     "Images": "category data good bad masks images model version categories verdicts add remove "
     "exclude group_by test_copies part_by roi bits float_range max_megapixels",
     "Features": "preset backbone layers pooling image_size resize tile augment weights",
-    "Score": "pca_level score aggregate normalize",
+    "Score": "subspace pca_level score aggregate normalize blur",
     "Decision": "fpr tail contamination retest cost_escape cost_overkill defect_rate",
     "Gates": "min_auroc min_recall max_fpr margin margin_recall min_images max_slowdown max_growth "
     "confidence force dry_run",
