@@ -8,7 +8,7 @@ TORCH ?= torch==2.9.0 torchvision==0.24.0
 CORE_TESTS := tests/config tests/core tests/images tests/network tests/artifact/test_save_load.py \
 	tests/test_cli.py tests/detector/test_anomaly_detector.py tests/test_format1.py
 
-.PHONY: help venv demo stack test test-lowest coverage readme lint dist
+.PHONY: help venv demo docs stack test test-lowest coverage readme lint dist
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */|/' | column -t -s '|'
@@ -25,8 +25,11 @@ venv: $(BIN)/.installed  ## Make a virtual environment with everything
 demo: $(BIN)/.installed  ## Train on real solar cells, register, serve and score
 	PATH="$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
+docs: $(BIN)/.installed  ## Build the site of docs/ into site/
+	$(BIN)/python -m mkdocs build --strict
+
 stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
-	@PATH="$(BIN):$$PATH" $(BIN)/python -m tests.stack $(ARGS)
+	@PATH="$(BIN):$$PATH" $(BIN)/python examples/stack.py $(ARGS)
 
 # Test workers share the cores: more threads than those wait for each other.
 test coverage: export OMP_NUM_THREADS ?= 1

@@ -1,30 +1,47 @@
 """The command line, generated from ``config`` where options are there; ``MLproject`` calls it."""
 
 import json
-import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 import dfm_mlflow
 from dfm_mlflow.config import (
+    BundleOptions,
     CompareOptions,
+    DescribeOptions,
     EvaluateOptions,
+    ExportOptions,
     Options,
     PromoteOptions,
     RecalibrateOptions,
     ReviewOptions,
+    RollbackOptions,
     ScoreOptions,
     SweepOptions,
     UpdateOptions,
     UpgradeOptions,
 )
-from dfm_mlflow.config.click_options import options_of, with_experiment
+from dfm_mlflow.console import log as console_log
+from dfm_mlflow.console.options import options_of, with_experiment
+from dfm_mlflow.console.result import (
+    next_steps,
+    report_file,
+    score_lines,
+    tell,
+    wants_json,
+    where_to_look,
+    with_json,
+    wrapped,
+)
+from dfm_mlflow.console.verb import Verbs, warn_old
 from dfm_mlflow.errors import ConfigError, DfmError
 
 _EPILOG = """Exit status: 0 done; 1 refused or failed, with one sentence on stderr; 2 a command line
-that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_source dfm-mlflow)"
+that is not understood. Completion: eval "$(_DFM_MLFLOW_COMPLETE=bash_source dfm-mlflow)", or
+zsh_source in zsh.
 """
 
 
@@ -32,34 +49,32 @@ that is not understood. Completion in bash: eval "$(_DFM_MLFLOW_COMPLETE=bash_so
 _CONTEXT = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda name: name.replace("_", "-"),
+    "max_content_width": 100,
 }
 
 
-@click.group(context_settings=_CONTEXT, epilog=_EPILOG)
+@click.group(cls=Verbs, context_settings=_CONTEXT, epilog=_EPILOG, old={"log": "resume-logging"})
 @click.version_option(dfm_mlflow.__version__, prog_name="dfm-mlflow")
-@click.option("--debug", is_flag=True, help="Show tracebacks; give it before the command.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def cli(debug: bool) -> None:
     """Image anomaly detection by Deep Feature Modeling, in MLflow's own words."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("alembic", "botocore", "matplotlib", "PIL", "py4j"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    console_log.start()
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(Options)
 def train(experiment: str, **values: Any) -> None:
     """Fit a detector to good pictures, evaluate, log, register it."""
     options = Options.parse(values)
     from dfm_mlflow.jobs.train import train as run
-    from dfm_mlflow.tracking.run import summary
 
-    result = run(options, experiment=experiment)
-    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    click.echo(summary(result.metrics, [result.verdict.text, *result.sentences], where))
+    _tell_trained(run(options, experiment=experiment))
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(Options)
 def tune(experiment: str, **values: Any) -> None:
@@ -69,14 +84,38 @@ def tune(experiment: str, **values: Any) -> None:
     """
     options = Options.parse(values)
     from dfm_mlflow.jobs.tune import tune as run
+
+    _tell_trained(run(options, experiment=experiment).trained)
+
+
+def _tell_trained(result: Any, *more: str) -> None:
+    """Tell what a training came to, and what may follow."""
+    import mlflow
+
+    from dfm_mlflow.export.graph import obstacle
+
+    why = obstacle(result.detector)
+    ready = f"It cannot be exported to ONNX as it is: {why}" if why else "It exports to ONNX."
+    run = mlflow.get_run(result.run_id)
+    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
+    look = where_to_look(mlflow.get_tracking_uri(), run.info.experiment_id, result.run_id)
+    then = next_steps(result.registered_uri, report_file(run.info.artifact_uri), look)
+    _tell_job(result, [*result.sentences, *more, ready], where, then)
+
+
+def _tell_job(result: Any, sentences: list[str], where: Mapping[str, str], then: str = "") -> None:
+    """Tell what a job with a run came to."""
     from dfm_mlflow.tracking.run import summary
 
-    result = run(options, experiment=experiment).trained
-    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    click.echo(summary(result.metrics, [result.verdict.text, *result.sentences], where))
+    verdict = getattr(result, "verdict", None)
+    if verdict is not None:
+        sentences = [verdict.text, *sentences, *verdict.rates]
+    record = {**where, "metrics": result.metrics, "sentences": sentences}
+    tell(summary(result.metrics, sentences, where), record, then)
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(SweepOptions)
 def sweep(experiment: str, **values: Any) -> None:
@@ -88,174 +127,145 @@ def sweep(experiment: str, **values: Any) -> None:
     from dfm_mlflow.jobs.sweep import sweep as run
 
     result = run(options, experiment=experiment)
-    click.echo(result.summary())
+    tell(result.summary(), {"run_id": result.run_id, "failures": result.failures})
     if error := result.error():
         raise error
 
 
 @cli.command()
+@with_json
 @with_experiment
-@options_of(EvaluateOptions)
+@options_of(EvaluateOptions, argument="model")
 def evaluate(experiment: str, **values: Any) -> None:
     """Score new pictures: metrics if labelled, drift in any case."""
     options = EvaluateOptions.parse(values)
     from dfm_mlflow.jobs.evaluate import evaluate as run
-    from dfm_mlflow.tracking.run import summary
 
     result = run(options, experiment=experiment)
-    sentences = [result.verdict.text, *result.sentences]
-    click.echo(summary(result.metrics, sentences, {"run_id": result.run_id}))
+    _tell_job(result, result.sentences, {"run_id": result.run_id})
 
 
 @cli.command()
-@click.option("--url", help="Server that mlflow models serve started.")
-@click.option("--model", help="Instead of a server: any MLflow model URI, loaded here.")
-@click.option("--images", "found", help="With --model, the same as IMAGES.")
-@click.option("--output", help="Table: .parquet or .csv; with --model .parquet or a folder/.")
-@click.option(
-    "--engine",
-    default="local",
-    show_default=True,
-    metavar="local|spark",
-    help="With --model: this machine, or Spark's executors.",
-)
-@click.option(
-    "--category",
-    default="auto",
-    show_default=True,
-    help="Category that all images are known to be of.",
-)
-@click.option(
-    "--part-by",
-    default="none",
-    show_default=True,
-    metavar="REGEX",
-    help="With --model: one decision for images whose paths match alike, such as views of a part.",
-)
-@click.option("--overlays", help="Folder for pictures with their anomaly maps drawn over them.")
-@click.option("--fpr", type=float, help="With --url: false-positive rate; default: the model's.")
-@click.option("--anomaly-map", is_flag=True, help="With --url: add anomaly maps.")
-@click.option(
-    "--on-error",
-    default="raise",
-    show_default=True,
-    metavar="raise|report",
-    help="With --url: stop at a picture that cannot be read, or say so in its row.",
-)
-@click.option(
-    "--timeout", default=60.0, show_default=True, help="With --url: seconds for one request."
-)
-@click.argument("images", nargs=-1)
-def score(
-    url: str | None,
-    model: str | None,
-    found: str | None,
-    images: tuple[str, ...],
-    output: str | None,
-    engine: str,
-    category: str,
-    part_by: str,
-    overlays: str | None,
-    **values: Any,
-) -> None:
-    """Score pictures on a server, here, or in Spark's executors.
+@with_json
+@click.option("--url", help="Score on this server, which mlflow models serve started.")
+@click.option("--timeout", default=60.0, help="With --url: seconds for one request.  [default: 60]")
+@options_of(ScoreOptions, argument="images", optional=["model", "images"])
+def score(url: str | None, timeout: float, **values: Any) -> None:
+    """Score pictures here, on a server, or in Spark's executors.
 
-    IMAGES are files or folders; with --model one folder, s3:// prefix or pattern.
+    IMAGES are files, folders, patterns, s3:// prefixes or manifests. The model is --model, or the
+    one that a server has (--url).
     """
-    images = (*images, found) if found else images
-    if (url is None) == (model is None) or not images:
-        raise ConfigError("score needs images, and either --url http://HOST:PORT or --model URI.")
-    if model is not None:
-        given = {"engine": engine, "category": category, "part_by": part_by}
-        given["overlays"] = overlays or "none"
-        _score_here(model, images, output, given, values)
-        return
-    if part_by != "none":
-        raise ConfigError("--part-by needs --model: combine the rows of a server yourself.")
-    if engine != "local":
-        raise ConfigError(f"--engine {engine} needs --model: a server has an engine of its own.")
-    from dfm_mlflow.client import find_pictures, write_overlays, write_table
-    from dfm_mlflow.client import score as score_on_server
+    if (url is None) == (values["model"] is None) or not values["images"]:
+        raise ConfigError("score needs images, and either --model URI or --url http://HOST:PORT.")
+    options = ScoreOptions.parse({**values, "model": values["model"] or url})
+    if url is None:
+        from dfm_mlflow.jobs.score import score as run
 
-    assert url is not None
-    paths = find_pictures(images)
-    write = write_table(output)  # a name that cannot be written is refused before the work
-    with_maps = values.pop("anomaly_map")
-    wanted = with_maps or overlays is not None
-    table = score_on_server(url, paths, category=category, anomaly_map=wanted, **values)
-    if overlays is not None:
-        write_overlays(overlays, paths, table["anomaly_map"], images)
-        table["anomaly_map"] = table["anomaly_map"].where(with_maps, None)
-    table.insert(0, "path", paths)
-    write(table)
+        result = run(options)
+        shown = score_lines(result.most, total=result.n_images) if len(result.most) else ""
+        tell("\n\n".join(filter(None, (shown, result.summary()))), result.record())
+    else:
+        _score_on(url, options, timeout)
 
 
-def _score_here(
-    model: str,
-    images: tuple[str, ...],
-    output: str | None,
-    given: dict[str, Any],
-    values: dict[str, Any],
-) -> None:
-    if len(images) > 1 or output is None:
-        raise ConfigError("With --model score needs one folder, prefix or pattern, and --output.")
-    context = click.get_current_context()
-    for name in values:  # what only a server is asked
-        if context.get_parameter_source(name) != click.core.ParameterSource.DEFAULT:
-            spelling = "--" + name.replace("_", "-")
-            raise ConfigError(f"{spelling} is asked of a server alone: leave it out or give --url.")
-    options = ScoreOptions.parse({"model": model, "images": images[0], "output": output, **given})
-    from dfm_mlflow.jobs.score import score as run
+def _score_on(url: str, options: ScoreOptions, timeout: float) -> None:
+    """Score on a server."""
+    refused = {
+        "--part-by": options.part_by != "none",
+        "--engine": options.engine != "local",
+        "--output ending in /": options.output.endswith("/"),
+    }
+    if unfit := [name for name, given in refused.items() if given]:
+        raise ConfigError(f"{unfit[0]} needs --model: a server answers one row an image.")
+    from dfm_mlflow.client import score_into
+    from dfm_mlflow.data.find import find_all
+    from dfm_mlflow.storage.score_table import ScoreTable
 
-    click.echo(run(options).summary())
+    table = ScoreTable(options.output)  # what cannot be written is refused before the work
+    score_into(
+        url,
+        find_all(options.images).sources,
+        table,
+        overlays=options.overlays,
+        searched=options.images,
+        fpr=options.rate,
+        category=options.category,
+        anomaly_map=options.anomaly_map,
+        on_error=options.on_error,
+        timeout=timeout,
+    )
+    names = ("output", "n_images", "n_anomalous", "n_errors")
+    tell(
+        f"{score_lines(table.most, total=table.n_images)}\n\n{table.summary()}",
+        {name: getattr(table, name) for name in names},
+    )
 
 
-@cli.command()
+@cli.command(old={"--to": "--alias"})
+@with_json
 @with_experiment
-@options_of(PromoteOptions)
+@options_of(PromoteOptions, argument="model")
 def promote(experiment: str, **values: Any) -> None:
-    """Move an alias to a registered version that passes all gates."""
+    """Move an alias to a registered version that passes all gates.
+
+    MODEL is models:/NAME/VERSION; the alias is --alias.
+    """
     options = PromoteOptions.parse(values)
     from dfm_mlflow.registry.promote import promote as run
 
-    click.echo(run(options, experiment=experiment).summary())
+    result = run(options, experiment=experiment)
+    tell(result.summary(), result.record())
 
 
 @cli.command()
-@click.argument("model")
-@click.option("--alias", default="production", show_default=True, help="Alias to move back.")
-@click.option("--reason", default="none", show_default=True, help="Why, for the record.")
-def rollback(model: str, alias: str, reason: str) -> None:
+@with_json
+@options_of(RollbackOptions, argument="model")
+def rollback(**values: Any) -> None:
     """Move an alias of a registered MODEL back to what it had."""
+    options = RollbackOptions.parse(values)
     from dfm_mlflow.registry.aliases import rollback as run
 
-    move = run(model, alias, reason)
-    click.echo(f"{alias} of {model} points to version {move.version}; before, to {move.before}.")
+    move = run(options.name, options.alias, options.reason)
+    tell(
+        f"{options.alias} of {options.name} points to version {move.version}; before, to "
+        f"{move.before}.",
+        {
+            "model": options.name,
+            "alias": options.alias,
+            "version": move.version,
+            "before": move.before,
+        },
+    )
 
 
-@cli.command()
-@click.argument("uri")
-@click.option("--json", "as_json", is_flag=True, help="JSON for scripts.")
+@cli.command(old={"--uri": "--model"})
+@with_json
 @click.option("--history", "of_all", is_flag=True, help="All versions: does the line get better?")
-def describe(uri: str, as_json: bool, of_all: bool) -> None:
+@options_of(DescribeOptions, argument="model")
+def describe(of_all: bool, **values: Any) -> None:
     """Say where a model comes from.
 
-    URI is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path; with --history a NAME.
+    MODEL is models:/NAME@ALIAS, models:/NAME/VERSION, runs:/... or a path; with --history a NAME.
     """
+    options = DescribeOptions.parse(values)
     if of_all:
         from dfm_mlflow.registry.history import as_dicts, history, in_lines
 
-        records = history(uri)
-        click.echo(json.dumps(as_dicts(records), indent=2) if as_json else in_lines(records))
+        records = history(options.model)
+        click.echo(json.dumps(as_dicts(records), indent=2) if wants_json() else in_lines(records))
         return
     from dfm_mlflow.registry.describe import describe as run
     from dfm_mlflow.registry.describe import in_words
 
-    found = run(uri)
-    click.echo(json.dumps(found, indent=2) if as_json else in_words(found))
+    found = run(options.model)
+    click.echo(
+        json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found), every=True)
+    )
 
 
 @cli.command()
+@with_json
 @options_of(ReviewOptions, argument="scores")
 def review(**values: Any) -> None:
     """Make a page on which a person judges the pictures of SCORES.
@@ -266,10 +276,12 @@ def review(**values: Any) -> None:
     options = ReviewOptions.parse(values)
     from dfm_mlflow.jobs.review import review as run
 
-    click.echo(run(options).summary())
+    result = run(options)
+    tell(result.summary(), vars(result))
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(UpdateOptions, argument="model")
 def update(experiment: str, **values: Any) -> None:
@@ -279,33 +291,13 @@ def update(experiment: str, **values: Any) -> None:
     """
     options = UpdateOptions.parse(values)
     from dfm_mlflow.jobs.update import update as run
-    from dfm_mlflow.tracking.run import summary
 
     result = run(options, experiment=experiment)
-    trained = result.trained
-    where = {"run_id": trained.run_id, "model_uri": trained.registered_uri}
-    sentences = [trained.verdict.text, *trained.sentences]
-    click.echo(summary(trained.metrics, sentences, where))
-    if result.promoted:
-        click.echo(result.promoted.summary())
+    _tell_trained(result.trained, *([result.promoted.summary()] if result.promoted else []))
 
 
 @cli.command()
-@click.argument("folder")
-def log(folder: str) -> None:
-    """Log and register what a failed tracking server left.
-
-    FOLDER is the one that the failed run named.
-    """
-    from dfm_mlflow.tracking.kept import log_kept as run
-    from dfm_mlflow.tracking.run import summary
-
-    result = run(folder)
-    where = {"run_id": result.run_id, "model_uri": result.model_uri}
-    click.echo(summary({}, [], where))
-
-
-@cli.command()
+@with_json
 @click.argument("log_to")
 @click.option("--before", required=True, help="Date, or time in ISO 8601; UTC unless it says so.")
 @click.option(
@@ -322,10 +314,28 @@ def forget(log_to: str, before: str, what: str) -> None:
     """
     from dfm_mlflow.jobs.forget import forget as run
 
-    click.echo(run(log_to, before, what).summary())
+    result = run(log_to, before, what)
+    tell(result.summary(), vars(result))
+
+
+@cli.command("resume-logging")
+@with_json
+@click.argument("folder")
+def log(folder: str) -> None:
+    """Log and register what a failed tracking server left.
+
+    FOLDER is the one that the failed run named.
+    """
+    from dfm_mlflow.tracking.kept import log_kept as run
+    from dfm_mlflow.tracking.run import summary
+
+    result = run(folder)
+    where = {"run_id": result.run_id, "model_uri": result.model_uri}
+    tell(summary({}, [], where), where)
 
 
 @cli.command()
+@with_json
 @options_of(CompareOptions, argument="runs")
 def compare(**values: Any) -> None:
     """Put RUNS side by side and tell progress from noise.
@@ -335,10 +345,13 @@ def compare(**values: Any) -> None:
     options = CompareOptions.parse(values)
     from dfm_mlflow.jobs.compare import compare as run
 
-    click.echo(run(options).summary())
+    result = run(options)
+    table = json.loads(result.table.to_json(orient="split"))
+    tell(result.summary(), {"table": table, "sentences": result.sentences}, every=True)
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(RecalibrateOptions, argument="model")
 def recalibrate(experiment: str, **values: Any) -> None:
@@ -348,14 +361,14 @@ def recalibrate(experiment: str, **values: Any) -> None:
     """
     options = RecalibrateOptions.parse(values)
     from dfm_mlflow.jobs.recalibrate import recalibrate as run
-    from dfm_mlflow.tracking.run import summary
 
     result = run(options, experiment=experiment)
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    click.echo(summary(result.metrics, result.sentences, where))
+    _tell_job(result, result.sentences, where)
 
 
 @cli.command()
+@with_json
 @with_experiment
 @options_of(UpgradeOptions, argument="model")
 def upgrade(experiment: str, **values: Any) -> None:
@@ -365,32 +378,44 @@ def upgrade(experiment: str, **values: Any) -> None:
     """
     options = UpgradeOptions.parse(values)
     from dfm_mlflow.jobs.upgrade import upgrade as run
-    from dfm_mlflow.tracking.run import summary
 
     result = run(options, experiment=experiment)
-    trained = result.trained
-    where = {"run_id": trained.run_id, "model_uri": trained.registered_uri}
-    sentences = [trained.verdict.text, *trained.sentences, result.comparison]
-    click.echo(summary(trained.metrics, sentences, where))
+    _tell_trained(result.trained, result.comparison)
 
 
 @cli.command()
-@click.argument("model")
-@click.argument("output")
-def export(model: str, output: str) -> None:
+@with_json
+@options_of(ExportOptions, argument="model", optional=["output"])
+@click.argument("file", required=False)
+def export(file: str | None, **values: Any) -> None:
     """Write MODEL as one ONNX graph, for machines without Python.
 
-    MODEL is any model URI, OUTPUT a file that ends in .onnx.
+    MODEL is any model URI. One that was calibrated in bf16 or fp16 needs --images, good pictures
+    that it was never fitted to.
     """
-    for noisy in ("onnx_ir", "onnxscript", "torch.onnx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    from dfm_mlflow.export.graph import export as run
+    if file is not None:
+        warn_old("export MODEL FILE", "export MODEL --output FILE")
+        values["output"] = file
+    options = ExportOptions.parse({k: v for k, v in values.items() if v is not None})
+    from dfm_mlflow.jobs.export import export as run
 
-    result = run(model, output)
-    click.echo(
-        f"{result.path} has {result.megabytes:.1f} MB and scores within {result.difference:.1g} "
-        "of the model."
-    )
+    result = run(options)
+    tell(result.summary(), result.record())
+
+
+@cli.command()
+@with_json
+@options_of(BundleOptions, argument="model")
+def bundle(**values: Any) -> None:
+    """Collect MODEL and every package it needs, for machines without internet.
+
+    MODEL is any model URI; the folder holds install.sh.
+    """
+    options = BundleOptions.parse(values)
+    from dfm_mlflow.jobs.bundle import bundle as run
+
+    result = run(options)
+    tell(result.summary(), result.record())
 
 
 def main() -> None:

@@ -14,16 +14,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dfm_mlflow.columns import COLUMNS, check_on_error
-from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
+from dfm_mlflow.errors import ConfigError, ImageError, ServerError
 from dfm_mlflow.images.picture import Picture, encoded, listed
-from dfm_mlflow.storage.whole_file import whole_file
+from dfm_mlflow.storage.score_table import ScoreTable, as_arrow
 
 _ROWS = 64  # pictures in one request: a server answers them long before it gives up on a request
 _LONGEST_PAUSE = 5.0
@@ -114,91 +114,79 @@ def score(
 
 
 def find_pictures(names: Iterable[str]) -> list[str]:
-    """List the files of `names`, and the pictures in folders and their subfolders, sorted.
+    """List files, and the pictures in folders, patterns, ``s3://`` prefixes and manifests.
 
     Masks in ``ground_truth`` and hidden files are left out; the log says what is used.
+
+    Parameters
+    ----------
+    names : iterable of str
+
+    Returns
+    -------
+    list of str
 
     Raises
     ------
     DataError
         If a name is not there, or there is no picture.
     """
-    from dfm_mlflow.data.find import find_pictures as found_below
-    from dfm_mlflow.data.names import EXTENSIONS
+    from dfm_mlflow.data.find import find_all
 
-    found: list[str] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found += map(str, found_below(name).sources)
-        elif path.is_file():
-            found.append(name)
-        else:
-            raise DataError(f"{name} is not there: give files or folders of pictures.")
-    if not found:
-        kinds = ", ".join(sorted(EXTENSIONS))
-        raise DataError(f"There is no picture ({kinds}) in {', '.join(names)}.")
-    return found
+    return [str(source) for source in find_all(list(names)).sources]
 
 
-def write_table(output: str | None) -> Callable[[pd.DataFrame], None]:
-    """Choose how a table is given out: on standard output, or as the file `output` by its ending.
-
-    Returns
-    -------
-    callable
-        Takes the table.
-
-    Raises
-    ------
-    ConfigError
-        For an ending other than ``.parquet`` and ``.csv``, or a folder that is not there.
-    """
-    if output is None:
-        return lambda table: print(table.to_string())
-    path = Path(output)
-    if path.suffix not in (".parquet", ".csv"):
-        raise ConfigError(f"output={output} ends in {path.suffix!r}: give .parquet or .csv.")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"output={output} lies in a folder that is not there: make it first.")
-
-    def write(table: pd.DataFrame) -> None:
-        with whole_file(path) as draft:
-            if path.suffix == ".csv":
-                table.to_csv(draft, index=False)
-            else:
-                table.to_parquet(draft, index=False)
-
-    return write
-
-
-def write_overlays(
-    folder: str, paths: Sequence[str], maps: Iterable[str | None], searched: Sequence[str] = ()
+def score_into(
+    url: str,
+    sources: Sequence[Any],
+    table: ScoreTable,
+    *,
+    overlays: str = "none",
+    searched: Sequence[str] = (),
+    anomaly_map: bool = False,
+    **asked: Any,
 ) -> None:
-    """Draw the maps that a server answered over their pictures, into files below a folder.
+    """Score files and objects on a server, into a table that is written as the answers come.
 
     Parameters
     ----------
-    folder : str
-        Local; made where it is not there.
-    paths : sequence of str
-        Files of the pictures.
-    maps : iterable of str or None
-        Column ``anomaly_map`` of the answer.
+    url : str
+        Of the server.
+    sources : sequence of Path or S3Object
+    table : ScoreTable
+        Gets the column ``path``, then those of the answers.
+    overlays : str
+        Local folder for pictures with their maps drawn over them, or ``none``.
     searched : sequence of str
         Folders that the pictures were found in.
+    anomaly_map : bool
+        Whether the table gets the maps.
+    **asked
+        Of :func:`score`.
 
     Raises
     ------
-    ConfigError
-        For a folder that cannot be used, or that holds the pictures.
+    DfmError
+        As :func:`score`, for an object that cannot be read, and for a folder of overlays that
+        cannot be used.
     """
     from dfm_mlflow.images.overlay_files import OverlayFolder
+    from dfm_mlflow.images.read import read_picture
 
-    overlays = OverlayFolder(folder, paths, searched)
-    for path, drawn in zip(paths, maps, strict=True):
-        if drawn is not None:
-            overlays.write(path, Path(path).read_bytes(), drawn)
+    drawn = None if overlays == "none" else OverlayFolder(overlays, sources, searched)
+    with table:
+        for start in range(0, len(sources), _ROWS):
+            step = sources[start : start + _ROWS]
+            given = [s if isinstance(s, Path) else read_picture(s) for s in step]
+            found = score(url, given, anomaly_map=anomaly_map or drawn is not None, **asked)
+            if drawn is not None:
+                for source, one in zip(step, found["anomaly_map"], strict=True):
+                    if one is not None:
+                        drawn.write(source, read_picture(source), one)
+            if not anomaly_map:
+                found["anomaly_map"] = pd.Series([None] * len(found), dtype="object")
+            found.insert(0, "path", [str(source) for source in step])
+            table.write(as_arrow(found))
 
 
 def _target(url: str) -> str:

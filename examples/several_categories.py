@@ -2,15 +2,15 @@
 
     python examples/several_categories.py DATA a,b [--weights FILE]
 
-DATA holds a folder in MVTec's layout for each category. A picture is scored under every class; its
-p-value is the largest of its classes', so a good picture of any category passes.
+DATA holds a folder in MVTec's layout for each category. A picture is judged by the class that
+it is likeliest in, and has the p-value of this one.
 """
 
 import click
 import mlflow
 import pandas as pd
 
-from dfm_mlflow import Options, load_catalog, train
+from dfm_mlflow import load_catalog, train
 
 
 @click.command(help=__doc__)
@@ -19,7 +19,7 @@ from dfm_mlflow import Options, load_catalog, train
 @click.option("--weights", default="imagenet", show_default=True)
 def main(data: str, categories: str, weights: str) -> None:
     """Train one model, and count which class the test pictures are given."""
-    result = train(Options(data=data, category=categories, weights=weights))
+    result = train(data=data, category=categories, weights=weights)
     print(f"image AUROC {result.metrics['image_auroc']:.3f}, model {result.registered_uri}")
 
     test = load_catalog(data, categories.split(",")).test

@@ -18,27 +18,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # `make demo` and `make test` are run by .ci/run and by hand; installing is what they do first.
-_BLOCK = r"(?:^ {4,}\S.*\n)+"
 ELSEWHERE = ("make ", "pip ")
 SERVERS = {"mlflow ui": "/health", "mlflow models serve": "/ping"}
 # The weights of torchvision's backbones come from the internet: random ones stand in for them.
 STAND_IN = " -P weights=random -P image_size=64"
-LITE = " -P backbone=efficientnet_lite0"
 # What the README's Python takes for granted: rows of numbers, with their classes.
 ROWS = "import numpy as np; good = np.random.default_rng(0).normal(size=(60, 8)); "
 ROWS += "classes, rows = np.repeat([0, 1], 30), good[:5]"
 
 
-def blocks() -> list[str]:
-    """Indented blocks, each with its continued lines joined."""
-    text = re.sub(r"\\\n\s*", " ", (ROOT / "README.md").read_text())
-    text = re.sub(r"\|\n {6}", "| ", text)
-    found = [re.sub(r"^    ", "", b, flags=re.M).strip() for b in re.findall(_BLOCK, text, re.M)]
-    return [b for b in found if not b.startswith("@")]  # citations
+def blocks(kind: str = "sh|python", path: Path = ROOT / "README.md") -> list[str]:
+    """Fenced blocks of a `kind`, each with its continued lines joined."""
+    text = re.sub(r"\\\n\s*", " ", path.read_text())
+    text = re.sub(r"\|\n {2}", "| ", text)
+    return [found.strip() for found in re.findall(rf"^```(?:{kind})\n(.*?)^```", text, re.M | re.S)]
 
 
 def is_python(block: str) -> bool:
     return re.match(r"(import|from|pictures =)", block) is not None
+
+
+def words() -> int:
+    """Words outside code blocks."""
+    return len(
+        re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.M | re.S).split()
+    )
 
 
 def without_comment(line: str) -> str:
@@ -71,16 +75,13 @@ def stood_in(command: str, folder: Path, port: int) -> str:
         "cell.png": folder / "cell.png",
         ":5001": f":{port}",
         "--port 5001": f"--port {port}",
-        " pictures/": f" {folder}/pictures/today ",
     }.items():
         command = re.sub(
             rf"(?<![\w:/]){re.escape(name)}(?!\w)" if name[0] == "/" else re.escape(name),
             str(there),
             command,
         )
-    if "-e tune" in command:
-        return command + LITE
-    if re.search(r"mlflow run .*(data=|sweep)", command) and "-e evaluate" not in command:
+    if re.search(r"mlflow run .*data=", command):
         return command + STAND_IN
     return command
 
@@ -95,7 +96,6 @@ def prepare(folder: Path) -> None:
 
     for name in ("bottle", "a", "b"):
         write_category(folder / "pictures", name)
-    shutil.copytree(folder / "pictures/bottle/train/good", folder / "pictures/good_bottles")
     cells = load_catalog("elpv", ["mono"])
     unseen = [item for item in cells.test if item.label == "good"]  # never fitted to
     for name, items in {"new_good": unseen[:40], "today": cells.test[:10]}.items():

@@ -17,6 +17,8 @@ TESTED_BY = {
     "artifact.files": "artifact/test_cost.py",
     "artifact.record": "artifact/test_save_load.py",
     "artifact.statistics": "artifact/test_save_load.py",
+    "console.options": "test_cli.py",
+    "console.verb": "test_cli.py",
     "columns": "detector/test_decision.py",
     "data.folder": "data/test_layouts.py",
     "data.exclude": "jobs/test_training_look.py",

@@ -1,5 +1,6 @@
 """The client against a server that answers as it is told."""
 
+import base64
 import io
 import json
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from dfm_mlflow import client
 from dfm_mlflow.columns import COLUMNS
 from dfm_mlflow.errors import ConfigError, DataError, ImageError, ServerError
+from dfm_mlflow.storage.score_table import ScoreTable
 
 ROW = {
     "anomaly_score": 1.0,
@@ -187,9 +189,27 @@ def test_arguments_are_checked(tmp_path):
         client.find_pictures([str(tmp_path / "none")])
     with pytest.raises(DataError, match="no picture"):
         client.find_pictures([str(tmp_path)])
-    for output, words in {"a.txt": "give .parquet or .csv", "none/a.csv": "make it first"}.items():
-        with pytest.raises(ConfigError, match=words):
-            client.write_table(str(tmp_path / output))
+
+
+def test_files_go_into_a_table_in_steps_with_maps_drawn(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "_ROWS", 2)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.new("RGB", (20, 10), "grey").save(path)
+    buffer = io.BytesIO()
+    Image.new("L", (20, 10), 200).save(buffer, format="PNG")
+    answer = {"predictions": [ROW | {"anomaly_map": base64.b64encode(buffer.getvalue()).decode()}]}
+    server.script = [(200, {"predictions": answer["predictions"] * 2}), (200, answer)]
+    table = ScoreTable(str(tmp_path / "scores.csv"))
+    folder = tmp_path.parent / f"{tmp_path.name}-overlays"
+    client.score_into(server.url, paths, table, overlays=str(folder), fpr=0.3)
+    assert len(server.seen) == 2
+    assert json.loads(server.seen[0][2])["params"] == {"fpr": 0.3, "anomaly_map": True}
+    read = pd.read_csv(tmp_path / "scores.csv")
+    assert list(read["path"]) == list(map(str, paths))
+    assert read["anomaly_map"].isna().all()
+    assert sorted(p.name for p in folder.iterdir()) == ["0.png.png", "1.png.png", "2.png.png"]
+    assert table.summary() == f"3 images, 0 anomalous, 0 unreadable; wrote {table.output}"
 
 
 def test_it_is_light():

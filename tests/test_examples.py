@@ -31,16 +31,23 @@ def run(store, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_becomes_a_served_model_and_gives_maps(run, mvtec_like, tmp_path):
+def test_a_folder_becomes_a_served_model_and_gives_maps(run, mvtec_like, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(mvtec_like / "stripes/train/good", tmp_path / "bottles")
     printed = run("own_folder.py", tmp_path / "bottles", "--weights", "random")
     assert "p-value" in printed
     assert "anomaly: " in printed
-    defect = mvtec_like / "stripes/test/hole/000.png"
+    assert (tmp_path / "bottles-map.png").is_file()
+    defect = tmp_path / "turned.jpg"  # as a camera that was held upright writes it
+    with Image.open(mvtec_like / "stripes/test/hole/000.png") as image:
+        wide = image.convert("RGB").crop((0, 0, 64, 48))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        wide.save(defect, exif=exif, quality=95)
     printed = run("anomaly_maps.py", "models:/dfm-bottles/1", tmp_path / "maps", defect)
     assert "p-value 0.0" in printed
-    with Image.open(tmp_path / "maps/000.png") as image:
-        assert image.size == (2 * 64, 64)
+    with Image.open(tmp_path / "maps/turned.png") as image:
+        assert image.height > image.width  # turned, with a legend below
 
 
 def test_one_model_knows_several_categories(run, mvtec_like):

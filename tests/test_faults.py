@@ -166,7 +166,9 @@ def test_a_tracking_server_down_at_the_start_and_in_the_middle(
                 return fit_it(*arguments)
 
             monkeypatch.setattr(train_module, "_fit", fit_while_the_server_dies)
-            with pytest.raises(TrackingError, match=r"`dfm-mlflow log .*` logs and registers"):
+            with pytest.raises(
+                TrackingError, match=r"`dfm-mlflow resume-logging .*` logs and registers"
+            ):
                 train(options)
         (folder,) = (tmp_path / "dfm-kept").iterdir()
         with tracking_server(store, log, port=port):

@@ -1,5 +1,6 @@
 """What the README shows exists: commands, options, files, anchors."""
 
+import ast
 import re
 import shlex
 
@@ -22,7 +23,7 @@ ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
 
 
 def test_commands_are_found():
-    assert len(readme.commands()) > 18
+    assert len(readme.commands()) > 14
     assert any(c.startswith("printf") and "curl" in c for c in readme.commands())
 
 
@@ -43,9 +44,41 @@ def test_a_command_is_one_that_exists(command):
         assert words[0] in ("mlflow", "pip", "printf")
 
 
-@pytest.mark.parametrize("block", [b for b in readme.blocks() if readme.is_python(b)])
-def test_python_is_python(block):
-    compile(block, "README.md", "exec")
+def test_it_is_short_and_starts_offline():
+    assert readme.words() <= 1500
+    first = readme.blocks()[0].splitlines()
+    assert [line.split()[0] for line in first] == ["pip", "dfm-mlflow", "dfm-mlflow"]
+
+
+PYTHON = [(path, block) for path in DOCS for block in readme.blocks("python", path)]
+
+
+@pytest.mark.parametrize(("path", "block"), PYTHON, ids=lambda v: getattr(v, "name", None))
+def test_python_is_python(path, block):
+    compile(block, path.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+SHELL = [
+    (path.name, line)
+    for path in DOCS
+    for block in readme.blocks("sh", path)
+    for line in map(readme.without_comment, block.splitlines())
+    if line.startswith("dfm-mlflow ") and "--help" not in line and path.name != "README.md"
+]
+
+
+@pytest.mark.parametrize(("name", "command"), SHELL)
+def test_a_command_of_a_page_is_one_that_exists(name, command):
+    test_a_command_is_one_that_exists(command)
+
+
+def test_every_page_is_in_the_index_and_in_the_site():
+    index = (ROOT / "docs/index.md").read_text()
+    site = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        if page.name != "index.md":
+            assert f"]({page.name})" in index, page.name
+        assert f" {page.name}" in site, page.name
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)

@@ -320,7 +320,7 @@ def test_postgres_stays_away(server, mvtec_like, plain, place, capsys, monkeypat
         assert sentence.endswith("then run the command again.")
         return
     (folder,) = (tmp_path / "dfm-kept").iterdir()
-    assert f"`dfm-mlflow log {folder}` logs and registers" in sentence
+    assert f"`dfm-mlflow resume-logging {folder}` logs and registers" in sentence
     logged = log_kept(str(folder))
     assert logged.model_uri == f"models:/{server.name}/1"
     assert list(server.versions()) == [1]
@@ -353,7 +353,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(server, mvtec_like):
 def test_a_bucket_that_is_not_there_gets_a_sentence(server, mvtec_like):
     experiment = mlflow.create_experiment("nowhere", "s3://no-such-bucket/here")
     mlflow.set_experiment(experiment_id=experiment)
-    with pytest.raises(TrackingError, match=r"artifact store .*NoSuchBucket.*dfm-mlflow log"):
+    with pytest.raises(TrackingError, match=r"artifact store .*NoSuchBucket.*resume-logging"):
         server.train(mvtec_like)
     assert not list(server.versions())
 

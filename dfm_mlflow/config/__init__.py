@@ -2,6 +2,12 @@
 
 from dfm_mlflow.config.base import StrictOptions
 from dfm_mlflow.config.learning import ReviewOptions, UpdateOptions
+from dfm_mlflow.config.shipping import (
+    BundleOptions,
+    DescribeOptions,
+    ExportOptions,
+    RollbackOptions,
+)
 from dfm_mlflow.config.sweep import SweepOptions, refuse_spark
 from dfm_mlflow.config.train import PRESETS, Options
 from dfm_mlflow.config.verbs import (
@@ -15,12 +21,16 @@ from dfm_mlflow.config.verbs import (
 
 __all__ = [
     "PRESETS",
+    "BundleOptions",
     "CompareOptions",
+    "DescribeOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "Options",
     "PromoteOptions",
     "RecalibrateOptions",
     "ReviewOptions",
+    "RollbackOptions",
     "ScoreOptions",
     "StrictOptions",
     "SweepOptions",

@@ -1,6 +1,7 @@
 """What the options of every verb share: strictness, and errors in one sentence."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -69,6 +70,25 @@ class StrictOptions(BaseModel):
         options.check()
         return options
 
+    @classmethod
+    def of(cls, **values: Any) -> "Self":
+        """Build options from values of Python, by name.
+
+        Parameters
+        ----------
+        **values
+            Where an option is a text, also a number, a path, None for ``none``, or a list for what
+            commas separate.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`parse`.
+        """
+        fields = cls.model_fields
+        texts = {name for name in values if name in fields and fields[name].annotation is str}
+        return cls.parse({k: _text(v) if k in texts else v for k, v in values.items()})
+
     def check(self) -> None:
         """Refuse values that do not go together; :meth:`parse` calls it.
 
@@ -77,6 +97,17 @@ class StrictOptions(BaseModel):
         ConfigError
             One sentence.
         """
+
+
+def _text(value: Any) -> Any:
+    """Write a value of Python as on the command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(str(_text(one)) for one in value)
+    return str(value) if isinstance(value, int | float | PurePath) else value
 
 
 def _sentence(model: type[StrictOptions], error: ValidationError) -> str:

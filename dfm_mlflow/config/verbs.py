@@ -1,8 +1,10 @@
 """The options of the verbs beside train, tune and sweep."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from dfm_mlflow.config.base import (
     BAD,
@@ -53,19 +55,34 @@ class ScoreOptions(StrictOptions):
         "a model URI",
         min_length=1,
     )
-    images: str = option(
+    images: tuple[str, ...] = option(
         ...,
-        "Pictures: a folder or s3:// prefix with all folders below it, a pattern such as "
-        "'s3://bucket/2025/**/*.jpg', or a manifest .csv (path,part).",
-        "a folder, an s3:// prefix, a pattern or a .csv",
+        "Pictures: files, folders or s3:// prefixes with all folders below them, patterns such as "
+        "'s3://bucket/2025/**/*.jpg', or manifests .csv (path,part).",
+        "files, folders, s3:// prefixes, patterns or a .csv",
         min_length=1,
     )
     output: str = option(
-        ...,
-        "Parquet, local or s3://: one file, or with a slash at the end and with engine=spark a "
-        "folder of parts, with which a broken run goes on.",
-        "a name that ends in .parquet or /",
-        r"^.*(\.parquet|[^/:]/)$",
+        "none",
+        "Table, local or s3://: .parquet or .csv, or with a slash at the end (and with "
+        "engine=spark) a folder of parquet parts, with which a broken run goes on.",
+        "none, or a name that ends in .parquet, .csv or /",
+        r"^(none|.*(\.parquet|\.csv|[^/:]/))$",
+    )
+    fpr: str = option(
+        "auto",
+        "False-positive rate of the decision; auto is the model's.",
+        "auto, or a number in (0, 1)",
+        r"^(auto|0?\.\d*[1-9]\d*|[1-9]\d*e-\d+)$",
+    )
+    anomaly_map: bool = option(
+        False, "Add each picture's anomaly map to the table, as base64 PNG.", "true or false"
+    )
+    on_error: str = option(
+        "report",
+        "A picture that cannot be read: say so in its row, or stop.",
+        "report or raise",
+        "^(report|raise)$",
     )
     category: str = option(
         "auto",
@@ -90,14 +107,29 @@ class ScoreOptions(StrictOptions):
         min_length=1,
     )
 
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def rate(self) -> float | None:
+        """False-positive rate of the decision, or None for the model's own."""
+        return None if self.fpr == "auto" else float(self.fpr)
+
     def check(self) -> None:
-        """Refuse what is no regular expression, and overlays with Spark.
+        """Refuse what is no regular expression, and what does not go with Spark.
 
         Raises
         ------
         ConfigError
             One sentence.
         """
+        if self.engine == "spark" and not self.output.endswith("/"):
+            raise ConfigError(
+                f"output={self.output} is no folder, and engine=spark writes one of parquet parts: "
+                "give a name that ends in /."
+            )
         try:
             re.compile(self.part_by)
         except re.error as error:
@@ -118,7 +150,7 @@ class CompareOptions(StrictOptions):
     runs: tuple[str, ...] = option(
         ...,
         "Run ids, run names or model URIs; the others are held against the first.",
-        "at least two runs",
+        "at least two runs, several in one text separated by commas",
         min_length=2,
     )
     confidence: float = option(
@@ -141,19 +173,31 @@ class CompareOptions(StrictOptions):
         r"^(none|.+\.(csv|md))$",
     )
 
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        given = (value,) if isinstance(value, str) else value
+        return tuple(run for text in given for run in str(text).split(",") if run)
+
 
 class PromoteOptions(StrictOptions):
     """Every option of a promotion."""
 
     model: str = option(
         ...,
-        "Registered model, such as dfm-bottle.",
-        "a registered model's name, without / or :",
-        r"^[^/:]+$",
+        "The version to promote, such as models:/dfm-bottle/3; or a registered model's name, with "
+        "its version beside it.",
+        "models:/NAME/VERSION, models:/NAME@ALIAS or a registered model's name",
+        r"^([^/:@]+|models:/[^/:@]+(/[1-9]\d{0,9}|@[\w-]+))$",
     )
-    version: str = option(..., "Version to promote.", "the number of a version", r"^[1-9]\d{0,9}$")
-    to: str = option(
-        ...,
+    version: str = option(
+        "auto",
+        "Version to promote; auto is that of the model's address.",
+        "auto, or the number of a version",
+        r"^(auto|[1-9]\d{0,9})$",
+    )
+    alias: str = option(
+        "none",
         "Alias to set, such as staging or production; these two set the stage of that name too.",
         "an alias of letters, digits, _ and -, other than latest and v1, v2, ...",
         r"^[\w-]{1,200}$",
@@ -225,7 +269,15 @@ class PromoteOptions(StrictOptions):
         allow_inf_nan=False,
     )
 
-    @field_validator("to")
+    @model_validator(mode="before")
+    @classmethod
+    def _old_spelling(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "to" in values:  # until version 0.3
+            values = dict(values)
+            values["alias"] = values.pop("to")
+        return values
+
+    @field_validator("alias")
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if re.fullmatch(r"(?i)latest|v\d+", value):
@@ -238,8 +290,17 @@ class PromoteOptions(StrictOptions):
         Raises
         ------
         ConfigError
-            For force without a reason.
+            Without an alias or a version, and for force without a reason.
         """
+        if self.alias == "none":
+            raise ConfigError(
+                "alias=none sets no alias: name the one to set, such as alias=production."
+            )
+        if not self.model.startswith("models:/") and self.version == "auto":
+            raise ConfigError(
+                f"model={self.model} names no version: give models:/{self.model}/VERSION, or "
+                "version beside it."
+            )
         _check_reason(self.force, self.reason, "the new camera has no test pictures yet")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfm_mlflow.data.accounting import Account, count, reason_of
+from dfm_mlflow.data.accounting import Account, count, reason_of, total
 from dfm_mlflow.data.manifest import read_list
 from dfm_mlflow.data.names import EXTENSIONS, UNREAD
 from dfm_mlflow.errors import DataError
@@ -17,6 +17,7 @@ from dfm_mlflow.storage.store import SCHEME, S3Folder, S3Object, find, folder, s
 from dfm_mlflow.storage.walk import NOWHERE, File, Walk, walk
 
 GROUND_TRUTH = "ground_truth"
+_NAMED = 4  # addresses that the line of what was used names
 _WILD = re.compile(r"[*?\[]")
 
 _logger = logging.getLogger(__name__)
@@ -39,6 +40,38 @@ class Found:
     sources: list[Path | S3Object]
     parts: list[str | None]
     account: Account
+
+
+def find_all(addresses: Sequence[str]) -> Found:
+    """List the pictures of several addresses, each once, in the order of the addresses.
+
+    Parameters
+    ----------
+    addresses : sequence of str
+        As :func:`find_pictures` takes one.
+
+    Returns
+    -------
+    Found
+
+    Raises
+    ------
+    DataError
+        As :func:`find_pictures`.
+    """
+    if len(addresses) == 1:
+        return find_pictures(addresses[0])
+    several = [_found(address) for address in addresses]
+    pairs: dict[str, tuple[Path | S3Object, str | None]] = {}
+    for found in several:
+        for source, part in zip(found.sources, found.parts, strict=True):
+            pairs.setdefault(str(source), (source, part))
+    account = total(found.account for found in several)
+    if len(several) > _NAMED:
+        used = f"{len(pairs)} pictures of {len(several)} addresses"
+        account = Account(used, account.unused, account.n_missed)
+    account.log(_logger)
+    return Found([s for s, _ in pairs.values()], [part for _, part in pairs.values()], account)
 
 
 def find_pictures(address: str) -> Found:
@@ -64,10 +97,15 @@ def find_pictures(address: str) -> Found:
     DataError
         If there is nothing, the store cannot be reached, or a name is no text.
     """
+    found = _found(address)
+    found.account.log(_logger)
+    return found
+
+
+def _found(address: str) -> Found:
     if address.lower().endswith(".csv") and not _WILD.search(address):
         rows = read_list(address)
         account = Account(f"{len(rows)} pictures of {address}")
-        account.log(_logger)
         return Found([source for source, _ in rows], [part for _, part in rows], account)
     if (one := _single(address)) is not None:
         return Found([one], [None], Account(f"the picture {address}"))
@@ -87,7 +125,6 @@ def find_pictures(address: str) -> Found:
     account = Account(f"{len(sources)} pictures of {address}")
     if not pattern:  # what a pattern does not name, nobody meant
         account = Account(account.used, count(reasons, walked.left_out), n_missed)
-    account.log(_logger)
     ordered = sorted(sources, key=str)
     return Found(ordered, [None] * len(ordered), account)
 

@@ -32,6 +32,8 @@ from dfm_mlflow.network.reading import Source
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dfm_mlflow.images.picture import Picture
+
 DIGITS = 32  # of a SHA-256 that tell pictures apart
 CHUNK = 256  # images whose features are in memory at once while scoring
 
@@ -106,6 +108,39 @@ class AnomalyDetector:
         self.classes, self.weights, self.rule = tuple(classes), weights, rule
         self.fitted = frozenset(digest[:DIGITS] for digest in fitted)
         self._ready = [c.on(extractor.device) for c in self.classes]
+
+    @classmethod
+    def from_images(
+        cls, images: "Sequence[Picture]", labels: Sequence[str] | None = None, **options: Any
+    ) -> "AnomalyDetector":
+        """Fit and calibrate on good images, without a run and without MLflow.
+
+        Parameters
+        ----------
+        images : sequence of Picture
+            Good ones, in whatever form :meth:`score` takes.
+        labels : sequence of str, optional
+            Class of each, for one class-conditional detector over several; one class by default.
+        **options
+            Of a training, by name: ``backbone="efficientnet_lite0"``, ``fpr=0.02``.
+            ``precision`` is fp32 and ``augment`` none unless given otherwise.
+
+        Returns
+        -------
+        AnomalyDetector
+
+        Raises
+        ------
+        ConfigError
+            For options that do not go together or need files, and labels of another number.
+        ImageError
+            For the first image that cannot be read.
+        FitError
+            As :meth:`fit`.
+        """
+        from dfm_mlflow.detector.from_images import fit_images
+
+        return fit_images(cls, images, labels, options)
 
     @classmethod
     def fit(
@@ -419,6 +454,30 @@ class AnomalyDetector:
                 for name, kind in self.columns.items()
             }
         )
+
+    def predict(
+        self, images: Sequence[Source], *, fpr: float | None = None, category: str = "auto"
+    ) -> np.ndarray:
+        """Say of each picture whether it is anomalous.
+
+        Parameters
+        ----------
+        images : sequence of Picture
+        fpr : float, optional
+            As :meth:`score` takes it.
+        category : str
+            As :meth:`score` takes it.
+
+        Returns
+        -------
+        ndarray of shape (n,), bool
+
+        Raises
+        ------
+        DfmError
+            As :meth:`score`, which has scores, p-values and maps beside it.
+        """
+        return self.score(images, fpr=fpr, category=category)["is_anomaly"].to_numpy(bool)
 
     def full_map(self, values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Bring a map from the feature grid to the size of its picture, smooth.

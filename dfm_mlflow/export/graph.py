@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import dfm_mlflow
+from dfm_mlflow.artifact.portable import why_not
 from dfm_mlflow.artifact.record import FORMAT
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
@@ -52,32 +53,6 @@ class ExportResult:
     difference: float
 
 
-def export(model_uri: str, path: str | Path) -> ExportResult:
-    """Write a model as ONNX.
-
-    Parameters
-    ----------
-    model_uri : str
-        Any MLflow model URI of a dfm model.
-    path : str or Path
-        Ends in ``.onnx``; a file of that name is replaced.
-
-    Raises
-    ------
-    DfmError
-        For a model that cannot be loaded, or that ONNX cannot express.
-    """
-    _check_target(Path(path))
-    from dfm_mlflow.mlflow_plugin import _compat
-    from dfm_mlflow.mlflow_plugin.flavor import load_model
-    from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
-
-    root = _compat.download(artifact_uri=model_uri)
-    detector = load_model(root, device="cpu")
-    digest = read_mlmodel(Path(root)).sha256
-    return export_onnx(detector, path, {"dfm.model": model_uri, "dfm.detector_sha256": digest})
-
-
 def export_onnx(
     detector: AnomalyDetector, path: str | Path, metadata: dict[str, str] | None = None
 ) -> ExportResult:
@@ -101,7 +76,7 @@ def export_onnx(
         For a detector that ONNX cannot express, or a file that would score otherwise.
     """
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     _check_detector(detector)
     from onnx import helper
 
@@ -255,7 +230,13 @@ def _halve(model: "ModelProto") -> None:
 # -- checks and the file ---------------------------------------------------------------------------
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Refuse a `path` that no graph can be written to, and an installation that makes none.
+
+    Raises
+    ------
+    ExportError
+    """
     if path.suffix != ".onnx":
         raise ExportError(f"{path} does not end in .onnx: give a name that does.")
     if not path.absolute().parent.is_dir():
@@ -269,7 +250,7 @@ def _check_target(path: Path) -> None:
 
 def _check_detector(detector: AnomalyDetector) -> None:
     if why := obstacle(detector):
-        raise ExportError(why)
+        raise ExportError(f"The model cannot be exported: {why}")
     if detector.extractor.device.type != "cpu":
         raise ExportError(f"The model is on {detector.extractor.device}: load it with device=cpu.")
 
@@ -277,19 +258,14 @@ def _check_detector(detector: AnomalyDetector) -> None:
 def obstacle(detector: AnomalyDetector) -> str | None:
     """Say why a `detector` cannot be exported; None where nothing is known against it."""
     extractor = detector.extractor
-    if extractor.tile:
-        return f"A model with tile={extractor.tile} cannot be one ONNX graph: train with tile=none."
-    if extractor.precision != "fp32":
-        return (
-            f"The model was calibrated in {extractor.precision}, and its p-values would not hold "
-            "in the fp32 of ONNX: train it with precision=fp32."
-        )
+    if why := why_not(extractor.tile, extractor.precision):
+        return why
     weights = sum(p.numel() for p in extractor.backbone.module.parameters())
     bases = sum(layer.subspace.basis.size for c in detector.classes for layer in c.layers)
     if 4 * (weights + bases) >= _LIMIT:
         return (
-            f"The model has {4 * (weights + bases) / 1e9:.1f} GB of tensors, and an ONNX file "
-            "holds 2: use a larger pooling or a smaller pca_level."
+            f"it has {4 * (weights + bases) / 1e9:.1f} GB of tensors, and an ONNX file "
+            "holds 2; use a larger pooling or a smaller pca_level."
         )
     return None
 

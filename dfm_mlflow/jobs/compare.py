@@ -283,7 +283,7 @@ def _letter(i: int) -> str:
 def _aligned(table: pd.DataFrame) -> str:
     """Columns of one width each; names and ids stand above, and would make them too wide."""
     narrow = table.drop(index=["run", "run id"])
-    return str(narrow.rename_axis(None).to_string())
+    return str(narrow.rename_axis(None).to_string(line_width=100))
 
 
 def _write(result: CompareResult, output: str) -> None:

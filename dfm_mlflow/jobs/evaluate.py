@@ -19,7 +19,7 @@ from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, resolve
 from dfm_mlflow.scores.measure import Measured, measure
 from dfm_mlflow.scores.operating_points import costs_of
 from dfm_mlflow.scores.served import is_log, measure_log, read_log
-from dfm_mlflow.scores.verdict import Verdict, say
+from dfm_mlflow.scores.verdict import RESULT, Verdict, say
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import MODEL_ID, kept_on_outage
 from dfm_mlflow.tracking.run import (
@@ -95,8 +95,8 @@ def evaluate(options: EvaluateOptions, *, experiment: str = AUTO) -> EvaluateRes
         found.metrics["n_unused_files"] = float(catalog.account.n_unused)
         catalog.note(found.evaluation.looks())
         for sentence in found.sentences:
-            _logger.info(sentence)
-        say(_logger, found.verdict, found.points, costs_of(detector.options))
+            _logger.info(sentence, extra=RESULT)
+        verdict = say(_logger, found.verdict, found.points, costs_of(detector.options))
 
         def log_elsewhere(run_id: str) -> None:
             log_parameters(run_id, parameters)
@@ -109,7 +109,7 @@ def evaluate(options: EvaluateOptions, *, experiment: str = AUTO) -> EvaluateRes
                 models = [LoggedModelInput(model_id)]
                 mlflow.MlflowClient().log_inputs(run.info.run_id, models=models)
             _log(model, detector, catalog, found, model_id)
-    return EvaluateResult(run.info.run_id, found.metrics, found.sentences, found.verdict)
+    return EvaluateResult(run.info.run_id, found.metrics, found.sentences, verdict)
 
 
 def _evaluate_log(

@@ -23,6 +23,7 @@ from dfm_mlflow.mlflow_plugin.flavor import load_model, log_model
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.registry.golden import log_golden
+from dfm_mlflow.scores.verdict import RESULT
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
 from dfm_mlflow.tracking.registration import register, tags_of
@@ -143,6 +144,50 @@ def recalibrate(options: RecalibrateOptions, *, experiment: str = AUTO) -> Recal
     )
 
 
+def calibrate_on(
+    detector: AnomalyDetector, category: str, catalog: Catalog
+) -> tuple[AnomalyDetector, str]:
+    """Calibrate a class on the pictures of a catalog, without a run.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    category : str
+        The class.
+    catalog : Catalog
+        Good pictures that it was never fitted to.
+
+    Returns
+    -------
+    detector : AnomalyDetector
+    sentence : str
+        How the threshold moved.
+
+    Raises
+    ------
+    DataError
+        For pictures that the model was fitted to, by their digests or their scores.
+    """
+    extraction = detector.extractor.extract([i.path for i in catalog.train], progress="extracting")
+    items = kept_items(catalog.train, extraction, "calibration")
+    keys = keys_of(extraction)
+    _refuse_fitted(detector, items, keys)
+    now = detector.recalibrated(category, extraction.features, keys)
+    j = detector.class_names.index(category)
+    before, after = (d.classes[j].calibration for d in (detector, now))
+    _refuse_low(before, after)
+    figures = _figures(before, after, now.options.fpr)
+    return now, _comparison(category, before, after, figures)
+
+
+def _refuse_low(before: Calibration, after: Calibration) -> None:
+    if (share := seems_fitted(before.p_value(after.scores), before.n_groups)) is not None:
+        raise DataError(
+            f"About {share:.0%} of the pictures score as low as pictures that the model was fitted "
+            "to: the threshold would be far too low; give pictures that it never saw."
+        )
+
+
 def _calibrate(
     parent: _Parent,
     category: str,
@@ -165,7 +210,7 @@ def _calibrate(
     sentences = [detector.calibration_sentence(), _comparison(category, before, now, metrics)]
     sentences += _novelty(before, now, options)
     for sentence in sentences:
-        _logger.info(sentence)
+        _logger.info(sentence, extra=RESULT)
     return _Recalibrated(parent.uri, detector, items, metrics, sentences, settings)
 
 

@@ -89,10 +89,10 @@ class SweepResult:
     n_resumed: int
 
     def summary(self) -> str:
-        """Say in Markdown what was found; the last line is JSON for scripts."""
+        """Say in Markdown what was found."""
         parts = [f"{name}\n\n{as_markdown(table)}" for name, table in self.tables.items()]
         parts += [f"{category} failed: {why}" for category, why in self.failures.items()]
-        return "\n\n".join([*parts, json.dumps({"run_id": self.run_id})])
+        return "\n\n".join([*parts, f"run {self.run_id}"])
 
     def error(self) -> SweepError | None:
         """Name the categories that failed; None where there are none."""

@@ -5,6 +5,7 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -40,7 +41,7 @@ from dfm_mlflow.scores.evaluation import (
 )
 from dfm_mlflow.scores.operating_points import costs_of, operating_points, recall_metrics
 from dfm_mlflow.scores.training import TrainingLook, look_at_training
-from dfm_mlflow.scores.verdict import Verdict, say, verdict_of
+from dfm_mlflow.scores.verdict import RESULT, Verdict, say, verdict_of
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import kept_on_outage
 from dfm_mlflow.tracking.registration import register, tags_of
@@ -156,25 +157,39 @@ class Fitted:
     verdict: Verdict
 
 
-def train(options: Options, *, experiment: str = AUTO) -> TrainResult:
-    """Run the main job in the active or a new MLflow run.
+def train(options: Options | None = None, *, experiment: str = AUTO, **values: Any) -> TrainResult:
+    """Fit, evaluate, log and register a detector, in the active or a new MLflow run.
 
     Parameters
     ----------
-    options : Options
+    options : Options, optional
         As given by the user; ``auto`` is resolved here.
     experiment : str
         Name of the experiment of a new run; ``auto`` is what MLflow was told, else the category.
+    **values
+        The options by name, instead of `options` or beside them, as
+        :class:`~dfm_mlflow.config.Options` declares them: ``data="/pictures/bottle"``,
+        ``backbone="resnet18"``, ``fpr=0.01``, ``image_size=384``, ``layers=["layer2", "layer3"]``.
 
     Returns
     -------
     TrainResult
+        With the detector, the run's id, the registered version and the verdict.
 
     Raises
     ------
     DfmError
         For options, data or weights that cannot be used. Nothing is registered then.
+
+    Examples
+    --------
+    ::
+
+        result = dfm_mlflow.train(data="/pictures/bottle", fpr=0.02)
+        print(result.verdict.text, result.registered_uri)
     """
+    given = {} if options is None else options.model_dump()
+    options = Options.of(**given | values)
     options.resolve()  # refused before anybody looks at the data
     asked, options = as_given(options), located(options)
     resolved = options.resolve()
@@ -275,7 +290,7 @@ def _fit(
     trained = fit_pictures(options, catalog, extractor, weights)
     detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
     trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
-    _logger.info(detector.calibration_sentence())
+    _logger.info(detector.calibration_sentence(), extra=RESULT)
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     catalog.note(evaluation.looks())
     copies = find_copies(catalog)
@@ -302,12 +317,13 @@ def _fit(
     if drawn is not None:
         metrics |= drawn.metrics()
         sentences.append(drawn.sentence())
-    _logger.info(" ".join(sentences[1:]))
+    for sentence in sentences[1:]:
+        _logger.info(sentence, extra=RESULT)
     read = counted(table)
     points = operating_points(detector, read, None if drawn is None else drawn.rates)
     metrics |= recall_metrics(points)
     verdict = verdict_of(detector, read, metrics, points, look.concerns)
-    say(_logger, verdict, points, costs_of(options))
+    verdict = say(_logger, verdict, points, costs_of(options))
     return Fitted(
         detector,
         fitted_on,

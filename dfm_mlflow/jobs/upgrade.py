@@ -94,7 +94,7 @@ def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult
         now = score_items(trained.detector, catalog.test).table
         subject = f"The model of format {FORMAT}"
         sentence, figures = compare_models(subject, old, trained.detector, before, now)
-        _logger.info(sentence)
+        _logger.info(sentence, extra={"dfm_result": True})
         mlflow.log_metrics(figures)
         mlflow.set_tag("dfm.upgrade", sentence)
         if registered and trained.registered_version:

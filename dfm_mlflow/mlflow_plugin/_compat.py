@@ -19,6 +19,7 @@ from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.tracking._model_registry import fluent as registering
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME,
@@ -64,6 +65,18 @@ def is_random_name(name: str) -> bool:
     noun, _, number = rest.partition("-")
     known = predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS
     return known and number.isdecimal()
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Keep MLflow from writing to standard error that it registers a model."""
+    # `eprint` is a name of that module alone
+    say = vars(registering)["eprint"]
+    vars(registering)["eprint"] = lambda *_: None
+    try:
+        yield
+    finally:
+        vars(registering)["eprint"] = say
 
 
 def in_scoring_server() -> bool:

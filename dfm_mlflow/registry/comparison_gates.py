@@ -64,7 +64,7 @@ def comparison_gates(
         [table[column].to_numpy(kind) for table in scored]
         for column, kind in (("anomaly_score", float), ("is_anomaly", bool))
     )
-    whom = f"{rival.name}, the best that ever held {options.to}," if best else rival.name
+    whom = f"{rival.name}, the best that ever held {options.alias}," if best else rival.name
     names = (challenger.name, whom, rival.name)
     gates = []
     if COMPARISON in by:

@@ -10,7 +10,8 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
-from dfm_mlflow.artifact.record import DETECTOR
+from dfm_mlflow.artifact.portable import obstacle_of
+from dfm_mlflow.artifact.record import DETECTOR, parse_record
 from dfm_mlflow.detector.decision import CATEGORY_RULES
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
@@ -52,7 +53,7 @@ def describe(uri: str) -> dict[str, Any]:
     client = MlflowClient()
     resolved = resolve(uri)
     version = resolved.version
-    model, weights = _files(resolved.where)
+    model, weights, export = _files(resolved.where)
     run_id = (version and version.run_id) or model.run_id
     promotion = _by_alias(version, "promotion")
     return {
@@ -66,6 +67,7 @@ def describe(uri: str) -> dict[str, Any]:
         "description": (version and version.description) or None,
         **_of_run(client, run_id),
         "weights": weights,
+        "export": export,
         "dfm": _of_flavor(model.flavors[FLAVOR_NAME]),
         "calibration": (model.metadata or {}).get("calibration"),
         "recalibrated_from": (model.metadata or {}).get("recalibrated_from"),
@@ -84,8 +86,11 @@ def _of_flavor(said: dict[str, Any]) -> dict[str, Any]:
     return {key: known[key] for key in _OF_FLAVOR if key in known}
 
 
-def _files(uri: str) -> tuple[Model, dict[str, str] | None]:
-    """Read the two small files that say what a model is; the tensors stay where they are."""
+def _files(uri: str) -> tuple[Model, dict[str, str] | None, str | None]:
+    """Read the two small files that say what a model is; the tensors stay where they are.
+
+    Gives the model, its weights, and whether it can be exported, in words.
+    """
     if Path(uri).is_dir():
         read_mlmodel(Path(uri))  # MLflow would wait for a pipe
     try:
@@ -98,9 +103,15 @@ def _files(uri: str) -> tuple[Model, dict[str, str] | None]:
         inside = f"{uri.rstrip('/')}/{data}/{DETECTOR}"
         try:
             path = inside if Path(inside).is_file() else _compat.download(inside, folder)
-            return model, json.loads(Path(path).read_text())["weights"]
+            text = Path(path).read_bytes()
+            weights = json.loads(text)["weights"]
         except (MlflowException, OSError, ValueError, KeyError, TypeError):
-            return model, None
+            return model, None, None
+    try:
+        against = obstacle_of(parse_record(text))
+    except ArtifactError:
+        return model, weights, None
+    return model, weights, f"not as it is: {against}" if against else "to ONNX"
 
 
 def _of_run(client: MlflowClient, run_id: str | None) -> dict[str, Any]:
@@ -160,6 +171,7 @@ def in_words(found: dict[str, Any]) -> str:
         "weights": _joined(found["weights"], "{id}, SHA-256 {sha256}"),
         **{name.replace("_", " "): _text(value) for name, value in found["dfm"].items()},
         "calibration": found["calibration"],
+        "exports": found["export"],
         "recalibrated from": found["recalibrated_from"],
     }
     lines = [title]

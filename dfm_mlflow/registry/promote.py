@@ -12,9 +12,10 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.config import PromoteOptions
-from dfm_mlflow.errors import PromotionError
+from dfm_mlflow.errors import ConfigError, PromotionError
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.mlflow_plugin.golden import load_golden
+from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
 from dfm_mlflow.registry.candidate import Candidate, load_candidate
 from dfm_mlflow.registry.comparison_gates import COMPARISON, comparison_gates
@@ -22,6 +23,7 @@ from dfm_mlflow.registry.cost_gates import cost_gates
 from dfm_mlflow.registry.gates import Gate, golden_gate, metrics_gate
 from dfm_mlflow.registry.operating_gates import false_alarm_gate, recall_gate
 from dfm_mlflow.registry.rivals import Rival, Scored, load_rivals, score_all
+from dfm_mlflow.scores.verdict import RESULT
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
 
@@ -59,15 +61,19 @@ class PromoteResult:
     forced: list[str]
 
     def summary(self) -> str:
-        """Say in a few lines what was decided; the last is JSON for scripts."""
+        """Say in a few lines what was decided."""
         lines = [_line(gate, self.forced) for gate in self.gates]
         previous = "no version" if self.previous == NONE else f"version {self.previous}"
         verb = "points" if self.outcome == MOVED else "would point"
         lines.append(
             f"{self.to} of {self.model} {verb} to version {self.version}; before, to {previous}."
         )
+        return "\n".join(lines)
+
+    def record(self) -> dict[str, Any]:
+        """Say the same for scripts."""
         keys = ("run_id", "model", "version", "to", "previous", "outcome", "forced")
-        return "\n".join([*lines, json.dumps({key: getattr(self, key) for key in keys})])
+        return {key: getattr(self, key) for key in keys} | {"alias": self.to}
 
 
 def promote(options: PromoteOptions, *, experiment: str = AUTO) -> PromoteResult:
@@ -89,15 +95,16 @@ def promote(options: PromoteOptions, *, experiment: str = AUTO) -> PromoteResult
         If a gate refuses, in a dry run too, or the alias was moved by somebody else meanwhile.
     """
     client = MlflowClient()
-    before = holder(client, options.model, options.to)
+    options = _settled(options)
+    before = holder(client, options.model, options.alias)
     version = version_of(client, options.model, options.version)
     if before == options.version:
         raise PromotionError(
-            f"{options.to} of {options.model} points to version {before} already: give another "
+            f"{options.alias} of {options.model} points to version {before} already: give another "
             "version, or another alias."
         )
-    move = Move.plan(options.model, options.to, before, options.version)
-    name = f"promote-{options.model}-{options.version}-{options.to}"
+    move = Move.plan(options.model, options.alias, before, options.version)
+    name = f"promote-{options.model}-{options.version}-{options.alias}"
     tags = {"dfm.job": "promote", "dfm.promotion.id": move.id}
     with run_of(name, tags, experiment, _experiment_of(client, version)) as run:
         params = {f"resolved_{key}": value for key, value in options.model_dump().items()}
@@ -115,12 +122,27 @@ def promote(options: PromoteOptions, *, experiment: str = AUTO) -> PromoteResult
         run.info.run_id,
         options.model,
         options.version,
-        options.to,
+        options.alias,
         before or NONE,
         outcome,
         gates,
         forced,
     )
+
+
+def _settled(options: PromoteOptions) -> PromoteOptions:
+    """Name the registered model and the version that an address means."""
+    if not options.model.startswith("models:/"):
+        return options
+    found = resolve(options.model).version
+    assert found is not None  # the pattern of the option asks for a registered one
+    version = str(found.version)
+    if options.version not in ("auto", version):
+        raise ConfigError(
+            f"model={options.model} is version {version} and version={options.version} another "
+            "one: give one of them."
+        )
+    return options.model_copy(update={"model": str(found.name), "version": version})
 
 
 def _experiment_of(client: MlflowClient, version: ModelVersion) -> str | None:
@@ -170,7 +192,7 @@ def run_gates(
     if mine is not None:
         gates += [recall_gate(challenger, options, mine), false_alarm_gate(challenger, mine)]
     if before is None:
-        sentence = f"No version holds {options.to} yet, so there is none to compare with."
+        sentence = f"No version holds {options.alias} yet, so there is none to compare with."
         return [*gates, Gate(COMPARISON, True, sentence)]
     if trouble or unread:
         sentence = f"A comparison with version {before} is not possible: {trouble or unread}"
@@ -213,7 +235,7 @@ def _decision(
     return {
         "model": options.model,
         "version": options.version,
-        "to": options.to,
+        "to": options.alias,
         "previous": move.before or NONE,
         "promotion_id": move.id,
         "run_id": run_id,
@@ -242,7 +264,7 @@ def _act(
     if barred:
         why = " ".join(gate.sentence for gate in barred)
         return REFUSED, PromotionError(
-            f"{options.model} version {options.version} is not promoted to {options.to}. {why}"
+            f"{options.model} version {options.version} is not promoted to {options.alias}. {why}"
         )
     if options.dry_run:
         return WOULD_MOVE, None
@@ -252,7 +274,7 @@ def _act(
         "forced": ",".join(decision["forced"]) or NONE,
         "figures": json.dumps(figures),
     }
-    tags = {f"dfm.promotion.{options.to}.{key}": text for key, text in texts.items()}
+    tags = {f"dfm.promotion.{options.alias}.{key}": text for key, text in texts.items()}
     try:
         make_move(client, move, {options.version: tags})
     except PromotionError as error:
@@ -266,8 +288,9 @@ def _record(decision: dict[str, Any], gates: Sequence[Gate]) -> None:
     mlflow.log_dict(decision, DECISION)
     mlflow.log_metrics({k: float(v) for gate in gates for k, v in gate.figures.items()})
     mlflow.set_tag("dfm.promotion.outcome", decision["outcome"])
+    told = RESULT if decision["outcome"] in (MOVED, WOULD_MOVE) else None  # else by nobody
     for gate in gates:
-        _logger.info(_line(gate, decision["forced"]))
+        _logger.info(_line(gate, decision["forced"]), extra=told)
 
 
 def _line(gate: Gate, forced: Sequence[str]) -> str:

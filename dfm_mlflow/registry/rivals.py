@@ -120,12 +120,12 @@ def load_rivals(
     except PromotionError as error:
         return [], str(error)
     rivals = [Rival(holder, tuple(_FIGURES), best=False)]
-    best = best_ever(client, options.model, options.to, (before, options.version))
+    best = best_ever(client, options.model, options.alias, (before, options.version))
     for number, names in best.items():
         try:
             version = load_candidate(client, version_of(client, options.model, number))
         except PromotionError as error:
-            _logger.warning("The best that ever held %s is no rival: %s", options.to, error)
+            _logger.warning("The best that ever held %s is no rival: %s", options.alias, error)
         else:
             rivals.append(Rival(version, tuple(names), best=True))
     return rivals, ""

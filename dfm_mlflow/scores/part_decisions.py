@@ -13,7 +13,10 @@ PART_COLUMNS = {"part": "object", "part_p_value": "float64", "part_is_anomaly": 
 
 
 def part_decisions(
-    detector: AnomalyDetector, table: pd.DataFrame, parts: Sequence[str]
+    detector: AnomalyDetector,
+    table: pd.DataFrame,
+    parts: Sequence[str],
+    fpr: float | None = None,
 ) -> pd.DataFrame:
     """Decide on parts by the scores of their pictures.
 
@@ -30,6 +33,8 @@ def part_decisions(
         Of :meth:`AnomalyDetector.score`, n rows, with all pictures of each part.
     parts : sequence of str
         Part of each picture.
+    fpr : float, optional
+        False-positive rate of the decision; the model's own by default.
 
     Returns
     -------
@@ -46,7 +51,7 @@ def part_decisions(
     np.fmin.at(least, of, table["p_value"].to_numpy(float))
     np.maximum.at(smallest, of, [known.get(name, 0.0) for name in table["predicted_class"]])
     p_value = np.minimum(1.0, m * least)
-    limit = np.maximum(detector.options.fpr, np.minimum(1.0, m * smallest))
+    limit = np.maximum(detector.options.fpr if fpr is None else fpr, np.minimum(1.0, m * smallest))
     flagged = np.asarray(is_anomaly(p_value, limit), dtype=bool)
     unknown = missing & ~flagged
     return pd.DataFrame(
@@ -88,7 +93,7 @@ def part_metrics(table: pd.DataFrame) -> dict[str, float]:
     return metrics
 
 
-def promise_of(detector: AnomalyDetector, parts: Sequence[str]) -> str:
+def promise_of(detector: AnomalyDetector, parts: Sequence[str], fpr: float | None = None) -> str:
     """Say what the decision about parts promises.
 
     Parameters
@@ -96,6 +101,8 @@ def promise_of(detector: AnomalyDetector, parts: Sequence[str]) -> str:
     detector : AnomalyDetector
     parts : sequence of str
         Part of each picture.
+    fpr : float, optional
+        False-positive rate of the decision; the model's own by default.
 
     Returns
     -------
@@ -105,7 +112,7 @@ def promise_of(detector: AnomalyDetector, parts: Sequence[str]) -> str:
     counts = pd.Series(list(parts)).value_counts()
     calibrations = [model.calibration for model in detector.classes]
     smallest, most = max(c.smallest_p_value for c in calibrations), int(counts.max())
-    of_each = detector.options.fpr / most
+    of_each = (detector.options.fpr if fpr is None else fpr) / most
     rate = min(1.0, most * max(c.promised_fpr(of_each) for c in calibrations))
     sentence = (
         f"{len(counts)} parts of {int(counts.min())} to {most} pictures: a part's p-value is the "

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from dfm_mlflow.images.overlay_files import OverlayFolder
 from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.scores.part_decisions import PART_COLUMNS, part_decisions
 from dfm_mlflow.storage import store
+from dfm_mlflow.storage.score_table import ARROW, counts_of
 from dfm_mlflow.storage.store import SCHEME, S3Object
 from dfm_mlflow.storage.whole_file import whole_file
 
@@ -32,7 +34,35 @@ PICTURES = 1000  # in a part
 _FORMAT = 1
 # Names that this program gives its files; whatever else lies in the folder is somebody's own.
 _OURS = re.compile(rf"{DONE}|part-\d{{5}}-[0-9a-f]{{16}}\.parquet")
-_TYPES = {"float64": pa.float64(), "boolean": pa.bool_(), "object": pa.string()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How pictures are to be scored; goes to the executors of Spark, too.
+
+    Attributes
+    ----------
+    category : str
+        Class that all of them are known to be of, or ``auto``.
+    fpr : float or None
+        False-positive rate of the decision; None for the model's own.
+    anomaly_map : bool
+        Whether the table holds their maps.
+    on_error : {"report", "raise"}
+        What becomes of one that cannot be read.
+    """
+
+    category: str = "auto"
+    fpr: float | None = None
+    anomaly_map: bool = False
+    on_error: str = "report"
+
+    def plan(self) -> dict[str, Any]:
+        """What the scores of a folder must have in common, beside the model."""
+        return {"category": self.category, "fpr": self.fpr, "anomaly_map": self.anomaly_map}
+
+
+AS_IT_IS = Asked()
 
 
 @dataclass(frozen=True)
@@ -130,7 +160,7 @@ def plan_parts(
     sources: Sequence[Path | S3Object],
     model: str,
     least: int = 1,
-    category: str = "auto",
+    asked: Asked = AS_IT_IS,
     shown: Sequence[str] = (),
     uri: str = "",
 ) -> Plan:
@@ -146,8 +176,7 @@ def plan_parts(
         SHA-256 of the model.
     least : int
         Parts of a new plan, at least, so that every core has some.
-    category : str
-        Class that all pictures are known to be of, or ``auto``.
+    asked : Asked
     shown : sequence of str
         What each picture shows, if one decision is wanted for all that show the same; these lie in
         one part.
@@ -165,7 +194,7 @@ def plan_parts(
     """
     there = folder.names()
     if PLAN in there:
-        n_parts = _read_plan(folder, model, category)
+        n_parts = _read_plan(folder, model, asked)
     else:
         if there:
             raise ConfigError(
@@ -173,7 +202,7 @@ def plan_parts(
                 "folder, or one that an earlier run began."
             )
         n_parts = min(len(sources), max(least, -(-len(sources) // PICTURES)))
-        plan = {"format": _FORMAT, "model": model, "parts": n_parts, "category": category}
+        plan = {"format": _FORMAT, "model": model, "parts": n_parts, **asked.plan()}
         plan |= {"uri": uri} if uri else {}
         folder.write(PLAN, json.dumps(plan).encode())
     parts = _deal(sources, n_parts, shown)
@@ -190,9 +219,9 @@ def score_part(
     detector: AnomalyDetector,
     part: Part,
     folder: OutputFolder,
-    category: str = "auto",
+    asked: Asked = AS_IT_IS,
     overlays: OverlayFolder | None = None,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Score one part and write its file.
 
     Parameters
@@ -200,27 +229,26 @@ def score_part(
     detector : AnomalyDetector
     part : Part
     folder : OutputFolder
-    category : str
-        Class that all pictures are known to be of, or ``auto``.
+    asked : Asked
     overlays : OverlayFolder, optional
         For pictures with their maps.
 
     Returns
     -------
-    n, n_errors : int
-        Pictures, and those that could not be read.
+    n, n_errors, n_anomalous : int
+        Pictures, those that could not be read, and those that are anomalous.
     """
-    table = scores_of(detector, part.sources, category, part.shown, overlays)
+    table = scores_of(detector, part.sources, asked, part.shown, overlays)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder.write(part.name, buffer.getvalue())
-    return len(table), n_errors(table)
+    return counts_of(table)
 
 
 def scores_of(
     detector: AnomalyDetector,
     sources: Sequence[Path | S3Object],
-    category: str = "auto",
+    asked: Asked = AS_IT_IS,
     shown: Sequence[str] = (),
     overlays: OverlayFolder | None = None,
 ) -> pa.Table:
@@ -230,12 +258,11 @@ def scores_of(
     ----------
     detector : AnomalyDetector
     sources : sequence of Path or S3Object
-    category : str
-        Class that all pictures are known to be of, or ``auto``.
+    asked : Asked
     shown : sequence of str
         What each shows, if one decision is wanted for all that show the same.
     overlays : OverlayFolder, optional
-        For pictures with their maps, which are in the table in no case.
+        For pictures with their maps.
 
     Returns
     -------
@@ -243,15 +270,21 @@ def scores_of(
         ``path``, then the columns of the detector, then those of
         :func:`~dfm_mlflow.scores.part_decisions.part_decisions` where `shown` is given.
     """
-    wanted = overlays is not None
-    table = detector.score(sources, on_error="report", category=category, anomaly_map=wanted)
+    table = detector.score(
+        sources,
+        fpr=asked.fpr,
+        category=asked.category,
+        anomaly_map=asked.anomaly_map or overlays is not None,
+        on_error=asked.on_error,
+    )
     if overlays is not None:
         for source, drawn in zip(sources, table["anomaly_map"], strict=True):
             if drawn is not None:
                 overlays.write(source, read_picture(source), drawn)
-        table["anomaly_map"] = None
+        if not asked.anomaly_map:
+            table["anomaly_map"] = None
     if shown:
-        table = table.join(part_decisions(detector, table, shown))
+        table = table.join(part_decisions(detector, table, shown, asked.fpr))
     table.insert(0, "path", [str(source) for source in sources])
     return pa.Table.from_pandas(table, schema_of(detector, bool(shown)), preserve_index=False)
 
@@ -259,19 +292,14 @@ def scores_of(
 def schema_of(detector: AnomalyDetector, with_parts: bool = False) -> pa.Schema:
     """Types of the scores of a `detector`, `with_parts` those of decisions on parts, too."""
     columns = {"path": "object", **detector.columns, **(PART_COLUMNS if with_parts else {})}
-    return pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+    return pa.schema([(name, ARROW[kind]) for name, kind in columns.items()])
 
 
-def n_errors(table: pa.Table) -> int:
-    """Pictures of a `table` of scores that could not be read."""
-    return len(table) - int(table["error"].null_count)
-
-
-def _read_plan(folder: OutputFolder, model: str, category: str) -> int:
+def _read_plan(folder: OutputFolder, model: str, asked: Asked) -> int:
     try:
         plan = json.loads(folder.read(PLAN))
         known, n_parts = plan["model"], int(plan["parts"])
-        judged_as = plan.get("category", "auto")
+        before = AS_IT_IS.plan() | {k: v for k, v in plan.items() if k in AS_IT_IS.plan()}
         if plan["format"] != _FORMAT or n_parts < 1:
             raise ValueError("another format")
     except (ValueError, KeyError, TypeError) as error:
@@ -284,11 +312,12 @@ def _read_plan(folder: OutputFolder, model: str, category: str) -> int:
             f"output={folder.address} holds the scores of another model (SHA-256 {known[:12]}..., "
             f"not {model[:12]}...): give a new folder."
         )
-    if judged_as != category:
-        raise ConfigError(
-            f"output={folder.address} holds scores with category={judged_as}, not {category}: give "
-            "a new folder, or that category."
-        )
+    for name, value in asked.plan().items():
+        if before[name] != value:
+            raise ConfigError(
+                f"output={folder.address} holds scores with {name}={before[name]}, not {value}: "
+                f"give a new folder, or that {name}."
+            )
     return n_parts
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ from dfm_mlflow.scores.operating_points import (
     rate_lines,
 )
 
+RESULT = {"dfm_result": True}  # of what is logged and in a job's result, too
 LEAST_RECALL = 0.5  # below it a model that ranks well decides badly
 _RANKS_WELL = 0.9  # AUROC
 _FAR = 2.0  # times the rate that was asked for
@@ -34,10 +35,13 @@ class Verdict:
         What share of defects is found and of good pictures flagged at the threshold.
     concerns : tuple of str
         What is wrong with that, each with its remedy; empty where nothing is.
+    rates : tuple of str
+        What other target rates would do, in lines.
     """
 
     sentence: str
     concerns: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -215,7 +219,7 @@ def percent(share: float) -> str:
 
 def say(
     logger: logging.Logger, verdict: Verdict, points: Sequence[OperatingPoint], costs: Costs | None
-) -> None:
+) -> Verdict:
     """Log a verdict, as a warning where there is a concern, and the table of rates.
 
     Parameters
@@ -225,13 +229,22 @@ def say(
     verdict : Verdict
     points : sequence of OperatingPoint
     costs : Costs, optional
+
+    Returns
+    -------
+    Verdict
+        With its rates, for the job's result.
     """
-    logger.log(logging.WARNING if verdict.concerns else logging.INFO, verdict.text)
+    level = logging.WARNING if verdict.concerns else logging.INFO
+    logger.log(level, verdict.text, extra=RESULT)
+    lines: list[str] = []
     if any(p.good or p.recall is not None for p in points):
-        table = "\n".join(rate_lines(points))
-        logger.info("What other target false-positive rates would do:\n%s", table)
+        lines = ["What other target false-positive rates would do:", *rate_lines(points)]
     if sentence := cost_sentence(points, costs):
-        logger.info(sentence)
+        lines.append(sentence)
+    if lines:
+        logger.info("\n".join(lines), extra=RESULT)
+    return replace(verdict, rates=tuple(lines))
 
 
 def said_rate(detector: AnomalyDetector) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.images.picture import is_null, is_single, listed
+from dfm_mlflow.serving.forms import unwrapped
 
 # First bytes of the formats that are read. None of them starts the base64 text of another one.
 _MAGIC = (
@@ -76,6 +77,7 @@ def to_picture(value: Any, *, files: bool) -> Any:
         Bytes where the value was one of them or text; None where it is null; the value itself
         otherwise.
     """
+    value = unwrapped(value)
     if is_null(value):
         return None
     if isinstance(value, str):

@@ -62,7 +62,7 @@ def check_size(images: Sequence[Any], max_pictures: int, max_bytes: int) -> None
 
     Parameters
     ----------
-    images : sequence of bytes or str
+    images : sequence of bytes, str or ndarray
     max_pictures, max_bytes : int
 
     Raises
@@ -70,6 +70,7 @@ def check_size(images: Sequence[Any], max_pictures: int, max_bytes: int) -> None
     ConfigError
     """
     n_bytes = sum(len(i) for i in images if isinstance(i, bytes | str))
+    n_bytes += sum(getattr(i, "nbytes", 0) for i in images)  # of pixels in nested lists
     if len(images) > max_pictures:
         raise ConfigError(
             f"The request has {len(images)} pictures, more than the limit of {max_pictures}: send "

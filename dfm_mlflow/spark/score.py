@@ -15,13 +15,13 @@ import pandas as pd
 import dfm_mlflow
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
-from dfm_mlflow.scores.parts import OutputFolder, Part, score_part
+from dfm_mlflow.scores.parts import AS_IT_IS, Asked, OutputFolder, Part, score_part
 from dfm_mlflow.spark.session import check_version
 from dfm_mlflow.storage.store import S3Object
 
 _ROW = "part int, name string, paths array<string>, etags array<string>, sizes array<long>, "
 _ROW += "shown array<string>"
-_COUNTS = "images long, errors long"
+_COUNTS = "images long, errors long, anomalous long"
 
 
 def cores(spark: Any) -> int:
@@ -43,9 +43,9 @@ def score_parts(
     parts: Sequence[Part],
     bundle: Bundle,
     folder: OutputFolder,
-    category: str = "auto",
-) -> list[tuple[int, int]]:
-    """Score parts and write their files; gives the pictures and the unreadable ones of each.
+    asked: Asked = AS_IT_IS,
+) -> list[tuple[int, int, int]]:
+    """Score parts and write their files; gives what :func:`score_part` gives of each.
 
     Parameters
     ----------
@@ -55,8 +55,7 @@ def score_parts(
         The model; goes to the executors as bytes, once.
     folder : OutputFolder
         Reachable from the executors.
-    category : str
-        Class that all pictures are known to be of, or ``auto``.
+    asked : Asked
 
     Returns
     -------
@@ -70,13 +69,13 @@ def score_parts(
         detector = _detector(bundle)
         for table in tables:
             for row in table.itertuples(index=False):
-                counts = score_part(detector, _part(row), folder, category)
-                yield pd.DataFrame([counts], columns=["images", "errors"])
+                counts = score_part(detector, _part(row), folder, asked)
+                yield pd.DataFrame([counts], columns=["images", "errors", "anomalous"])
 
     listed = spark.createDataFrame(rows, _ROW)
     # a task for each part: one that fails is done again alone
     counted = listed.repartitionByRange(len(rows), "part").mapInPandas(work, _COUNTS)
-    return [(row.images, row.errors) for row in counted.collect()]
+    return [(row.images, row.errors, row.anomalous) for row in counted.collect()]
 
 
 @lru_cache(maxsize=1)

@@ -84,7 +84,10 @@ def kept_on_outage(
             shutil.rmtree(folder, ignore_errors=True)
             _logger.warning("The results cannot be kept in %s: %s", folder, second)
             raise failure from error
-        then = f"`dfm-mlflow log {folder}` logs and registers the results, which are kept there"
+        then = (
+            f"`dfm-mlflow resume-logging {folder}` logs and registers the results, which are kept "
+            "there"
+        )
         raise outage(error, then) or failure from error
 
 

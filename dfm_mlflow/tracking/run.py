@@ -1,6 +1,5 @@
 """What every job does with MLflow: take over or open a run, log parameters, data and results."""
 
-import json
 import os
 import platform
 import subprocess
@@ -276,7 +275,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[str, str]) -> str:
-    """Say in a few lines what a job found; the last is JSON for scripts.
+    """Say in a few lines what a job found.
 
     Parameters
     ----------
@@ -298,6 +297,7 @@ def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[s
         "false_positive_rate",
         "threshold",
     )
-    lines = [f"{name:20s} {metrics[name]:.4g}" for name in shown if name in metrics]
+    named = [f"{name} {metrics[name]:.4g}" for name in shown if name in metrics]
+    lines = [", ".join(named)] if named else []
     lines += [*sentences, *(f"{kind.removesuffix('_uri'):6s} {uri}" for kind, uri in where.items())]
-    return "\n".join([*lines, json.dumps(dict(where))])
+    return "\n".join(lines)

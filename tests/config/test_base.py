@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from dfm_mlflow.config import Options
 from dfm_mlflow.config.base import StrictOptions, option
 from dfm_mlflow.errors import ConfigError
 
@@ -40,3 +43,23 @@ def test_options_do_not_change_after_they_were_checked():
     with pytest.raises(ValidationError):
         options.share = 7.0
     assert options.share == 0.5
+
+
+def test_values_of_python_are_written_as_on_the_command_line():
+    options = Options.of(
+        data=Path("/pictures"),
+        image_size=384,
+        pca_level=0.9,
+        layers=["layer2", "layer3"],
+        tile=None,
+        retest=0.2,
+        fpr=0.1,
+        cache=False,
+    )
+    assert (options.data, options.image_size, options.pca_level) == ("/pictures", "384", "0.9")
+    assert (options.layers, options.tile, options.retest) == ("layer2,layer3", "none", "0.2")
+    assert options.cache is False
+    with pytest.raises(ConfigError, match="There is no option 'fprr'"):
+        Options.of(fprr=0.1)
+    with pytest.raises(ConfigError, match="fpr=2 is not valid"):
+        Options.of(fpr=2)

@@ -135,7 +135,9 @@ def saved(tmp_path_factory):
 
 def test_command_writes_a_file_that_says_what_it_is(saved, tmp_path):
     path = tmp_path / "m.onnx"
-    done = CliRunner().invoke(cli, ["export", str(saved), str(path)], catch_exceptions=False)
+    done = CliRunner().invoke(
+        cli, ["export", str(saved), "--output", str(path)], catch_exceptions=False
+    )
     assert f"{path} has " in done.output
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)

@@ -1,6 +1,8 @@
 """Scoring without a server, on this machine: one file, or a folder of parts to go on with."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 import mlflow
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 import dfm_mlflow
 from dfm_mlflow.cli import cli
 from dfm_mlflow.config import ScoreOptions
-from dfm_mlflow.errors import ConfigError, DataError
+from dfm_mlflow.errors import ConfigError, DataError, ImageError
 from dfm_mlflow.jobs import score as job
 from dfm_mlflow.jobs.score import score
 from dfm_mlflow.scores import parts
@@ -46,7 +48,8 @@ def images(tmp_path):
 
 def options(model, images, output, **more):
     return ScoreOptions.parse(
-        {"model": model, "images": str(images), "output": str(output), **more}
+        {"model": model, "output": str(output), **more}
+        | {"images": images if isinstance(images, list) else str(images)}
     )
 
 
@@ -85,9 +88,46 @@ def test_steps_change_nothing(model, detector, images, tmp_path, monkeypatch):
 
 def test_a_broken_run_leaves_no_file(model, images, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "scores_of", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        score(options(model, images, tmp_path / "scores.parquet"))
+    for name in ("scores.parquet", "scores.csv"):
+        with pytest.raises(ZeroDivisionError):
+            score(options(model, images, tmp_path / name))
     assert os.listdir(tmp_path) == ["images"]
+
+
+def test_csv_holds_the_same_table(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "_STEP", 5)
+    score(options(model, images, tmp_path / "scores.parquet"))
+    score(options(model, images, tmp_path / "scores.csv"))
+    ours = pd.read_csv(tmp_path / "scores.csv")
+    assert_same(ours, pd.read_parquet(tmp_path / "scores.parquet"))
+
+
+def test_several_addresses_each_picture_once_and_nothing_written(model, images, tmp_path, caplog):
+    caplog.set_level("INFO")
+    some = [str(images / "day0"), str(images / "day0/02.png"), f"{images}/day1/*.png"]
+    result = score(options(model, some, "none"))
+    assert (result.n_images, result.n_errors) == (12, 0)
+    assert result.summary() == f"12 images, {result.n_anomalous} anomalous, 0 unreadable"
+    assert 4 <= result.n_anomalous < 12
+    assert list(result.most["p_value"]) == sorted(result.most["p_value"])
+    assert len([r for r in caplog.records if "Used 6 pictures of" in r.message]) == 1
+    assert os.listdir(tmp_path) == ["images"]
+
+
+def test_rate_maps_and_what_becomes_of_a_broken_picture(model, detector, images, tmp_path):
+    more = {"fpr": "0.4", "anomaly_map": True}
+    score(options(model, images, tmp_path / "scores.parquet", **more))
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    read = table[table["error"].isna()]
+    plain = detector.score([Path(p) for p in read["path"]], fpr=0.4, anomaly_map=True)
+    assert list(plain["is_anomaly"]) == list(read["is_anomaly"])
+    assert list(plain["anomaly_map"]) == list(read["anomaly_map"])
+    output = f"{tmp_path}/scores/"
+    score(options(model, images, output, **more))
+    with pytest.raises(ConfigError, match=r"fpr=0\.4, not None: give a new folder"):
+        score(options(model, images, output))
+    with pytest.raises(ImageError, match="broken.png|Row 0"):
+        score(options(model, images, "none", on_error="raise"))
 
 
 @pytest.fixture
@@ -184,8 +224,8 @@ def test_one_file_and_parts_in_s3(model, images, tmp_path, s3_store, small_parts
 
 
 def test_what_cannot_work_is_refused(model, images, tmp_path):
-    with pytest.raises(ConfigError, match=r"a name that ends in \.parquet or /"):
-        options(model, images, "scores.csv")
+    with pytest.raises(ConfigError, match=r"a name that ends in \.parquet, \.csv or /"):
+        options(model, images, "scores.txt")
     with pytest.raises(ConfigError, match="folder that is not there"):
         score(options(model, images, tmp_path / "none" / "scores.parquet"))
     with pytest.raises(DataError, match="is not there"):
@@ -198,26 +238,27 @@ def test_command_line(model, images, tmp_path, store):
 
     done = run("--model", model, "--images", images, "--output", tmp_path / "a.parquet")
     assert done.exit_code == 0, done.output
-    assert "holds the scores of 13 pictures" in done.output
+    lines = done.output.splitlines()
+    assert re.fullmatch(r"13 images, \d+ anomalous, 1 unreadable; wrote .*a\.parquet", lines[-1])
+    assert max(map(len, lines[:-1])) <= 100
     assert mlflow.search_runs().empty  # a job of its own opens no run
     with mlflow.start_run() as opened:
         run("--model", model, images, "--output", tmp_path / "b.parquet")
     data = mlflow.get_run(opened.info.run_id).data
     assert (data.metrics["n_images"], data.metrics["n_unreadable"]) == (13, 1)
+    done = run("--model", model, images / "day0", images / "broken.png", "--json")
+    found = json.loads(done.stdout)
+    assert (found["n_images"], found["n_errors"], found["output"]) == (7, 1, "none")
     refused = [
         run(images),
-        run("--model", model, images),
         run("--url", "http://x", "--model", model, images),
-        run("--url", "http://x", "--engine", "spark", images),
-        run("--model", model, images, "--output", "x.parquet", "--fpr", "0.1"),
+        run("--url", "http://x", "--engine", "spark", "--output", "a/", images),
     ]
     said = [str(r.exception) for r in refused]
     assert all(isinstance(r.exception, ConfigError) for r in refused)
-    assert "either --url" in said[0]
-    assert "and --output" in said[1]
-    assert "either --url" in said[2]
-    assert "needs --model" in said[3]
-    assert "--fpr is asked of a server alone" in said[4]
+    assert "either --model" in said[0]
+    assert "either --model" in said[1]
+    assert "needs --model" in said[2]
 
 
 @pytest.fixture

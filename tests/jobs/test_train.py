@@ -1,5 +1,8 @@
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,7 +23,6 @@ from dfm_mlflow.errors import DataError, DfmError
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.scores.evaluation import image_metrics, metric_name
-from dfm_mlflow.tracking.run import summary
 
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18"}
 CONTRACT = {
@@ -248,12 +250,46 @@ def test_metrics_without_one_of_the_kinds():
     assert metric_name("bent (left) & cut") == "bent _left_ _ cut"
 
 
-def test_summary_ends_with_a_line_for_scripts(store, mvtec_like):
-    result = train(options(mvtec_like, "stripes"))
-    where = {"run_id": result.run_id, "model_uri": result.registered_uri}
-    lines = summary(result.metrics, result.sentences, where).splitlines()
-    assert json.loads(lines[-1]) == {"run_id": result.run_id, "model_uri": "models:/dfm-stripes/1"}
-    assert f"image_auroc          {result.metrics['image_auroc']:.4g}" in lines
+def test_a_training_says_each_fact_once_and_what_is_next(mvtec_like, tmp_path):
+    """What a user sees, in a process of its own: the log, the result, and JSON for scripts."""
+
+    def run(*more):
+        given = options(mvtec_like, "stripes").model_dump()
+        words = [f"--{k}={given[k]}" for k in ("data", "category", "weights", "image_size")]
+        return subprocess.run(
+            [sys.executable, "-m", "dfm_mlflow", "train", *words, *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")},
+        )
+
+    done = run()
+    lines = done.stdout.splitlines() + done.stderr.splitlines()
+    assert len(lines) < 60
+    assert all(line.strip() for line in done.stderr.splitlines())
+    said = [line.removeprefix("Warning: ") for line in lines if len(line) > 40]
+    assert len(said) == len(set(said))
+    assert "mlflow.store" not in done.stderr
+    assert "Successfully registered" not in done.stderr
+    after = done.stdout.split("\nNext\n")[1]
+    for command in (
+        "mlflow ui --backend-store-uri sqlite:///",
+        "mlflow models serve -m models:/dfm-stripes/1",
+        "dfm-mlflow score --model models:/dfm-stripes/1",
+        "dfm-mlflow promote models:/dfm-stripes/1 --alias production",
+    ):
+        assert command in after
+    report = re.search(r"report +(\S+)", after)[1]
+    assert Path(report).is_file()
+    assert "exports to ONNX" in done.stdout or "exported to ONNX" in done.stdout
+    quiet = run("--quiet", "--json")
+    record = json.loads(quiet.stdout)
+    assert record["model_uri"] == "models:/dfm-stripes/2"
+    assert 0 <= record["metrics"]["image_auroc"] <= 1
+    assert not [line for line in quiet.stderr.splitlines() if not line.startswith("Warning")]
 
 
 def test_groups_of_a_manifest_go_before_the_expression_on_the_path():

@@ -39,8 +39,10 @@ def test_describe_tells_the_lineage_of_a_version(registry):
     assert found["promotion"]["production"]["figures"] == {"growth": 1.0}
     assert found["previous"] == {"production": "1"}
     assert json.loads(json.dumps(found)) == found
+    assert found["export"].startswith(("to ONNX", "not as it is: it was calibrated in"))
     text = in_words(found)
     for words in (
+        "exports ",
         f"{registry.name} 2",
         f"{run.info.run_name} (",
         "random:1",

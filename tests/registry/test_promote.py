@@ -73,7 +73,8 @@ def test_an_equal_version_follows_and_the_previous_is_known(registry):
     assert metrics["images_per_second"] > 0
     (used,) = mlflow.get_run(result.run_id).inputs.dataset_inputs
     assert [t.value for t in used.tags] == ["promotion"]
-    assert json.loads(result.summary().splitlines()[-1])["previous"] == "1"
+    assert result.record()["previous"] == "1"
+    assert "points to version 2; before, to version 1." in result.summary()
 
 
 REFUSALS = {
@@ -339,7 +340,10 @@ def test_twenty_of_each_are_the_default_and_fewer_need_force(registry):
 def test_the_run_lies_beside_the_one_that_made_the_version(registry, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     registry.add("good")
-    result = ask(registry, 1)
+    with pytest.raises(ConfigError, match="is version 1 and version=2 another"):
+        ask(registry, 2, model=f"models:/{registry.name}/1")
+    result = ask(registry, "auto", model=f"models:/{registry.name}/1")
+    assert (result.model, result.version) == (registry.name, "1")
     assert mlflow.get_run(result.run_id).info.experiment_id == "0"  # that of the zoo
     registry.add("good")
     elsewhere = ask(registry, 2, to="staging")

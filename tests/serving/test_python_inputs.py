@@ -57,7 +57,7 @@ BAD = {
     "uint16": np.zeros((9, 9), np.uint16),
     "channels come first": np.zeros((3, 9, 9), np.uint8),
     "type int": 7,
-    "type list": [[1, 2], [3, 4]],
+    "type list": [[1, 2], [3, 400]],
     r"null\)": None,
     "cannot be read": Path("nowhere.png"),
     "empty": b"",

@@ -55,7 +55,7 @@ def test_an_evaluation_is_kept_and_logged_as_it_would_have_been(trained, tmp_pat
     asked = EvaluateOptions.parse({"model": "models:/dfm-stripes/1"})
     plain = evaluate_module.evaluate(asked)
     fail_once(monkeypatch, evaluate_module, "log_results")
-    with pytest.raises(TrackingError, match=r"`dfm-mlflow log .*` logs and registers"):
+    with pytest.raises(TrackingError, match=r"`dfm-mlflow resume-logging .*` logs and registers"):
         evaluate_module.evaluate(asked)
     folder = kept_folder(tmp_path)
     result = kept.log_kept(str(folder))
@@ -79,7 +79,7 @@ def test_a_recalibration_is_kept_and_registered_later(trained, tmp_path, monkeyp
     images = new_pictures(tmp_path / "dark", n=30, darker=0.1)
     plain = recalibrate(images)
     fail_once(monkeypatch, recalibrate_module, "log_golden")
-    with pytest.raises(TrackingError, match=r"`dfm-mlflow log .*` logs and registers"):
+    with pytest.raises(TrackingError, match=r"`dfm-mlflow resume-logging .*` logs and registers"):
         recalibrate(images)
     result = kept.log_kept(str(kept_folder(tmp_path)))
     assert result.model_uri == "models:/dfm-stripes/3"
