@@ -12,7 +12,11 @@ from dfm_mlflow.errors import ArtifactError
 FORMAT = 2
 READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.
-_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {"augment": "none"}
+_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {
+    "augment": "none",
+    "subspace": "picture",
+    "blur": "none",
+}
 DETECTOR = "detector.json"
 _SINCE_2 = {"rule", "depth", "n_fitted"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -105,7 +109,8 @@ class LayerRecord(BaseModel):
     """
 
     model_config = _STRICT
-    name: str = Field(pattern=r"^[\w.]+$")  # resolved: a stride would have to be looked for
+    # resolved: a stride, or a window of depth, would have to be looked for
+    name: str = Field(pattern=r"^[\w.]+(-\d+)?(:l2)?$")
     shape: list[_Size] = Field(min_length=3, max_length=3)
 
 

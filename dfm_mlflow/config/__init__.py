@@ -1,8 +1,9 @@
 """Options: names, types, defaults, presets and what an error says."""
 
 from dfm_mlflow.config.base import StrictOptions
+from dfm_mlflow.config.presets import PRESETS
 from dfm_mlflow.config.sweep import SweepOptions, refuse_spark
-from dfm_mlflow.config.train import PRESETS, Options
+from dfm_mlflow.config.train import Options
 from dfm_mlflow.config.verbs import (
     CompareOptions,
     EvaluateOptions,

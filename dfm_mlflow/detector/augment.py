@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.core.cells import crossfit_cells
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.errors import FitError
@@ -87,8 +88,8 @@ def worth_of_copies(
 
     Parameters
     ----------
-    own, copies, others : sequence of ndarray of shape (m, D)
-        Rows of one for each feature map: m good pictures, a copy of each, and m others.
+    own, copies, others : sequence of ndarray of shape (m, D) or (m, P, D)
+        One for each feature map: rows, or cells, of m good pictures, a copy of each, and m others.
     level : float
         Share of the variance that the subspaces keep.
     seed : int
@@ -109,9 +110,9 @@ def worth_of_copies(
     folds = assign_folds(m, seed=seed)
     fall = np.zeros((2, m))  # of copies, of others
     for x, *more in zip(own, copies, others, strict=True):
-        alone = crossfit(x, folds, level).fre
+        alone = _held_out_fre(x, folds, level, m)
         for i, rows in enumerate(more):
-            beside = crossfit(np.concatenate([x, rows]), np.tile(folds, 2), level, own=m).fre
+            beside = _held_out_fre(np.concatenate([x, rows]), np.tile(folds, 2), level, m)
             with np.errstate(divide="ignore", invalid="ignore"):
                 fall[i] += np.nan_to_num(np.log(alone / beside), posinf=0, neginf=0)
     reference = float(fall[1].mean())
@@ -120,6 +121,14 @@ def worth_of_copies(
     mean = float(fall[0].mean()) / reference
     error = float((fall[0] - mean * fall[1]).std(ddof=1)) / math.sqrt(m) / reference
     return Worth(mean, error, m)
+
+
+def _held_out_fre(x: np.ndarray, folds: np.ndarray, level: float, own: int) -> np.ndarray:
+    if x.ndim == 2:
+        return crossfit(x, folds, level, own=own).fre
+    held_out = crossfit_cells(lambda: [x], folds, level, own=own)[1]
+    fre: np.ndarray = held_out.maps.sum(axis=1, dtype=np.float64)
+    return fre
 
 
 def extract_to_fit(
@@ -251,7 +260,8 @@ def _decide(
             f"copies are foreign ({2 * FEWEST} are asked for). Where parts lie freely, give "
             "augment=rotations: few pictures gain most.",
         )
-    grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
+    shapes = [f.shape[1:] for f in extraction.features]
+    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
     worth: dict[str, dict[str, Worth]] = {}
     for kind in TRIED:
         worth[kind] = {
@@ -295,7 +305,11 @@ def _worth(
 
 
 def _rows(grids: Sequence[Grid], features: Sequence[Tensor]) -> list[np.ndarray]:
-    return [g.rows(f).cpu().numpy() for g, f in zip(grids, features, strict=True)]
+    rows = [g.rows(f).cpu().numpy() for g, f in zip(grids, features, strict=True)]
+    return [
+        x.reshape(-1, g.n_cells, x.shape[1]) if g.of_cells else x
+        for x, g in zip(rows, grids, strict=True)
+    ]
 
 
 def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:

@@ -13,7 +13,7 @@ from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.leading import n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.maps import combine_layers
+from dfm_mlflow.detector.maps import blurred, combine_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,17 @@ class ClassScores:
     maps: Tensor
     leading: list[Tensor]
 
+    @classmethod
+    def joined(cls, parts: Sequence["ClassScores"]) -> "ClassScores":
+        """Put the scores of several lots of pictures together, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        score, fre, nll, maps = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("score", "fre", "nll", "maps")
+        )
+        leading = [torch.cat(layer) for layer in zip(*(p.leading for p in parts), strict=True)]
+        return cls(score, fre, nll, maps, leading)
+
 
 @dataclass(frozen=True, eq=False)
 class RawScores:
@@ -156,10 +167,12 @@ def raw_scores(
     maps, fre, nll, leading = [], [], [], []
     for layer, feature, grid in zip(layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
-        leading.append(coordinates[:, : n_leading(layer.subspace)])
+        first = coordinates[:, : n_leading(layer.subspace)]
+        leading.append(grid.of_pictures(first, mean=True))
         maps.append(grid.fre_map(residual))
         fre.append(maps[-1].sum(dim=(1, 2)))
-        nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
+        distance = grid.of_pictures(layer.subspace.mahalanobis(coordinates))
+        nll.append(layer.subspace.nll_from(distance, fre[-1], grid.n_rows))
     return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading)
 
 
@@ -213,11 +226,14 @@ def score_maps(
     maps : Tensor of shape (n, H, W)
     """
     combined = combine_layers(maps, usual, [grid.weights for grid in grids])
+    finest = max(grids, key=lambda g: g.cells.size)
+    if options.blur_cells:
+        combined = blurred(combined, options.blur_cells, finest.weights)
     if options.score == "nll":
         score = nll
     elif options.aggregate == "sum":  # over each layer's own positions, whatever the common grid
         score = torch.stack([(m / u).sum((1, 2)) for m, u in zip(maps, usual, strict=True)]).sum(0)
     else:
-        values = max(grids, key=lambda g: g.cells.size).inside(combined)
+        values = finest.inside(combined)
         score = aggregate(values, options.aggregate)
     return score, combined

@@ -61,9 +61,11 @@ _NAMED = (
     "pooling",
     "image_size",
     "resize",
+    "subspace",
     "pca_level",
     "score",
     "aggregate",
+    "blur",
     "normalize",
 )
 

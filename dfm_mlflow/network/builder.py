@@ -69,7 +69,7 @@ def build_extractor(
         weights = load_weights(options.weights, options.backbone, options.seed)
         take = weights.take if weights.state is not None else None
         backbone = build_backbone(
-            options.backbone, options.layer_names, options.size, take, seed=options.seed
+            options.backbone, options.layer_names, options.network_size, take, seed=options.seed
         )
         cache = FeatureCache() if options.cache else None
         roi = load_roi(options.roi, options.max_pixels) if roi is None else roi

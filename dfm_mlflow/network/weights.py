@@ -40,8 +40,8 @@ class Weights:
     sha256: str
     state: dict[str, Tensor] | None
 
-    def take(self, needed: set[str]) -> dict[str, Tensor]:
-        """Give the `needed` tensors, by name.
+    def take(self, needed: set[str] | None) -> dict[str, Tensor]:
+        """Give the `needed` tensors, by name; all of them for None.
 
         Raises
         ------
@@ -49,6 +49,8 @@ class Weights:
             If one is missing; the message names it.
         """
         assert self.state is not None
+        if needed is None:
+            return self.state
         missing = sorted(needed - set(self.state))
         if missing:
             raise WeightsError(
@@ -83,6 +85,8 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
             backbone,
         )
         return Weights(f"random:{seed}", "", None)
+    if backbone.startswith(timm_backbones.PREFIX):
+        timm_backbones.say_licence(backbone, fetched=source == "imagenet")
     if source == "imagenet" and backbone.startswith(timm_backbones.PREFIX):
         state, digest = timm_backbones.pretrained(backbone)
         return Weights(backbone, digest, state)

@@ -31,16 +31,11 @@ from dfm_mlflow.core.duplicates import MOST
 from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.class_fit import (
-    Deal,
-    brought_to_final,
-    calibrate,
-    check_rest,
-    to_store,
-)
+from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_rest
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
+from dfm_mlflow.detector.layer_fit import Deal, to_store
 from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
@@ -114,7 +109,7 @@ def fit_class_in_passes(
 
     order = np.argsort(np.concatenate(list(held.each(lambda block: block.index))))
     scores = (
-        _nll(held, subspaces)
+        _nll(held, subspaces, grids)
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
     )[order]
@@ -209,13 +204,14 @@ def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
     return divisor(list(sums.values())), torch.stack(others)
 
 
-def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
+def _nll(held: Passes, subspaces: Sequence[Subspace], grids: Sequence[Grid]) -> np.ndarray:
     """Held-out likelihoods: two numbers a picture and layer come to this process."""
     parts = list(held.each(lambda block: (block.mahalanobis, block.fre)))
-    nll: np.ndarray = sum(
-        s.nll_from(*(np.concatenate([p[i][j] for p in parts]) for i in range(2)))
-        for j, s in enumerate(subspaces)
-    )
+    layers = []
+    for j, (subspace, grid) in enumerate(zip(subspaces, grids, strict=True)):
+        distance, fre = (np.concatenate([p[i][j] for p in parts]) for i in range(2))
+        layers.append(subspace.nll_from(distance, fre, grid.n_rows))
+    nll: np.ndarray = np.sum(layers, axis=0)
     return nll
 
 
