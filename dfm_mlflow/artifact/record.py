@@ -110,7 +110,7 @@ class LayerRecord(BaseModel):
 
     model_config = _STRICT
     # resolved: a stride, or a window of depth, would have to be looked for
-    name: str = Field(pattern=r"^[\w.]+(-\d+)?(:l2)?$")
+    name: str = Field(pattern=r"^(2:)?[\w.]+(-\d+)?(:l2)?$")
     shape: list[_Size] = Field(min_length=3, max_length=3)
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from dfm_mlflow.config.presets import is_transformer
+from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,11 +69,20 @@ def check_combination(options: "Options") -> None:
 
 
 def _check_kinds(options: "Options") -> None:
-    if options.subspace.count(",") not in (0, options.layers.count(",")):
+    for name in ("subspace", "pca_level"):
+        given = getattr(options, name)
+        if given.count(",") not in (0, options.layers.count(",")):
+            raise ConfigError(
+                f"{name}={given} has entries for {given.count(',') + 1} layers, and "
+                f"layers={options.layers} names {len(options.layer_names)}: give one for all, or "
+                "one for each."
+            )
+    seconds = [layer.startswith(SECOND) for layer in options.layer_names]
+    if any(seconds) != ("+" in options.backbone) or all(seconds):
         raise ConfigError(
-            f"subspace={options.subspace} has entries for {options.subspace.count(',') + 1} "
-            f"layers, and layers={options.layers} names {len(options.layer_names)}: give one for "
-            "all, or one for each."
+            f"layers={options.layers} do not go with backbone={options.backbone}: two backbones "
+            f"need a layer of each, and those of the second begin with {SECOND}, such as "
+            f"{SECOND}stride:16."
         )
     rules = _each(options, options.pooling)
     kinds = _each(options, options.subspace)

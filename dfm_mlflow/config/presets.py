@@ -8,6 +8,8 @@ from typing import Any
 _FAMILIES = "vit|deit3?|beit(v2|3)?|eva(02)?|samvit|aimv2|flexivit|levit"
 TRANSFORMER = rf"(timm:)?(test_vit\d?|({_FAMILIES})_)"
 
+SECOND = "2:"  # before the name of a layer of the second of two backbones
+
 _SHARP = {
     "backbone": "resnet18",
     "layers": "stride:8,stride:16",
@@ -36,6 +38,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blur": "3",
         "aggregate": "top:0.01",
         "normalize": "global",
+    },
+    # Cells of tokens tell much from few pictures, whole pictures from many: both maps are kept, and
+    # that of pictures weighs what it explains of held-out ones.
+    "fusion": {
+        "backbone": "timm:vit_small_patch14_dinov2.lvd142m+resnet18",
+        "layers": "depth:0.5-0.8,2:stride:8,2:stride:16",
+        "pooling": "1,stride:16+stride:32,stride:16+stride:32+stride:64",
+        "image_size": "448",
+        "subspace": "cell,picture,picture",
+        "pca_level": "0.99,0.97,0.97",
+        "blur": "3",
+        "aggregate": "top:0.01",
+        "normalize": "explained",
     },
     "anomalib-0.3": {
         "backbone": "resnet18",
@@ -73,8 +88,8 @@ _COMMON = {
 
 
 def is_transformer(backbone: str) -> bool:
-    """Whether a `backbone`, by its name, is a vision transformer of one resolution."""
-    return re.match(TRANSFORMER, backbone) is not None
+    """Whether a `backbone`, by its name, is a vision transformer of one resolution, or has one."""
+    return any(re.match(TRANSFORMER, part) for part in backbone.split("+"))
 
 
 def decided(preset: str, backbone: str) -> dict[str, Any]:
@@ -84,14 +99,16 @@ def decided(preset: str, backbone: str) -> dict[str, Any]:
     ----------
     preset : str
     backbone : str
-        As given; a transformer follows the preset ``tokens`` whatever `preset` is.
+        As given; a transformer follows the preset ``tokens`` whatever `preset` is, and one beside
+        another network ``fusion``.
 
     Returns
     -------
     dict of str to object
     """
-    name = "tokens" if is_transformer(backbone) else preset
-    values = {**_COMMON, **PRESETS[name]}
+    if is_transformer(backbone):
+        preset = "fusion" if "+" in backbone else "tokens"
+    values = {**_COMMON, **PRESETS[preset]}
     if preset == "anomalib" and backbone.startswith("wide_resnet50"):
         values["pooling"] = "4"  # as published for Wide ResNet-50
     return values

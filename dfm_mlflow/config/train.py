@@ -17,14 +17,15 @@ from dfm_mlflow.config.base import (
     option,
 )
 from dfm_mlflow.config.combination import check_combination
-from dfm_mlflow.config.presets import PRESETS, decided
+from dfm_mlflow.config.presets import PRESETS, SECOND, decided
 
 _T = TypeVar("_T")
 _REAL = r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
 _RULE = r"(stride:)?[1-9]\d{0,2}"
 _SCALES = rf"{_RULE}(\+{_RULE}){{0,3}}"
-_LAYER = r"(stride:[1-9]\d*|depth:[\d.]+-[\d.]+(:l2)?|[\w.]+(-\d+)?(:l2)?)"
+_LAYER = rf"({SECOND})?(stride:[1-9]\d*|depth:[\d.]+-[\d.]+(:l2)?|[\w.]+(-\d+)?(:l2)?)"
+_NETWORK = r"(\w+|timm:[\w.-]+)"
 _KINDS = r"(picture|cell)(\+(picture|cell)){0,3}"
 
 
@@ -71,9 +72,10 @@ class Options(StrictOptions):
     )
     backbone: str = option(
         "auto",
-        "A torchvision classification model, efficientnet_lite0, or timm:<name>.",
-        "a model name such as resnet18 or timm:resnet18.a1_in1k",
-        r"^(\w+|timm:[\w.-]+)$",
+        "A torchvision classification model, efficientnet_lite0, or timm:<name>; a second one is "
+        "joined by +, and its layers begin with 2:.",
+        "a model name such as resnet18 or timm:resnet18.a1_in1k, or two joined by +",
+        rf"^{_NETWORK}(\+{_NETWORK})?$",
     )
     layers: str = option(
         "auto",
@@ -110,9 +112,9 @@ class Options(StrictOptions):
     )
     pca_level: str = option(
         "auto",
-        "Share of the variance that the subspace keeps.",
-        "a number in (0, 1]",
-        rf"^(auto|{_LEVEL})$",
+        "Share of the variance that the subspace keeps, once for all layers or for each.",
+        "a number in (0, 1], or one for each layer, separated by commas",
+        rf"^(auto|{_LEVEL}(,{_LEVEL})*)$",
     )
     score: str = option(
         "auto",
@@ -151,8 +153,9 @@ class Options(StrictOptions):
     weights: str = option(
         "imagenet",
         "imagenet, random, or a .safetensors/.pth state dict, local or s3://.",
-        "imagenet, random or a path that ends in .safetensors or .pth",
-        r"^(imagenet|random|.+\.(safetensors|pth|pt))$",
+        "imagenet, random or a path that ends in .safetensors or .pth; two joined by + for two "
+        "backbones",
+        r"^((imagenet|random|.+\.(safetensors|pth|pt))(\+(imagenet|random))?)$",
     )
     fpr: float = option(
         0.01,
@@ -313,6 +316,14 @@ class Options(StrictOptions):
         both = zip(self.pooling_rules, self._kinds, strict=True)
         return tuple(k for own, of in both for k in (of * len(own) if len(of) == 1 else of))
 
+    def levels_of(self, n: int) -> tuple[float, ...]:
+        """Share of the variance that the subspace of each of `n` feature maps keeps."""
+        given = [float(level) for level in self.pca_level.split(",")]
+        if len(given) == 1:
+            return tuple(given * n)
+        both = zip(self.pooling_rules, given, strict=True)
+        return tuple(level for own, level in both for _ in own)
+
     @property
     def _kinds(self) -> list[tuple[str, ...]]:
         entries = [tuple(entry.split("+")) for entry in self.subspace.split(",")]
@@ -397,7 +408,7 @@ class Options(StrictOptions):
             For a combination that has no meaning or is not there yet.
         """
         values = decided(self.preset, self.backbone)
-        for name in ("pooling", "subspace"):
+        for name in ("pooling", "subspace", "pca_level"):
             if self.layers != "auto" and self.layers.count(",") != values["layers"].count(","):
                 values[name] = values[name].split(",")[0]  # that of the first layer
         score = self.score if self.score != "auto" else values["score"]

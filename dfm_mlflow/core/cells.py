@@ -93,9 +93,24 @@ class HeldOutCells:
 
     def noise_variance(self, model: Subspace) -> float:
         """Variance outside the subspace of a `model` as held-out cells show it."""
-        rest = max(1, model.n_features - model.n_components)
-        mean = float(self.maps.mean(dtype=np.float64))
-        return max(mean / rest, 1e-12 * float(model.variances[0]) / rest)
+        return noise_variance_of(float(self.maps.mean(dtype=np.float64)), model)
+
+    def mahalanobis_above(self, floor: float) -> np.ndarray:
+        """Squared Mahalanobis distance of each picture, the sum over its cells.
+
+        Parameters
+        ----------
+        floor : float
+            No variance counts for less.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        distance = np.zeros(len(self.maps))
+        for pictures, squares, variances in self.squares:
+            distance[pictures] += squares @ (1 / np.maximum(variances, floor))
+        return distance
 
     def nll(self, model: Subspace) -> np.ndarray:
         """Held-out negative log-likelihood of each picture, the sum over its cells.
@@ -110,11 +125,9 @@ class HeldOutCells:
         ndarray of shape (n,), float64
             In nats.
         """
-        distance = np.zeros(len(self.maps))
         floor = model.noise_variance if model.n_components < model.n_features else 0.0
-        for pictures, squares, variances in self.squares:
-            distance[pictures] += squares @ (1 / np.maximum(variances, floor))
         fre = self.maps.sum(axis=1, dtype=np.float64)
+        distance = self.mahalanobis_above(floor)
         nll: np.ndarray = model.nll_from(distance, fre, self.maps.shape[1])
         return nll
 
@@ -132,6 +145,23 @@ class HeldOutCells:
         """
         parts = [(pictures, _first(subspaces.without[fold])) for pictures, fold in self.places]
         return leading_by_fold(self.means, parts, subspaces.final)
+
+
+def noise_variance_of(fre: float, model: Subspace) -> float:
+    """Variance of each direction outside a subspace, from the mean FRE of held-out cells.
+
+    Parameters
+    ----------
+    fre : float
+    model : Subspace
+
+    Returns
+    -------
+    float
+        Above 0.
+    """
+    rest = max(1, model.n_features - model.n_components)
+    return max(fre / rest, 1e-12 * float(model.variances[0]) / rest)
 
 
 def fold_moments(x: np.ndarray, folds: np.ndarray) -> dict[int, Moments]:

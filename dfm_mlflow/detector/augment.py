@@ -81,7 +81,7 @@ def worth_of_copies(
     own: Sequence[np.ndarray],
     copies: Sequence[np.ndarray],
     others: Sequence[np.ndarray],
-    level: float,
+    level: float | Sequence[float],
     seed: int = 42,
 ) -> Worth:
     """Hold copies of pictures against as many other pictures.
@@ -90,8 +90,8 @@ def worth_of_copies(
     ----------
     own, copies, others : sequence of ndarray of shape (m, D) or (m, P, D)
         One for each feature map: rows, or cells, of m good pictures, a copy of each, and m others.
-    level : float
-        Share of the variance that the subspaces keep.
+    level : float or sequence of float
+        Share of the variance that the subspaces keep, once or for each feature map.
     seed : int
         Of the folds.
 
@@ -109,10 +109,11 @@ def worth_of_copies(
     m = len(own[0])
     folds = assign_folds(m, seed=seed)
     fall = np.zeros((2, m))  # of copies, of others
-    for x, *more in zip(own, copies, others, strict=True):
-        alone = _held_out_fre(x, folds, level, m)
+    levels = [level] * len(own) if isinstance(level, float) else level
+    for share, x, *more in zip(levels, own, copies, others, strict=True):
+        alone = _held_out_fre(x, folds, share, m)
         for i, rows in enumerate(more):
-            beside = _held_out_fre(np.concatenate([x, rows]), np.tile(folds, 2), level, m)
+            beside = _held_out_fre(np.concatenate([x, rows]), np.tile(folds, 2), share, m)
             with np.errstate(divide="ignore", invalid="ignore"):
                 fall[i] += np.nan_to_num(np.log(alone / beside), posinf=0, neginf=0)
     reference = float(fall[1].mean())
@@ -295,10 +296,10 @@ def _worth(
         for rows, more in zip(turned, _rows(grids, found.features), strict=True):
             rows.append(more)
     known = [_rows(grids, [f[r] for f in extraction.features]) for r in (order, others)]
-    level = float(options.pca_level)
+    levels = options.levels_of(len(grids))
     try:
         return worth_of_copies(
-            known[0], [np.concatenate(t) for t in turned], known[1], level, options.seed
+            known[0], [np.concatenate(t) for t in turned], known[1], levels, options.seed
         )
     except FitError:  # equal pictures, which the fit itself reports
         return Worth(0.0, 0.0, m)

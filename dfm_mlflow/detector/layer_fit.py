@@ -121,10 +121,9 @@ def fit_layers(
     FitError
         If there is one fold only, or features that no model fits.
     """
-    level = float(options.pca_level)
     found = [
         (_layer_of_cells if grid.of_cells else _layer_of_pictures)(feature, grid, deal, level)
-        for feature, grid in zip(features, grids, strict=True)
+        for feature, grid, level in zip(features, grids, options.levels_of(len(grids)), strict=True)
     ]
     layers = [
         LayerModel(

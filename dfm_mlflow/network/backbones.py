@@ -19,16 +19,18 @@ from torch import Tensor, fx, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dfm_mlflow.config.presets import is_transformer
+from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
 from dfm_mlflow.network import timm_backbones, transformers
 from dfm_mlflow.network.folding import fold_batch_norms
+from dfm_mlflow.network.pair import Pair, layers_of
 from dfm_mlflow.network.tracing import tracing
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
+_PARTS = ("first", "second")  # of a pair, in the names of its tensors
 T = TypeVar("T")
 # Gives the named tensors of a weights file, or all of them for None.
 Take = Callable[[set[str] | None], dict[str, Tensor]]
@@ -114,6 +116,8 @@ def build_backbone(
     WeightsError
         If tensors lack, or have other shapes than the network.
     """
+    if "+" in name:
+        return _build_pair(name, layers, size, weights, folded, seed)
     if is_transformer(name):
         tokens, patch = _build_tokens(name, layers, size, weights, folded, seed)
         names = tuple(window.name for window in tokens.windows)
@@ -194,6 +198,53 @@ def _build(
     return names, module
 
 
+def _build_pair(
+    name: str,
+    layers: tuple[str, ...],
+    size: tuple[int, int],
+    weights: Take | None,
+    folded: Folded | None,
+    seed: int,
+) -> Backbone:
+    """Build two networks; `weights` is called with the place, 0 or 1, before a tensor's name."""
+    names = name.split("+")
+    if callable(folded):  # which is asked once, for the tensors of both
+        expected: dict[str, Tensor] = {}
+        for i, part in enumerate(names):
+            own = layers_of(layers, bool(i))
+            shapes = build_backbone(part, own, size, folded=lambda e: e).module.state_dict()
+            expected |= {f"{_PARTS[i]}.{k}": v for k, v in shapes.items()}
+        folded = folded(expected)
+    built = []
+    for i, part in enumerate(names):
+        prefix = _PARTS[i] + "."
+        state = folded and {
+            k.removeprefix(prefix): v for k, v in folded.items() if k.startswith(prefix)
+        }
+        take = weights and _of_part(weights, prefix)
+        own = layers_of(layers, bool(i))
+        built.append(build_backbone(part, own, size, take, folded=state, seed=seed))
+    first, second = built
+    module = Pair.of(
+        first.module, second.module, (first.mean, first.std), (second.mean, second.std)
+    )
+    resolved = iter(first.layers), iter(second.layers)
+    found = tuple(
+        SECOND + next(resolved[1]) if layer.startswith(SECOND) else next(resolved[0])
+        for layer in layers
+    )
+    patch = first.patch or second.patch
+    return Backbone(name, found, module.eval(), first.mean, first.std, patch)
+
+
+def _of_part(weights: Take, prefix: str) -> Take:
+    def take(needed: set[str] | None) -> dict[str, Tensor]:
+        asked = {prefix} if needed is None else {prefix + key for key in needed}
+        return {k.removeprefix(prefix): v for k, v in weights(asked).items()}
+
+    return take
+
+
 def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
     """Give layers their names in a backbone: ``stride:16`` becomes ``layer3``.
 
@@ -215,6 +266,14 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
     BackboneError
         As :func:`build_backbone`.
     """
+    if "+" in name:
+        found = {}
+        for part, second in zip(name.split("+"), (False, True), strict=True):
+            asked = layers_of(layers, second)
+            prefix = SECOND if second else ""
+            for one, known in zip(asked, layer_names(part, asked, size), strict=True):
+                found[prefix + one] = prefix + known
+        return tuple(found[layer] for layer in layers)
     if is_transformer(name):
         return tuple(window.name for window in _windows(name, layers, size))
     with tracing(), _explained(name, size):
@@ -223,6 +282,8 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
 
 def backbone_requirements(name: str) -> list[str]:
     """Distributions beside torchvision that define the architecture of the backbone `name`."""
+    if "+" in name:
+        return list(dict.fromkeys(r for p in name.split("+") for r in backbone_requirements(p)))
     if name.startswith(timm_backbones.PREFIX):
         return ["timm"]
     return ["efficientnet-lite-pytorch"] if name.startswith("efficientnet_lite") else []

@@ -89,8 +89,12 @@ def fit_class_in_passes(
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
-        to_store(replace(subspace, n_samples=len(deal.folds)), _noise_variance(sums, j, subspace))
-        for j, (subspace, _, _) in enumerate(parts)
+        to_store(
+            replace(subspace, n_samples=len(deal.folds)),
+            _noise_variance(sums, j, subspace, grid),
+            of_cells=grid.of_cells,
+        )
+        for j, ((subspace, _, _), grid) in enumerate(zip(parts, grids, strict=True))
     ]
     check_rest(subspaces, options)
     divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
@@ -185,9 +189,10 @@ def _sums(held: Passes, folds: np.ndarray) -> dict[int, _Sums]:
     return held.total(sums, by_key)
 
 
-def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace) -> float:
+def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace, grid: Grid) -> float:
     whole = reduce(_Sums.merge, sums.values())
-    mean = HeldOut(whole.fre[j : j + 1] / whole.n, np.zeros(1), lambda: np.zeros((1, 0)))
+    of_row = whole.fre[j : j + 1] / (whole.n * grid.n_rows)
+    mean = HeldOut(of_row, np.zeros(1), lambda: np.zeros((1, 0)))
     return mean.noise_variance(subspace)
 
 

@@ -1,6 +1,5 @@
 import sys
 
-
 import numpy as np
 import pytest
 import torch
@@ -208,7 +207,7 @@ def test_without_timm_the_remedy_is_named(monkeypatch):
 
 def test_real_tokens_in_half_precision_are_those_of_timm(real_data):
     """Of a ViT-S/14 of DINOv2's architecture that was fine-tuned for saliency."""
-    path = Path(real_data) / "weights" / "vit_small_patch14_saliency.safetensors"
+    path = real_data / "weights" / "vit_small_patch14_saliency.safetensors"
     model = timm.create_model("vit_small_patch14_dinov2", img_size=112).eval()
     from timm.models.vision_transformer import checkpoint_filter_fn
 
