@@ -57,7 +57,9 @@ def of_pictures(features, grids, options, n: int, splits: int) -> Iterator[Split
         seen, unseen = order[:n], order[n : n + MOST]
         deal = Deal.of([str(i) for i in seen], None, s)
         fitted = fit_layers([f[seen] for f in features], deal, grids, options)
-        plain = finish_class("good", replace(fitted, refit_ratio=np.ones(n)), grids, options)
+        plain = finish_class(
+            "good", replace(fitted, refit_ratios=[np.ones(n)] * len(grids)), grids, options
+        )
         model = finish_class("good", fitted, grids, options)
         new = score_class(
             model.on(features[0].device), [f[unseen] for f in features], grids, options

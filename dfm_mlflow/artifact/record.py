@@ -36,11 +36,14 @@ class SubspaceRecord(BaseModel):
         Dimension of the subspace.
     noise_variance : float
         Variance of each direction outside it.
+    explained : float
+        Share of the variance of good pictures that it explains of held-out ones.
     """
 
     model_config = _STRICT
     n_components: int = Field(ge=1, le=1 << 20)
     noise_variance: float = Field(ge=_SMALLEST, le=_LARGEST)
+    explained: float = Field(1.0, ge=0, le=1)
 
 
 class ClassRecord(BaseModel):

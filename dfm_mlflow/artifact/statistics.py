@@ -187,7 +187,7 @@ def _class(
         leading = _array(statistics, f"{i}.{j}.leading", shape)
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
-        layers.append(LayerModel(subspace, usual, leading))
+        layers.append(LayerModel(subspace, usual, leading, layer.explained))
     correlation = None
     if rule > 1:
         many = sum(n_leading(layer.subspace) for layer in layers)

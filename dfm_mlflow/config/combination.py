@@ -9,6 +9,9 @@ from dfm_mlflow.errors import ConfigError
 if TYPE_CHECKING:
     from dfm_mlflow.config.train import Options
 
+# Options that may be given once for all layers, or for each.
+BY_LAYER = ("subspace", "pca_level", "aggregate", "normalize")
+
 
 def check_combination(options: "Options") -> None:
     """Refuse resolved options that do not go together.
@@ -69,7 +72,7 @@ def check_combination(options: "Options") -> None:
 
 
 def _check_kinds(options: "Options") -> None:
-    for name in ("subspace", "pca_level"):
+    for name in BY_LAYER:
         given = getattr(options, name)
         if given.count(",") not in (0, options.layers.count(",")):
             raise ConfigError(

@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "aggregate": "top:0.01",
         "normalize": "global",
     },
-    # Cells of tokens tell much from few pictures, whole pictures from many: both maps are kept, and
-    # that of pictures weighs what it explains of held-out ones.
+    # Cells of tokens tell much from few pictures, whole pictures from many: each of `tokens` and
+    # `default` gives a score, and they weigh what their subspaces explain of held-out pictures.
     "fusion": {
         "backbone": "timm:vit_small_patch14_dinov2.lvd142m+resnet18",
         "layers": "depth:0.5-0.8,2:stride:8,2:stride:16",
@@ -48,9 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": "448",
         "subspace": "cell,picture,picture",
         "pca_level": "0.99,0.97,0.97",
-        "blur": "3",
-        "aggregate": "top:0.01",
-        "normalize": "explained",
+        "aggregate": "top:0.01,top:0.05,top:0.05",
+        "normalize": "global,blend,blend",
     },
     "anomalib-0.3": {
         "backbone": "resnet18",

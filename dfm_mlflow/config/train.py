@@ -16,7 +16,7 @@ from dfm_mlflow.config.base import (
     StrictOptions,
     option,
 )
-from dfm_mlflow.config.combination import check_combination
+from dfm_mlflow.config.combination import BY_LAYER, check_combination
 from dfm_mlflow.config.presets import PRESETS, SECOND, decided
 
 _T = TypeVar("_T")
@@ -25,6 +25,7 @@ _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
 _RULE = r"(stride:)?[1-9]\d{0,2}"
 _SCALES = rf"{_RULE}(\+{_RULE}){{0,3}}"
 _LAYER = rf"({SECOND})?(stride:[1-9]\d*|depth:[\d.]+-[\d.]+(:l2)?|[\w.]+(-\d+)?(:l2)?)"
+_ONE_NUMBER, _DIVISOR = rf"(sum|max|top:{_LEVEL})", "(none|global|position|blend)"
 _NETWORK = r"(\w+|timm:[\w.-]+)"
 _KINDS = r"(picture|cell)(\+(picture|cell)){0,3}"
 
@@ -125,9 +126,9 @@ class Options(StrictOptions):
     aggregate: str = option(
         "auto",
         "How the FRE map becomes one number: sum, max, or top:q, the mean of the largest "
-        "share q of positions.",
-        "auto, sum, max or top:q with q in (0, 1]",
-        rf"^(auto|sum|max|top:{_LEVEL})$",
+        "share q of positions; once for all layers or for each.",
+        "auto, sum, max or top:q with q in (0, 1], once or for each layer, separated by commas",
+        rf"^(auto|{_ONE_NUMBER}(,{_ONE_NUMBER})*)$",
     )
     blur: str = option(
         "auto",
@@ -139,9 +140,10 @@ class Options(StrictOptions):
     normalize: str = option(
         "auto",
         "Division of each map by what held-out good images show, on average (global), at each "
-        "position, or half way between (blend, the geometric mean of the two).",
-        "auto, none, global, position or blend",
-        "^(auto|none|global|position|blend)$",
+        "position, or half way between (blend, the geometric mean of the two); once for all layers "
+        "or for each.",
+        "auto, none, global, position or blend, once or for each layer, separated by commas",
+        rf"^(auto|{_DIVISOR}(,{_DIVISOR})*)$",
     )
     augment: str = option(
         "auto",
@@ -318,11 +320,26 @@ class Options(StrictOptions):
 
     def levels_of(self, n: int) -> tuple[float, ...]:
         """Share of the variance that the subspace of each of `n` feature maps keeps."""
-        given = [float(level) for level in self.pca_level.split(",")]
+        return tuple(float(level) for level in self.of_maps("pca_level", n))
+
+    def of_maps(self, name: str, n: int) -> tuple[str, ...]:
+        """What an option that layers may differ in is for each feature map.
+
+        Parameters
+        ----------
+        name : {"pca_level", "aggregate", "normalize"}
+        n : int
+            Feature maps.
+
+        Returns
+        -------
+        tuple of str
+        """
+        given = getattr(self, name).split(",")
         if len(given) == 1:
             return tuple(given * n)
         both = zip(self.pooling_rules, given, strict=True)
-        return tuple(level for own, level in both for _ in own)
+        return tuple(value for own, value in both for _ in own)
 
     @property
     def _kinds(self) -> list[tuple[str, ...]]:
@@ -408,7 +425,7 @@ class Options(StrictOptions):
             For a combination that has no meaning or is not there yet.
         """
         values = decided(self.preset, self.backbone)
-        for name in ("pooling", "subspace", "pca_level"):
+        for name in ("pooling", *BY_LAYER):
             if self.layers != "auto" and self.layers.count(",") != values["layers"].count(","):
                 values[name] = values[name].split(",")[0]  # that of the first layer
         score = self.score if self.score != "auto" else values["score"]

@@ -34,10 +34,13 @@ class CellSubspaces:
         Of all cells, in float64.
     without : mapping of int to Subspace
         By fold: of the cells that are not in it.
+    total : float
+        Variance of all cells, summed over features.
     """
 
     final: Subspace
     without: Mapping[int, Subspace]
+    total: float
 
     @classmethod
     def of(cls, parts: Mapping[int, Moments], n_components: float) -> "CellSubspaces":
@@ -66,7 +69,8 @@ class CellSubspaces:
             f: fit_without(whole, part, n_components, lambda f=f: of_others(f))  # type: ignore[misc]  # f is bound
             for f, part in parts.items()
         }
-        return cls(fit_moments(whole, n_components), without)
+        final = fit_moments(whole, n_components)
+        return cls(final, without, float(np.trace(whole.scatter)) / (whole.n - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +287,7 @@ def crossfit_cells(
     """
     own = len(folds) if own is None else own
     found = CellSubspaces.of(total_moments(blocks(), folds), n_components)
-    subspaces = CellSubspaces(replace(found.final, n_samples=own), found.without)
+    subspaces = replace(found, final=replace(found.final, n_samples=own))
     parts, models = [], dict[int, Subspace]()
     start = 0
     for x in _first_pictures(blocks(), own):

@@ -16,6 +16,7 @@ from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
     ClassModel,
     ClassScores,
+    ratio_of,
     score_maps,
 )
 from dfm_mlflow.detector.grid import Grid
@@ -115,17 +116,20 @@ def _finished(
 ) -> tuple[ClassModel, np.ndarray, dict[int, Tensor]]:
     """The class, and the held-out scores and maps of its pictures."""
     check_rest([layer.subspace for layer in fitted.layers], options)
+    ways = options.of_maps("normalize", len(grids))
     layers = tuple(
-        replace(layer, usual=usual_of(maps, options.normalize).numpy())
-        for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
+        replace(layer, usual=usual_of(maps, how).numpy())
+        for layer, maps, how in zip(fitted.layers, fitted.maps, ways, strict=True)
     )
     # What a held-out map is divided by must not know it either.
     folds = fitted.deal.folds
-    usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
-    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
-    calibration = calibrate(score.numpy(), fitted.deal, options, fitted.refit_ratio)
+    usual = [usual_without_fold(m, folds, w) for m, w in zip(fitted.maps, ways, strict=True)]
+    explained = [layer.explained for layer in layers]
+    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options, explained)
+    ratio = ratio_of(fitted.refit_ratios, grids, options, explained)
+    calibration = calibrate(score.numpy(), fitted.deal, options, ratio)
     model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
-    scores = brought_to_final(score.numpy(), options, fitted.refit_ratio)
+    scores = brought_to_final(score.numpy(), options, ratio)
     return model, scores, dict(enumerate(combined))
 
 

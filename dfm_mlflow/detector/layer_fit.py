@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.cells import crossfit_cells, folds_of_parts
-from dfm_mlflow.core.crossfit import assign_folds, crossfit
+from dfm_mlflow.core.crossfit import assign_folds, crossfit, explained_share
 from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.packing import on_grid
-from dfm_mlflow.core.solvers import BLOCK, fit_subspace
+from dfm_mlflow.core.solvers import BLOCK, fit_subspace, row_blocks
+from dfm_mlflow.core.streaming import Summary
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import LayerModel
 from dfm_mlflow.detector.grid import Grid
@@ -84,8 +85,8 @@ class FittedLayers:
     deal : Deal
     correlation : ndarray of shape (L, L), float32
         Of the ranks of the leading coordinates of all layers together.
-    refit_ratio : ndarray of shape (n,)
-        What FRE scores are multiplied by to become those of the final model.
+    refit_ratios : list of ndarray of shape (n,)
+        What the FRE of each layer is multiplied by to become that of the final model.
     """
 
     layers: list[LayerModel]
@@ -93,7 +94,7 @@ class FittedLayers:
     nll: Tensor
     deal: Deal
     correlation: np.ndarray
-    refit_ratio: np.ndarray
+    refit_ratios: list[np.ndarray]
 
 
 def fit_layers(
@@ -130,6 +131,7 @@ def fit_layers(
             one.subspace,
             np.ones(grid.shape[1:], dtype=np.float32),
             np.sort(one.leading, axis=0),
+            one.explained,
         )
         for one, grid in zip(found, grids, strict=True)
     ]
@@ -139,7 +141,7 @@ def fit_layers(
         torch.from_numpy(sum(one.nll for one in found)),
         deal,
         rank_correlation([one.leading for one in found]),
-        np.mean([one.refit_ratio for one in found], axis=0),
+        [one.refit_ratio for one in found],
     )
 
 
@@ -152,6 +154,7 @@ class _Layer:
     nll: np.ndarray
     leading: np.ndarray
     refit_ratio: np.ndarray
+    explained: float
 
 
 def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
@@ -164,7 +167,9 @@ def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) ->
     subspace = to_store(subspace, held_out.noise_variance(subspace))
     maps = grid.fre_map(torch.from_numpy(held_out.residual()))
     ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(n)
-    return _Layer(subspace, maps, held_out.nll(subspace), leading, ratio)
+    total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
+    share = explained_share(float(held_out.fre.mean()), total)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading, ratio, share)
 
 
 def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
@@ -179,7 +184,8 @@ def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _L
     subspace = to_store(subspaces.final, noise, of_cells=True)
     maps = grid.placed(torch.from_numpy(held_out.maps))
     # The cells of all pictures settle the subspace: scores stay as they are, on the safe side.
-    return _Layer(subspace, maps, held_out.nll(subspace), leading, np.ones(n))
+    share = explained_share(float(held_out.maps.mean()), subspaces.total)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading, np.ones(n), share)
 
 
 def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:

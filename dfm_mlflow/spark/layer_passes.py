@@ -19,7 +19,7 @@ from dfm_mlflow.core.cells import (
 from dfm_mlflow.core.crossfit import crossfit, fit_without
 from dfm_mlflow.core.leading import MOST_SPANNING, leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
-from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace
+from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import (
     SubspaceIteration,
     Summary,
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 def fit_layer(
     passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
-) -> tuple[Subspace, Passes, np.ndarray]:
+) -> tuple[Subspace, Passes, float, np.ndarray]:
     """Give the final subspace, and the pictures of each fold under the subspace of the others.
 
     Parameters
@@ -62,6 +62,8 @@ def fit_layer(
     subspace : Subspace
     held : Passes
         Over :class:`HeldOutBlock` with this layer alone.
+    total : float
+        Variance of all rows, summed over features.
     refit_ratio : ndarray of shape (n,)
         As :class:`~dfm_mlflow.core.crossfit.HeldOut` has it, of those that could be read, in the
         order of the list; 1 where it has none.
@@ -76,26 +78,26 @@ def fit_layer(
     n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
     ratio = np.ones(int((folds >= 0).sum()))
     if grid.of_cells:
-        subspace, held = layer.by_cells()
+        subspace, held, total = layer.by_cells()
     elif n <= min(dimension, LARGE):
-        subspace, held, ratio = layer.by_rows()
+        subspace, held, total, ratio = layer.by_rows()
     elif dimension <= MAX_FEATURES:
-        subspace, held = layer.by_moments()
+        subspace, held, total = layer.by_moments()
     else:
         try:
-            subspace, held = layer.by_iteration()
+            subspace, held, total = layer.by_iteration()
         except TooManyComponents as error:
             if n <= dimension and n * dimension * 4 <= MOST_ROWS:
-                subspace, held, ratio = layer.by_rows()
+                subspace, held, total, ratio = layer.by_rows()
             elif dimension <= MOST_EXACT:
-                subspace, held = layer.by_moments()
+                subspace, held, total = layer.by_moments()
             else:
                 raise FitError(
                     f"A layer of {dimension} features needs a subspace of more than half of them, "
                     f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
                     "pooling."
                 ) from error
-    return subspace, held, ratio
+    return subspace, held, total, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,7 @@ class _Layer:
     def fold_numbers(self) -> list[int]:
         return [int(f) for f in np.unique(self.rows.folds[self.rows.folds >= 0])]
 
-    def by_moments(self) -> tuple[Subspace, Passes]:
+    def by_moments(self) -> tuple[Subspace, Passes, float]:
         """Subspaces from the moments of all rows, less those of a fold."""
         rows = self.rows
         whole = self.passes.total(lambda b: Moments.of(rows.of(b), limit=None), Moments.merge)
@@ -160,9 +162,9 @@ class _Layer:
             del apart
             held = self.hold_out(subspace, models, held)
         assert held is not None
-        return subspace, held
+        return subspace, held, float(np.trace(whole.scatter)) / (whole.n - 1)
 
-    def by_cells(self) -> tuple[Subspace, Passes]:
+    def by_cells(self) -> tuple[Subspace, Passes, float]:
         """Subspaces from the moments of the cells of each fold, in one pass over the features."""
         rows = self.rows
         parts = self.passes.total(lambda b: fold_moments(rows.cells(b), rows.folds_of(b)), merged)
@@ -170,7 +172,6 @@ class _Layer:
         del parts
         n = int((rows.folds >= 0).sum())
         final = replace(found.final, n_samples=n)
-        subspaces = CellSubspaces(final, found.without)
         single = np.zeros(0, np.float32)
         sent = {f: s.like(single) for f, s in found.without.items()}
 
@@ -188,9 +189,10 @@ class _Layer:
         first = CellSubspaces(
             replace(final, basis=final.basis[:, :MOST_SPANNING]),
             {f: replace(s, basis=s.basis[:, :MOST_SPANNING]) for f, s in found.without.items()},
+            found.total,
         )
         floor = noise if final.n_components < final.n_features else 0.0
-        many = n_leading(subspaces.final)
+        many = n_leading(final)
 
         def summed(pair: tuple[np.ndarray, HeldOutCells]) -> HeldOutBlock:
             index, held = pair
@@ -200,9 +202,9 @@ class _Layer:
             fre = held.maps.sum(axis=1, dtype=np.float64)
             return HeldOutBlock(index, [maps], [fre], [held.mahalanobis_above(floor)], [leading])
 
-        return final, seen.derive(summed)
+        return final, seen.derive(summed), found.total
 
-    def by_rows(self) -> tuple[Subspace, Passes, np.ndarray]:
+    def by_rows(self) -> tuple[Subspace, Passes, float, np.ndarray]:
         """All rows in this process, at most as many as features: the one-machine code itself."""
         rows = self.rows
         found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
@@ -227,9 +229,10 @@ class _Layer:
             return HeldOutBlock(block.index, *found)
 
         ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(len(order))
-        return subspace, self.passes.derive(look_up), ratio
+        total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
+        return subspace, self.passes.derive(look_up), total, ratio
 
-    def by_iteration(self) -> tuple[Subspace, Passes]:
+    def by_iteration(self) -> tuple[Subspace, Passes, float]:
         """Subspaces of all rows and of those without each fold, iterated side by side."""
         rows, numbers = self.rows, self.fold_numbers
         apart = self.passes.total(
@@ -248,7 +251,8 @@ class _Layer:
         for group in _groups(list(of_folds), at_once):
             held = self.hold_out(subspace, {f: of_folds[f] for f in group}, held)
         assert held is not None
-        return subspace, held
+        everything = without[None]
+        return subspace, held, everything.total / (everything.n - 1)
 
     def iterate(
         self, iterations: dict[int | None, SubspaceIteration]

@@ -123,7 +123,7 @@ def candidates(given: Options) -> list[Options]:
         For subspaces over cells.
     """
     start = given.resolve()
-    if "cell" in start.rows_are:
+    if "cell" in start.rows_are or "," in start.aggregate + start.normalize:
         raise ConfigError(
             f"subspace={start.subspace} has nothing for tune to choose: its maps lie on one scale. "
             "Train with the preset as it is."

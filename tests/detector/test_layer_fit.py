@@ -1,5 +1,7 @@
 """Subspaces over the cells of tokens, from pictures to the stored model and ONNX."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from dfm_mlflow.artifact.save_load import load_detector, save_detector
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector.class_model import raw_scores
+from dfm_mlflow.detector.class_model import ratio_of, raw_scores, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.layer_fit import cell_blocks, fit_layers
 from dfm_mlflow.detector.maps import blurred
@@ -102,6 +104,8 @@ def test_models_are_stored_and_exported(given, tmp_path):
     assert (after["anomaly_score"] == before["anomaly_score"]).all()
     assert (after["nll"] == before["nll"]).all()
     assert loaded.grids[0].rows_are == "cell"
+    if "subspace" not in given:  # one export is enough: the other is that of a fused model
+        return
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     export_onnx(loaded, tmp_path / "m.onnx")
@@ -115,3 +119,80 @@ def test_the_order_of_pictures_does_not_matter():
     np.testing.assert_allclose(
         a.score(new)["anomaly_score"], b.score(new)["anomaly_score"], rtol=1e-5
     )
+
+
+FUSED = {
+    "backbone": "timm:test_vit+resnet18",
+    "layers": "blocks.2,2:stride:8",
+    "pooling": "1,1+2",
+    "image_size": "80",
+    "subspace": "cell,picture",
+    "pca_level": "0.99,0.9",
+    "aggregate": "top:0.05,top:0.1",
+    "normalize": "global,blend",
+}
+
+
+def fused_options(**given):
+    given = {
+        "backbone": "vit_b_16+resnet18",
+        "layers": "a,2:b",
+        "pooling": "1,1",
+        "subspace": "cell,picture",
+        "pca_level": "0.9,0.9",
+        "aggregate": "top:0.1,max",
+        "normalize": "global,blend",
+        **given,
+    }
+    return Options.parse(given).resolve()
+
+
+def test_groups_of_maps_count_by_what_they_explain():
+    grids = [Grid(SHAPE, np.ones(SHAPE[1:], bool), rows_are=k) for k in ("cell", "picture")]
+    maps = [torch.rand(3, 5, 4) + 1, torch.rand(3, 5, 4) + 1]
+    usual = [torch.full((5, 4), 2.0), torch.ones(5, 4)]
+    nll = torch.zeros(3)
+    of_cells = (maps[0] / 2).flatten(1).sort(1, descending=True).values[:, :2].mean(1)
+    of_pictures = maps[1].flatten(1).max(1).values
+    options = fused_options()
+    score, combined = score_maps(maps, usual, nll, grids, options, [0.9, 0.3])
+    torch.testing.assert_close(score, of_cells**0.75 * of_pictures**0.25)
+    torch.testing.assert_close(combined, 0.75 * maps[0] / 2 + 0.25 * maps[1])
+    few, _ = score_maps(maps, usual, nll, grids, options, [0.9, 0.0])
+    torch.testing.assert_close(few, of_cells)
+    ratio = ratio_of([np.ones(3), np.full(3, 0.5)], grids, options, [0.9, 0.3])
+    np.testing.assert_allclose(ratio, 0.5**0.25)
+    alike = fused_options(subspace="picture", aggregate="max")
+    same = [replace(g, rows_are="picture") for g in grids]
+    one, mean = score_maps(maps, usual, nll, same, alike, [0.9, 0.3])
+    torch.testing.assert_close(mean, (maps[0] / 2 + maps[1]) / 2)
+    torch.testing.assert_close(one, mean.flatten(1).max(1).values)
+
+
+def test_few_pictures_explain_nothing_of_others_and_many_do():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(4, 120))
+
+    def explained(n):
+        rows = rng.normal(size=(n, 4)) @ mixing + 0.3 * rng.normal(size=(n, 120))
+        x = torch.from_numpy(rows.reshape(n, *SHAPE)).float()
+        grids = [Grid(SHAPE, np.ones(SHAPE[1:], bool))]
+        chosen = Options.parse({"layers": "a", "pooling": "1"}).resolve()
+        return fit_layers([x], deal(n), grids, chosen).layers[0].explained
+
+    assert explained(3) < 0.5 < 0.9 < explained(100)
+
+
+def test_a_fused_model_is_fitted_stored_and_exported(tmp_path):
+    detector = fit({"stripes": pictures(16)}, **FUSED)
+    assert detector.options.rows_are == ("cell", "picture", "picture")
+    assert detector.options.backbone == "timm:test_vit+resnet18"
+    new = pictures(3, seed=3) + pictures(2, seed=4, defect=True)
+    before = detector.score(new)
+    save_detector(detector, tmp_path / "dfm")
+    loaded = load_detector(tmp_path / "dfm", device="cpu")
+    assert (loaded.score(new)["anomaly_score"] == before["anomaly_score"]).all()
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_onnx(loaded, tmp_path / "m.onnx")
+    assert_same(tmp_path / "m.onnx", loaded, [decode_image(p) for p in new])

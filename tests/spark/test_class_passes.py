@@ -239,3 +239,12 @@ def test_subspaces_over_cells_take_one_pass_a_layer(size, monkeypatch):
 )
 def test_options_over_cells_too(given):
     assert_alike(both(16, kinds="cell", **given), 1e-5)
+
+
+def test_both_kinds_of_rows_are_fused_alike(monkeypatch):
+    kinds = [
+        Grid(g.shape, g.cells, rows_are=kind)
+        for g, kind in zip(grids(), ("cell", "picture"), strict=True)
+    ]
+    monkeypatch.setitem(globals(), "grids", lambda roi, kinds_: kinds)
+    assert_alike(both(16, aggregate="top:0.2", normalize="global"), 1e-5)
