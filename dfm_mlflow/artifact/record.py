@@ -24,7 +24,7 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
-_Pictures = Annotated[int, Field(ge=2, le=1 << 30)]
+_Pictures = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
 class SubspaceRecord(BaseModel):
@@ -86,7 +86,8 @@ class ClassRecord(BaseModel):
         # 0 folds: the calibration is on pictures that were never fitted
         n = self.n_held_out
         most = n + self.n_left_out if self.n_groups is None else self.n_samples
-        if self.n_folds and not (self.n_folds >= 2 and n <= self.n_samples <= most):
+        least = min(2, self.n_samples)  # of a single picture parts are held out
+        if self.n_folds and not (self.n_folds >= least and n <= self.n_samples <= most):
             raise ValueError(
                 f"{n} scores held out of {self.n_samples} samples in {self.n_folds} folds, "
                 f"{self.n_left_out} left out: n_folds is 0, or 2 and more with every sample "

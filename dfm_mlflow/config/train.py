@@ -342,6 +342,11 @@ class Options(StrictOptions):
         return tuple(value for own, value in both for _ in own)
 
     @property
+    def fewest_pictures(self) -> int:
+        """Good pictures of a class that a fit needs: 1 where parts of it can be held out."""
+        return 1 if "cell" in self.rows_are else 2
+
+    @property
     def _kinds(self) -> list[tuple[str, ...]]:
         entries = [tuple(entry.split("+")) for entry in self.subspace.split(",")]
         return _each(self.layer_names, entries)

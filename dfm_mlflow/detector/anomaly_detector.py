@@ -20,7 +20,7 @@ from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
 from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
 from dfm_mlflow.detector.grid import Grid, at_once, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.layer_fit import Deal
+from dfm_mlflow.detector.layer_fit import Deal, check_single
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.images.picture import listed
@@ -139,7 +139,7 @@ class AnomalyDetector:
         Raises
         ------
         FitError
-            If a class has fewer than 2 images or one group, or features no model fits.
+            If a class has too few images or one group, or features no model fits.
 
         Notes
         -----
@@ -185,8 +185,11 @@ class AnomalyDetector:
         FitError
             As :meth:`fit`.
         """
-        if len(extraction.kept) < 2:
-            raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
+        if len(extraction.kept) < options.fewest_pictures:
+            raise FitError(
+                f"{len(extraction.kept)} good images could be read; {options.fewest_pictures} are "
+                "needed."
+            )
         known = settled(extractor, extraction, options.stated_bits)
         check_read(extractor, known, extraction)
         grids = grids_of(
@@ -204,6 +207,8 @@ class AnomalyDetector:
             n_folds = n_folds_of(len(rows))
             try:
                 deal = Deal.of([keys[i] for i in mine], own_groups, options.seed, n_folds)
+                if len(mine) == 1:
+                    check_single(grids)
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
                 model, seen = fit_class_held_out(name, features, deal, grids, options)

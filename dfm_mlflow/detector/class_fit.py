@@ -271,5 +271,6 @@ def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
         return torch.ones_like(maps)
     usual, of = torch.empty_like(maps), torch.from_numpy(folds)
     for fold in np.unique(folds):
-        usual[of == fold] = usual_of(maps[of != fold], how)
+        others = maps[of != fold]
+        usual[of == fold] = usual_of(others if len(others) else maps, how)
     return usual

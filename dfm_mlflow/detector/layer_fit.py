@@ -1,5 +1,6 @@
 """Fitting the subspaces of one class in each layer, with every picture held out once."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -20,6 +21,8 @@ from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import LayerModel
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +162,8 @@ class _Layer:
 
 def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
     n = len(deal.folds)
+    if n == 1:
+        return _silent_layer(feature, grid)
     x = grid.rows(feature).cpu().numpy()
     folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
     held_out = crossfit(x, folds, level, own=n)
@@ -170,6 +175,38 @@ def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) ->
     total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
     share = explained_share(float(held_out.fre.mean()), total)
     return _Layer(subspace, maps, held_out.nll(subspace), leading, ratio, share)
+
+
+def _silent_layer(feature: Tensor, grid: Grid) -> _Layer:
+    """One picture says nothing of others: its map weighs nothing beside that of its cells."""
+    mean = grid.rows(feature[:1])[0].cpu().numpy().astype(np.float64)
+    basis = np.zeros((len(mean), 1), np.float16)
+    basis[0] = 1
+    subspace = Subspace(mean, basis, np.ones(1), 1.0, 1)
+    maps, nothing = torch.ones(1, *grid.shape[1:]), np.zeros(1)
+    return _Layer(subspace, maps, nothing, np.zeros((1, 1), np.float32), np.ones(1), 0.0)
+
+
+def check_single(grids: Sequence[Grid]) -> None:
+    """Refuse a single picture where no map is of its cells.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+
+    Raises
+    ------
+    FitError
+    """
+    if not any(grid.of_cells for grid in grids):
+        raise FitError(
+            "There is 1 good picture, and subspaces over pictures need 2: add one, or give "
+            "preset=tokens, which fits to the cells of one."
+        )
+    _logger.warning(
+        "There is one good picture: its parts are held out in turn, and the promise of 1/2 is an "
+        "estimate. Add good pictures; from 16 on little is missing."
+    )
 
 
 def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:

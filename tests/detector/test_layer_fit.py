@@ -11,8 +11,9 @@ from dfm_mlflow.artifact.save_load import load_detector, save_detector
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.class_model import ratio_of, raw_scores, score_maps
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.layer_fit import cell_blocks, fit_layers
+from dfm_mlflow.detector.layer_fit import cell_blocks, check_single, fit_layers
 from dfm_mlflow.detector.maps import blurred
+from dfm_mlflow.errors import FitError
 from dfm_mlflow.export.graph import export_onnx
 from dfm_mlflow.images.decode import decode_image
 
@@ -196,3 +197,27 @@ def test_a_fused_model_is_fitted_stored_and_exported(tmp_path):
     pytest.importorskip("onnxscript")
     export_onnx(loaded, tmp_path / "m.onnx")
     assert_same(tmp_path / "m.onnx", loaded, [decode_image(p) for p in new])
+
+
+@pytest.mark.parametrize("given", [TINY, FUSED], ids=["tokens", "fused"])
+def test_one_picture_is_enough_for_cells_and_promises_a_half(given, tmp_path, caplog):
+    detector = fit({"stripes": pictures(1)}, **given)
+    assert "its parts are held out in turn" in caplog.text
+    calibration = detector.classes[0].calibration
+    assert (calibration.n_groups, calibration.smallest_p_value) == (1, 0.5)
+    assert "at most 0.5" in detector.calibration_sentence()
+    new = detector.score(pictures(20, seed=5))
+    assert set(new["p_value"]) <= {0.5, 1.0}
+    assert new["is_anomaly"].mean() < 0.9
+    assert detector.score(pictures(10, seed=6, defect=True))["is_anomaly"].mean() > 0.8
+    save_detector(detector, tmp_path / "dfm")
+    loaded = load_detector(tmp_path / "dfm", device="cpu")
+    again = loaded.score(pictures(20, seed=5))
+    assert (again["anomaly_score"] == new["anomaly_score"]).all()
+
+
+def test_one_picture_is_refused_where_rows_are_pictures():
+    with pytest.raises(FitError, match=r"could be read; 2 are needed"):
+        fit({"stripes": pictures(1)})
+    with pytest.raises(FitError, match="subspaces over pictures need 2"):
+        check_single([Grid(SHAPE, np.ones(SHAPE[1:], bool))])
