@@ -21,9 +21,10 @@ from scipy.stats import betabinom
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import is_anomaly
 from dfm_mlflow.data.catalog import ELPV, GOOD, load_catalog
-from dfm_mlflow.detector.class_fit import Deal, fit_class
+from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.network.builder import build_extractor
 
 RATES = (0.01, 0.05, 0.1)

@@ -18,10 +18,11 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import ELPV, GOOD, load_catalog
-from dfm_mlflow.detector.class_fit import Deal, fit_class
+from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.class_model import ClassModel, score_class
 from dfm_mlflow.detector.decision import decide
 from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.network.builder import build_extractor
 
 

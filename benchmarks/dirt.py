@@ -24,9 +24,10 @@ from dfm_mlflow.core.metrics import auroc
 from dfm_mlflow.core.outliers import find_setter
 from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.data.item import GOOD
-from dfm_mlflow.detector.class_fit import Deal, fit_class_held_out
+from dfm_mlflow.detector.class_fit import fit_class_held_out
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import grids_of
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.scores.training import MOST, SHARE
 

@@ -25,8 +25,9 @@ from dfm_mlflow.core.calibration import Calibration, is_anomaly
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.data.catalog import ELPV
-from dfm_mlflow.detector.class_fit import Deal, finish_class, fit_layers
+from dfm_mlflow.detector.class_fit import finish_class
 from dfm_mlflow.detector.class_model import score_class
+from dfm_mlflow.detector.layer_fit import Deal, fit_layers
 
 RATES = (0.01, 0.05, 0.1)
 MOST = 200  # new pictures of a split
@@ -56,7 +57,9 @@ def of_pictures(features, grids, options, n: int, splits: int) -> Iterator[Split
         seen, unseen = order[:n], order[n : n + MOST]
         deal = Deal.of([str(i) for i in seen], None, s)
         fitted = fit_layers([f[seen] for f in features], deal, grids, options)
-        plain = finish_class("good", replace(fitted, refit_ratio=np.ones(n)), grids, options)
+        plain = finish_class(
+            "good", replace(fitted, refit_ratios=[np.ones(n)] * len(grids)), grids, options
+        )
         model = finish_class("good", fitted, grids, options)
         new = score_class(
             model.on(features[0].device), [f[unseen] for f in features], grids, options

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.detector import class_fit
+from dfm_mlflow.detector import class_fit, layer_fit
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.detector.class_fit import Deal
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.copies import copies_of
 from dfm_mlflow.network.extractor import Extractor
@@ -44,7 +44,10 @@ def fit(
         **options,
     }
     resolved = Options.parse(given).resolve()
-    backbone = build_backbone("resnet18", resolved.layer_names, resolved.size, seed=1)
+    name = resolved.backbone if "timm:" in resolved.backbone else "resnet18"
+    backbone = build_backbone(name, resolved.layer_names, resolved.network_size, seed=1)
+    layers = ",".join(backbone.layers)  # a window of depth is named
+    resolved = resolved.model_copy(update={"layers": layers})
     extractor = Extractor(
         backbone,
         resolved.size,
@@ -74,6 +77,6 @@ def fit_class(name, features, groups, grids, options):
 
 def fit_layers(features, groups, grids, options):
     """Subspaces fitted to pictures with different contents."""
-    return class_fit.fit_layers(
+    return layer_fit.fit_layers(
         features, deal(len(features[0]), groups, options.seed), grids, options
     )

@@ -12,7 +12,11 @@ from dfm_mlflow.errors import ArtifactError
 FORMAT = 2
 READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.
-_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {"augment": "none"}
+_OPTIONS_OF_FORMAT_1: dict[str, str | int | float | bool] = {
+    "augment": "none",
+    "subspace": "picture",
+    "blur": "none",
+}
 DETECTOR = "detector.json"
 _SINCE_2 = {"rule", "depth", "n_fitted"}
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -20,7 +24,7 @@ _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # scores are computed in single precision
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _Size = Annotated[int, Field(ge=1, le=1 << 20)]
-_Pictures = Annotated[int, Field(ge=2, le=1 << 30)]
+_Pictures = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
 class SubspaceRecord(BaseModel):
@@ -32,11 +36,14 @@ class SubspaceRecord(BaseModel):
         Dimension of the subspace.
     noise_variance : float
         Variance of each direction outside it.
+    explained : float
+        Share of the variance of good pictures that it explains of held-out ones.
     """
 
     model_config = _STRICT
     n_components: int = Field(ge=1, le=1 << 20)
     noise_variance: float = Field(ge=_SMALLEST, le=_LARGEST)
+    explained: float = Field(1.0, ge=0, le=1)
 
 
 class ClassRecord(BaseModel):
@@ -79,7 +86,8 @@ class ClassRecord(BaseModel):
         # 0 folds: the calibration is on pictures that were never fitted
         n = self.n_held_out
         most = n + self.n_left_out if self.n_groups is None else self.n_samples
-        if self.n_folds and not (self.n_folds >= 2 and n <= self.n_samples <= most):
+        least = min(2, self.n_samples)  # of a single picture parts are held out
+        if self.n_folds and not (self.n_folds >= least and n <= self.n_samples <= most):
             raise ValueError(
                 f"{n} scores held out of {self.n_samples} samples in {self.n_folds} folds, "
                 f"{self.n_left_out} left out: n_folds is 0, or 2 and more with every sample "
@@ -105,7 +113,8 @@ class LayerRecord(BaseModel):
     """
 
     model_config = _STRICT
-    name: str = Field(pattern=r"^[\w.]+$")  # resolved: a stride would have to be looked for
+    # resolved: a stride, or a window of depth, would have to be looked for
+    name: str = Field(pattern=r"^(2:)?[\w.]+(-\d+)?(:l2)?$")
     shape: list[_Size] = Field(min_length=3, max_length=3)
 
 

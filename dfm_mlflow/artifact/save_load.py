@@ -171,7 +171,7 @@ def _build(
     extractor = Extractor.of(
         backbone, options, device, record.precision, batch_size, roi=roi, depth=depth
     )
-    grids = grids_of(shapes.maps, extractor.roi_cells)
+    grids = grids_of(shapes.maps, extractor.roi_cells, options.rows_are)
     if record.rule == 1:
         grids = [replace(grid, even_border=False) for grid in grids]
     classes = classes_of(record, statistics, grids, options.tail)
@@ -192,7 +192,7 @@ def _backbone(path: Path, record: Record, options: Options) -> Backbone:
 
     layers = tuple(dict.fromkeys(layer.name for layer in record.layers))  # once, whatever scales
     try:
-        return build_backbone(options.backbone, layers, options.size, folded=read)
+        return build_backbone(options.backbone, layers, options.network_size, folded=read)
     except WeightsError as error:
         raise ArtifactError(f"{path} does not fit {options.backbone}. {error}") from None
 
@@ -235,6 +235,8 @@ def _check_scores(detector: AnomalyDetector, shapes: Shapes) -> None:
 def _part_is_finite(whole: Extractor) -> bool:
     """Whether the network gives finite features for a smaller picture."""
     height, width = (min(s, _SIDE_TRIED) for s in whole.size)
+    if whole.backbone.patch:  # which takes inputs of one size
+        height, width = (whole.tile, whole.tile) if whole.tile else whole.size
     part = Extractor(
         whole.backbone, (height, width), "stretch", 1, whole.device, whole.precision, 1
     )
@@ -291,6 +293,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
                     SubspaceRecord(
                         n_components=layer.subspace.n_components,
                         noise_variance=layer.subspace.noise_variance,
+                        explained=layer.explained,
                     )
                     for layer in c.layers
                 ],

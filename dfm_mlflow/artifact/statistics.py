@@ -37,7 +37,8 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
             for name in ("mean", "variances"):
                 array = np.asarray(getattr(layer.subspace, name), dtype=np.float32)
                 arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
-            arrays |= {f"{i}.{j}.{k}": a for k, a in _basis_arrays(layer.subspace.basis).items()}
+            known = _basis_arrays(layer.subspace.basis, detector.grids[j])
+            arrays |= {f"{i}.{j}.{k}": a for k, a in known.items()}
             arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
             arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
     if detector.fitted:
@@ -48,7 +49,9 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _basis_arrays(basis: np.ndarray) -> dict[str, np.ndarray]:
+def _basis_arrays(basis: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
+    if grid.of_cells:
+        return {"basis": np.ascontiguousarray(basis, dtype=np.float32)}
     half = np.asarray(basis, dtype=np.float16)
     packed = pack(half)
     if packed is None:
@@ -57,7 +60,10 @@ def _basis_arrays(basis: np.ndarray) -> dict[str, np.ndarray]:
     return {"basis": leading, "numbers": packed[0], "exponents": packed[1]}
 
 
-def _basis_of(statistics: dict[str, np.ndarray], place: str, dimension: int, k: int) -> np.ndarray:
+def _basis_of(statistics: dict[str, np.ndarray], place: str, grid: Grid, k: int) -> np.ndarray:
+    dimension = grid.n_features
+    if grid.of_cells:
+        return _array(statistics, f"{place}.basis", (dimension, k))
     if f"{place}.numbers" not in statistics:
         return _array(statistics, f"{place}.basis", (dimension, k), np.float16)
     leading = _array(statistics, f"{place}.basis", (dimension, min(k, LEADING)), np.float16)
@@ -181,7 +187,7 @@ def _class(
         leading = _array(statistics, f"{i}.{j}.leading", shape)
         if (np.diff(leading, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
-        layers.append(LayerModel(subspace, usual, leading))
+        layers.append(LayerModel(subspace, usual, leading, layer.explained))
     correlation = None
     if rule > 1:
         many = sum(n_leading(layer.subspace) for layer in layers)
@@ -216,7 +222,7 @@ def _subspace(
     with np.errstate(over="ignore"):
         if not np.isfinite(mean @ mean):
             raise ArtifactError(f"{STATISTICS} holds values too large in {place}.mean.")
-    basis = _basis_of(statistics, place, dimension, k)
+    basis = _basis_of(statistics, place, grid, k)
     variances = _array(statistics, f"{place}.variances", (k,))
     _check_positive(f"{place}.variances", variances)
     lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from dfm_mlflow.config.base import StrictOptions
 from dfm_mlflow.config.learning import ReviewOptions, UpdateOptions
+from dfm_mlflow.config.presets import PRESETS
 from dfm_mlflow.config.shipping import (
     BundleOptions,
     DescribeOptions,
@@ -9,7 +10,7 @@ from dfm_mlflow.config.shipping import (
     RollbackOptions,
 )
 from dfm_mlflow.config.sweep import SweepOptions, refuse_spark
-from dfm_mlflow.config.train import PRESETS, Options
+from dfm_mlflow.config.train import Options
 from dfm_mlflow.config.verbs import (
     CompareOptions,
     EvaluateOptions,

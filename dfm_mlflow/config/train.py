@@ -5,7 +5,7 @@ The command line is generated from it, a test holds ``MLproject`` against it, ru
 """
 
 import re
-from typing import Any
+from typing import TypeVar
 
 from dfm_mlflow.config.base import (
     BAD,
@@ -16,58 +16,27 @@ from dfm_mlflow.config.base import (
     StrictOptions,
     option,
 )
-from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.config.combination import BY_LAYER, check_combination
+from dfm_mlflow.config.presets import PRESETS, SECOND, decided
 
+_T = TypeVar("_T")
 _REAL = r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?"
 _LEVEL = r"(0?\.\d*[1-9]\d*|1|1\.0*)"  # a number in (0, 1]
-_SHARP = {
-    "backbone": "resnet18",
-    "layers": "stride:8,stride:16",
-    "pooling": "stride:16+stride:32,stride:16+stride:32+stride:64",
-    "aggregate": "top:0.05",
-    "normalize": "blend",
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    # Why: stride 8 sees small defects, stride 16 parts and faint large ones; cells of 16 pixels
-    # keep a small defect, those of 32 and 64 average the noise of single positions away, for large
-    # faint ones; dividing by what held-out good pictures show weighs maps and positions alike; the
-    # mean of the top twentieth keeps a defect of a few cells from drowning in a good rest. The
-    # form was chosen on the development sets: docs/sharpness.md.
-    "default": _SHARP | {"image_size": "256"},
-    "fine": _SHARP | {"image_size": "384"},
-    "anomalib-0.3": {
-        "backbone": "resnet18",
-        "layers": "avgpool",
-        "pooling": "1",
-        "image_size": "256",
-        "aggregate": "sum",
-        "augment": "none",
-    },
-    "anomalib": {
-        "backbone": "resnet18",
-        "layers": "stride:16",
-        "pooling": "2",
-        "image_size": "256",
-        "aggregate": "sum",
-        "augment": "none",
-    },
-    "accurate": {
-        "backbone": "efficientnet_b5",
-        "layers": "features.6",
-        "pooling": "2",
-        "image_size": "456",
-        "aggregate": "sum",
-        "augment": "none",
-    },
-}
-_COMMON = {"resize": "stretch", "pca_level": "0.97", "score": "fre", "normalize": "none"}
 _RULE = r"(stride:)?[1-9]\d{0,2}"
 _SCALES = rf"{_RULE}(\+{_RULE}){{0,3}}"
-_LAYER = r"(stride:[1-9]\d*|[\w.]+)"
+_LAYER = rf"({SECOND})?(stride:[1-9]\d*|depth:[\d.]+-[\d.]+(:l2)?|[\w.]+(-\d+)?(:l2)?)"
+_ONE_NUMBER, _DIVISOR = rf"(sum|max|top:{_LEVEL})", "(none|global|position|blend)"
+_NETWORK = r"(\w+|timm:[\w.-]+)"
+_KINDS = r"(picture|cell)(\+(picture|cell)){0,3}"
 
 
 def _rule(text: str) -> int | str:
     return text if text.startswith("stride:") else int(text)
+
+
+def _each(layers: tuple[str, ...], entries: list[_T]) -> list[_T]:
+    """Give the entries of all layers, where one may stand for all."""
+    return entries * len(layers) if len(entries) == 1 else entries
 
 
 class Options(StrictOptions):
@@ -104,15 +73,16 @@ class Options(StrictOptions):
     )
     backbone: str = option(
         "auto",
-        "A torchvision classification model, efficientnet_lite0, or timm:<name>.",
-        "a model name such as resnet18 or timm:resnet18.a1_in1k",
-        r"^(\w+|timm:[\w.-]+)$",
+        "A torchvision classification model, efficientnet_lite0, or timm:<name>; a second one is "
+        "joined by +, and its layers begin with 2:.",
+        "a model name such as resnet18 or timm:resnet18.a1_in1k, or two joined by +",
+        rf"^{_NETWORK}(\+{_NETWORK})?$",
     )
     layers: str = option(
         "auto",
         "Layers whose outputs are used, separated by commas; stride:N is the last one at that "
-        "stride.",
-        "layer names or stride:N, separated by commas",
+        "stride, and of a transformer depth:A-B the mean of the blocks in that share of its depth.",
+        "layer names, stride:N or depth:A-B, separated by commas",
         rf"^{_LAYER}(,{_LAYER})*$",
     )
     pooling: str = option(
@@ -134,11 +104,18 @@ class Options(StrictOptions):
         "auto, stretch or keep",
         "^(auto|stretch|keep)$",
     )
+    subspace: str = option(
+        "auto",
+        "What a row of a subspace is: a picture, or each of its cells; two maps of one layer are "
+        "joined by +, and layers separated by commas, as in pooling.",
+        "picture or cell, joined by +, once for all layers or for each",
+        rf"^(auto|{_KINDS}(,{_KINDS})*)$",
+    )
     pca_level: str = option(
         "auto",
-        "Share of the variance that the subspace keeps.",
-        "a number in (0, 1]",
-        rf"^(auto|{_LEVEL})$",
+        "Share of the variance that the subspace keeps, once for all layers or for each.",
+        "a number in (0, 1], or one for each layer, separated by commas",
+        rf"^(auto|{_LEVEL}(,{_LEVEL})*)$",
     )
     score: str = option(
         "auto",
@@ -149,16 +126,24 @@ class Options(StrictOptions):
     aggregate: str = option(
         "auto",
         "How the FRE map becomes one number: sum, max, or top:q, the mean of the largest "
-        "share q of positions.",
-        "auto, sum, max or top:q with q in (0, 1]",
-        rf"^(auto|sum|max|top:{_LEVEL})$",
+        "share q of positions; once for all layers or for each.",
+        "auto, sum, max or top:q with q in (0, 1], once or for each layer, separated by commas",
+        rf"^(auto|{_ONE_NUMBER}(,{_ONE_NUMBER})*)$",
+    )
+    blur: str = option(
+        "auto",
+        "Side of the square of cells that the anomaly map is averaged over before it becomes one "
+        "number.",
+        "none, or 3, 5 or 7",
+        "^(auto|none|3|5|7)$",
     )
     normalize: str = option(
         "auto",
         "Division of each map by what held-out good images show, on average (global), at each "
-        "position, or half way between (blend, the geometric mean of the two).",
-        "auto, none, global, position or blend",
-        "^(auto|none|global|position|blend)$",
+        "position, or half way between (blend, the geometric mean of the two); once for all layers "
+        "or for each.",
+        "auto, none, global, position or blend, once or for each layer, separated by commas",
+        rf"^(auto|{_DIVISOR}(,{_DIVISOR})*)$",
     )
     augment: str = option(
         "auto",
@@ -170,8 +155,9 @@ class Options(StrictOptions):
     weights: str = option(
         "imagenet",
         "imagenet, random, or a .safetensors/.pth state dict, local or s3://.",
-        "imagenet, random or a path that ends in .safetensors or .pth",
-        r"^(imagenet|random|.+\.(safetensors|pth|pt))$",
+        "imagenet, random or a path that ends in .safetensors or .pth; two joined by + for two "
+        "backbones",
+        r"^((imagenet|random|.+\.(safetensors|pth|pt))(\+(imagenet|random))?)$",
     )
     fpr: float = option(
         0.01,
@@ -231,8 +217,8 @@ class Options(StrictOptions):
     tile: str = option(
         "none",
         "Let the network see overlapping tiles of N pixels of a large image_size.",
-        "none or a multiple of 128 up to 1024",
-        "^(none|128|256|384|512|640|768|896|1024)$",
+        "none or a multiple of 128 up to 1024, for a transformer of its patch",
+        r"^(none|[1-9]\d{1,3})$",
     )
     max_megapixels: int = option(
         50,
@@ -322,8 +308,58 @@ class Options(StrictOptions):
     @property
     def pooling_rules(self) -> tuple[tuple[int | str, ...], ...]:
         """Scales of each layer: kernels of the pooling, or rules ``stride:N``."""
-        rules = [tuple(map(_rule, entry.split("+"))) for entry in self.pooling.split(",")]
-        return tuple(rules * len(self.layer_names) if len(rules) == 1 else rules)
+        entries = [tuple(map(_rule, entry.split("+"))) for entry in self.pooling.split(",")]
+        both = zip(_each(self.layer_names, entries), self._kinds, strict=True)
+        return tuple(own * len(of) if len(own) == 1 else own for own, of in both)
+
+    @property
+    def rows_are(self) -> tuple[str, ...]:
+        """What a row of the subspace of each feature map is: ``picture`` or ``cell``."""
+        both = zip(self.pooling_rules, self._kinds, strict=True)
+        return tuple(k for own, of in both for k in (of * len(own) if len(of) == 1 else of))
+
+    def levels_of(self, n: int) -> tuple[float, ...]:
+        """Share of the variance that the subspace of each of `n` feature maps keeps."""
+        return tuple(float(level) for level in self.of_maps("pca_level", n))
+
+    def of_maps(self, name: str, n: int) -> tuple[str, ...]:
+        """What an option that layers may differ in is for each feature map.
+
+        Parameters
+        ----------
+        name : {"pca_level", "aggregate", "normalize"}
+        n : int
+            Feature maps.
+
+        Returns
+        -------
+        tuple of str
+        """
+        given = getattr(self, name).split(",")
+        if len(given) == 1:
+            return tuple(given * n)
+        both = zip(self.pooling_rules, given, strict=True)
+        return tuple(value for own, value in both for _ in own)
+
+    @property
+    def fewest_pictures(self) -> int:
+        """Good pictures of a class that a fit needs: 1 where parts of it can be held out."""
+        return 1 if "cell" in self.rows_are else 2
+
+    @property
+    def _kinds(self) -> list[tuple[str, ...]]:
+        entries = [tuple(entry.split("+")) for entry in self.subspace.split(",")]
+        return _each(self.layer_names, entries)
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """What the network sees at once as (height, width) in pixels: a tile, or the input."""
+        return (self.tile_size, self.tile_size) if self.tile_size else self.size
+
+    @property
+    def blur_cells(self) -> int | None:
+        """Side of the square that maps are averaged over in cells, or None."""
+        return None if self.blur == "none" else int(self.blur)
 
     @property
     def feature_maps(self) -> tuple[tuple[str, int | str], ...]:
@@ -393,65 +429,14 @@ class Options(StrictOptions):
         ConfigError
             For a combination that has no meaning or is not there yet.
         """
-        decided = {**_COMMON, **PRESETS[self.preset]}
-        backbone = self.backbone if self.backbone != "auto" else decided["backbone"]
-        if self.preset == "anomalib" and backbone.startswith("wide_resnet50"):
-            decided["pooling"] = "4"  # as published for Wide ResNet-50
-        if self.layers != "auto" and self.layers.count(",") != decided["layers"].count(","):
-            decided["pooling"] = decided["pooling"].split(",")[0]  # the scales of the first layer
-        score = self.score if self.score != "auto" else decided["score"]
+        values = decided(self.preset, self.backbone)
+        for name in ("pooling", *BY_LAYER):
+            if self.layers != "auto" and self.layers.count(",") != values["layers"].count(","):
+                values[name] = values[name].split(",")[0]  # that of the first layer
+        score = self.score if self.score != "auto" else values["score"]
         if score == "nll":
-            decided["aggregate"] = "sum"  # a likelihood is one number, not a map
-        update = {k: v for k, v in decided.items() if getattr(self, k) == "auto"}
+            values["aggregate"] = "sum"  # a likelihood is one number, not a map
+        update = {k: v for k, v in values.items() if getattr(self, k) == "auto"}
         resolved = self.model_copy(update=update)
-        resolved._check_combination()
+        check_combination(resolved)
         return resolved
-
-    def _check_combination(self) -> None:
-        if self.score == "nll" and self.aggregate != "sum":
-            raise ConfigError(
-                f"aggregate={self.aggregate} needs a map, and score=nll has none: "
-                "use aggregate=sum or score=fre."
-            )
-        if self.pooling.count(",") not in (0, self.layers.count(",")):
-            raise ConfigError(
-                f"pooling={self.pooling} has entries for {self.pooling.count(',') + 1} layers, and "
-                f"layers={self.layers} names {len(self.layer_names)}: give one for all, or one for "
-                "each."
-            )
-        if min(self.size) < 16 or max(self.size) > 4096:
-            raise ConfigError(
-                f"image_size={self.image_size} is outside 16 to 4096 pixels: choose a size between."
-            )
-        if self.tile_size and (min(self.size) < self.tile_size or any(s % 32 for s in self.size)):
-            raise ConfigError(
-                f"tile={self.tile} does not cut image_size={self.image_size}: give sizes that are "
-                "multiples of 32 and at least the tile's."
-            )
-        if self.max_megapixels > 50 and not self.tile_size:
-            raise ConfigError(
-                f"max_megapixels={self.max_megapixels} needs tile: give tile=512 and the "
-                "image_size that large pictures are brought to, or scale them down."
-            )
-        if self.real_range and not self.real_range[0] < self.real_range[1]:
-            raise ConfigError(
-                f"float_range={self.float_range} does not rise: give the value of black, then that "
-                "of white."
-            )
-        if self.retest_rate is not None and not self.fpr < self.retest_rate < 1:
-            raise ConfigError(
-                f"retest={self.retest} is not above fpr={self.fpr}: pictures between the two rates "
-                "are looked at again, so give a larger one."
-            )
-        if (self.cost_escape == "none") != (self.cost_overkill == "none"):
-            raise ConfigError(
-                f"cost_escape={self.cost_escape} and cost_overkill={self.cost_overkill} go "
-                "together: give both, in one unit, or neither."
-            )
-        try:
-            re.compile(self.group_by)
-        except re.error as error:
-            raise ConfigError(
-                f"group_by={self.group_by!r} is not a regular expression ({error}): correct it or "
-                "give none."
-            ) from None

@@ -235,6 +235,24 @@ def crossfit(
     return _fold_by_fold(x, folds, own, downdated)
 
 
+def explained_share(fre: float, total: float) -> float:
+    """Share of the variance of good rows that their subspace explains of held-out ones.
+
+    Parameters
+    ----------
+    fre : float
+        Mean held-out FRE.
+    total : float
+        Variance of the rows (n - 1 in the denominator), summed over features.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 where rows are too few to say anything of others.
+    """
+    return min(1.0, max(0.0, 1 - fre / total)) if total > 0 else 0.0
+
+
 def fit_without(
     whole: Moments,
     part: Moments,

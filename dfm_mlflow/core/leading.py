@@ -185,6 +185,8 @@ def rank_correlation(leading: Sequence[np.ndarray]) -> np.ndarray:
         With L the coordinates of all layers.
     """
     rows = np.concatenate(leading, axis=1)
+    if len(rows) < 2:  # one picture has no ranks
+        return np.eye(rows.shape[1], dtype=np.float32)
     ranks = np.argsort(np.argsort(rows, axis=0), axis=0)
     correlation = np.atleast_2d(np.corrcoef(ranks, rowvar=False))
     both: np.ndarray = ((correlation + correlation.T) / 2).astype(np.float32)

@@ -130,7 +130,7 @@ class Subspace:
         """
         return self.nll_from(self.mahalanobis(coordinates), fre)
 
-    def nll_from(self, mahalanobis: Any, fre: Any) -> Any:
+    def nll_from(self, mahalanobis: Any, fre: Any, n_rows: int = 1) -> Any:
         """Negative log-likelihood from Mahalanobis distances and FRE.
 
         ``1/2 [m + FRE / s + sum log max(lambda, s) + (D - k) log s + D log 2 pi]`` with the noise
@@ -141,6 +141,8 @@ class Subspace:
         mahalanobis : array of shape (n,)
             ``m``, from :meth:`mahalanobis`.
         fre : array of shape (n,)
+        n_rows : int
+            Rows, such as the cells of a picture, that each of both is a sum over.
 
         Returns
         -------
@@ -154,7 +156,7 @@ class Subspace:
             mahalanobis = mahalanobis + fre / self.noise_variance
         variances = self._floored_variances()
         xp = array_namespace(variances)
-        return 0.5 * (mahalanobis + (xp.sum(xp.log(variances)) + constant))
+        return 0.5 * (mahalanobis + n_rows * (xp.sum(xp.log(variances)) + constant))
 
     def mahalanobis(self, coordinates: Any) -> Any:
         """Squared Mahalanobis distance within the subspace: ``sum z^2 / max(lambda, s)``.

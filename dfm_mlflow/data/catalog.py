@@ -130,6 +130,7 @@ def load_catalog(
     to_fit: bool = True,
     naming: Naming | None = None,
     all_tested: bool = False,
+    fewest: int = 2,
 ) -> Catalog:
     """List the pictures of a source; the log says in one line what is used and what is not.
 
@@ -142,11 +143,13 @@ def load_catalog(
     categories : iterable of str
         Category names.
     to_fit : bool
-        Whether every category must have at least 2 good pictures to fit on, or any picture will do.
+        Whether every category must have good pictures to fit on, or any picture will do.
     naming : Naming, optional
         Folders, or labels of a manifest, that options say the meaning of.
     all_tested : bool
         Whether good pictures that no folder deals to fitting or testing are all tested on.
+    fewest : int
+        Good pictures to fit on that every category must have.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def load_catalog(
     Raises
     ------
     DataError
-        If the source is missing, a category is empty or has fewer than 2 good pictures to fit on,
+        If the source is missing, a category is empty or has too few good pictures to fit on,
         a name may mean either way, or more than half of a category's pictures would not be used.
     """
     categories, naming = tuple(categories), naming or Naming.of()
@@ -181,7 +184,7 @@ def load_catalog(
     check_names((*categories, data))
     for item in items:
         check_names(str(part) for part in (item.path, item.mask or "", item.label))
-    _check(items, categories, to_fit)
+    _check(items, categories, to_fit, fewest)
     name = ",".join(categories)
     account = account or Account(used_of(name, items, data))
     account.log(_logger)
@@ -250,7 +253,7 @@ def _elpv(category: str) -> list[Item]:
     return items
 
 
-def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None:
+def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool, fewest: int) -> None:
     for category in categories:
         if means_good(category) or means_bad(category):
             raise DataError(
@@ -270,8 +273,9 @@ def _check(items: list[Item], categories: tuple[str, ...], to_fit: bool) -> None
                 f"The category {category} has {n_test} test pictures and none to fit on: "
                 "put good pictures into its train/good folder, or name their folder with good=."
             )
-        if n_train < 2:
+        if n_train < fewest:
             raise DataError(
-                f"The category {category} has {n_train} good pictures to fit on, and at least 2 "
-                "are needed: add some."
+                f"The category {category} has {n_train} good pictures to fit on, and at least "
+                f"{fewest} are needed: add some"
+                + (", or give preset=tokens, which fits to one." if n_train else ".")
             )

@@ -61,7 +61,8 @@ def pictures_to_fit(options: Options, *, of_several: bool = False) -> Catalog:
         :func:`~dfm_mlflow.data.exclude.without_excluded`.
     """
     naming = Naming.of(options.good, options.bad, options.masks)
-    catalog = load_catalog(options.data, options.categories, naming=naming)
+    fewest = options.resolve().fewest_pictures
+    catalog = load_catalog(options.data, options.categories, naming=naming, fewest=fewest)
     return with_masks(
         without_excluded(catalog, options.exclude, of_several=of_several), options.max_pixels
     )

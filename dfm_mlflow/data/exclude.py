@@ -64,7 +64,7 @@ def _check_rest(items: Sequence[Item], address: str) -> None:
     before = Counter(i.category for i in items if i.split == "train")
     after = Counter(i.category for i in items if i.split == "train" and not i.excluded)
     for category, n in before.items():
-        if after[category] < 2:
+        if after[category] < min(2, n):
             raise DataError(
                 f"exclude={address} leaves {after[category]} of {n} good pictures of {category} to "
                 "fit on, and at least 2 are needed: leave out fewer."

@@ -15,11 +15,12 @@ from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
-from dfm_mlflow.detector.class_fit import Deal, fit_class_held_out, recalibrate_class
+from dfm_mlflow.detector.class_fit import fit_class_held_out, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
 from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
-from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.detector.grid import Grid, at_once, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
+from dfm_mlflow.detector.layer_fit import Deal, check_single
 from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
 from dfm_mlflow.errors import ConfigError, FitError, ImageError
 from dfm_mlflow.images.picture import listed
@@ -173,7 +174,7 @@ class AnomalyDetector:
         Raises
         ------
         FitError
-            If a class has fewer than 2 images or one group, or features no model fits.
+            If a class has too few images or one group, or features no model fits.
 
         Notes
         -----
@@ -219,11 +220,16 @@ class AnomalyDetector:
         FitError
             As :meth:`fit`.
         """
-        if len(extraction.kept) < 2:
-            raise FitError(f"{len(extraction.kept)} good images could be read; 2 are needed.")
+        if len(extraction.kept) < options.fewest_pictures:
+            raise FitError(
+                f"{len(extraction.kept)} good images could be read; {options.fewest_pictures} are "
+                "needed."
+            )
         known = settled(extractor, extraction, options.stated_bits)
         check_read(extractor, known, extraction)
-        grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
+        grids = grids_of(
+            (f.shape[1:] for f in extraction.features), extractor.roi_cells, options.rows_are
+        )
         keys, n = keys_of(extraction), len(extraction.kept)
         times = len(extraction.features[0]) // n  # each image and its copies
         options = options.model_copy(update={"augment": augment_of(times)})
@@ -236,6 +242,8 @@ class AnomalyDetector:
             n_folds = n_folds_of(len(rows))
             try:
                 deal = Deal.of([keys[i] for i in mine], own_groups, options.seed, n_folds)
+                if len(mine) == 1:
+                    check_single(grids)
                 if warning := unequal_folds(deal.folds):
                     _logger.warning("The class %s: %s", name, warning)
                 model, seen = fit_class_held_out(name, features, deal, grids, options)
@@ -290,7 +298,7 @@ class AnomalyDetector:
         n = len(features[0]) if features else 0
         parts = [[f[i : i + CHUNK] for f in features] for i in range(0, n, CHUNK)]
         with torch.inference_mode():
-            scored = [score_class(self._ready[j], p, self.grids, self.options) for p in parts]
+            scored = [self._score_class(self._ready[j], p) for p in parts]
         classes = list(self.classes)
         groups = None if keys is None else group_rows(keys)
         made = recalibrate_class(classes[j], scored, groups, self.options)
@@ -536,4 +544,12 @@ class AnomalyDetector:
     @torch.inference_mode()
     def _class_scores(self, features: Sequence[torch.Tensor]) -> list[ClassScores]:
         """Score features under each class."""
-        return [score_class(c, features, self.grids, self.options) for c in self._ready]
+        return [self._score_class(c, features) for c in self._ready]
+
+    def _score_class(self, model: ClassModel, features: Sequence[torch.Tensor]) -> ClassScores:
+        step = at_once(self.grids, CHUNK)
+        parts = [
+            score_class(model, [f[i : i + step] for f in features], self.grids, self.options)
+            for i in range(0, len(features[0]), step)
+        ]
+        return ClassScores.joined(parts)

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.core.cells import crossfit_cells
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.errors import FitError
@@ -80,17 +81,17 @@ def worth_of_copies(
     own: Sequence[np.ndarray],
     copies: Sequence[np.ndarray],
     others: Sequence[np.ndarray],
-    level: float,
+    level: float | Sequence[float],
     seed: int = 42,
 ) -> Worth:
     """Hold copies of pictures against as many other pictures.
 
     Parameters
     ----------
-    own, copies, others : sequence of ndarray of shape (m, D)
-        Rows of one for each feature map: m good pictures, a copy of each, and m others.
-    level : float
-        Share of the variance that the subspaces keep.
+    own, copies, others : sequence of ndarray of shape (m, D) or (m, P, D)
+        One for each feature map: rows, or cells, of m good pictures, a copy of each, and m others.
+    level : float or sequence of float
+        Share of the variance that the subspaces keep, once or for each feature map.
     seed : int
         Of the folds.
 
@@ -108,10 +109,11 @@ def worth_of_copies(
     m = len(own[0])
     folds = assign_folds(m, seed=seed)
     fall = np.zeros((2, m))  # of copies, of others
-    for x, *more in zip(own, copies, others, strict=True):
-        alone = crossfit(x, folds, level).fre
+    levels = [level] * len(own) if isinstance(level, float) else level
+    for share, x, *more in zip(levels, own, copies, others, strict=True):
+        alone = _held_out_fre(x, folds, share, m)
         for i, rows in enumerate(more):
-            beside = crossfit(np.concatenate([x, rows]), np.tile(folds, 2), level, own=m).fre
+            beside = _held_out_fre(np.concatenate([x, rows]), np.tile(folds, 2), share, m)
             with np.errstate(divide="ignore", invalid="ignore"):
                 fall[i] += np.nan_to_num(np.log(alone / beside), posinf=0, neginf=0)
     reference = float(fall[1].mean())
@@ -120,6 +122,14 @@ def worth_of_copies(
     mean = float(fall[0].mean()) / reference
     error = float((fall[0] - mean * fall[1]).std(ddof=1)) / math.sqrt(m) / reference
     return Worth(mean, error, m)
+
+
+def _held_out_fre(x: np.ndarray, folds: np.ndarray, level: float, own: int) -> np.ndarray:
+    if x.ndim == 2:
+        return crossfit(x, folds, level, own=own).fre
+    held_out = crossfit_cells(lambda: [x], folds, level, own=own)[1]
+    fre: np.ndarray = held_out.maps.sum(axis=1, dtype=np.float64)
+    return fre
 
 
 def extract_to_fit(
@@ -251,7 +261,8 @@ def _decide(
             f"copies are foreign ({2 * FEWEST} are asked for). Where parts lie freely, give "
             "augment=rotations: few pictures gain most.",
         )
-    grids = grids_of((f.shape[1:] for f in extraction.features), extractor.roi_cells)
+    shapes = [f.shape[1:] for f in extraction.features]
+    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
     worth: dict[str, dict[str, Worth]] = {}
     for kind in TRIED:
         worth[kind] = {
@@ -285,17 +296,21 @@ def _worth(
         for rows, more in zip(turned, _rows(grids, found.features), strict=True):
             rows.append(more)
     known = [_rows(grids, [f[r] for f in extraction.features]) for r in (order, others)]
-    level = float(options.pca_level)
+    levels = options.levels_of(len(grids))
     try:
         return worth_of_copies(
-            known[0], [np.concatenate(t) for t in turned], known[1], level, options.seed
+            known[0], [np.concatenate(t) for t in turned], known[1], levels, options.seed
         )
     except FitError:  # equal pictures, which the fit itself reports
         return Worth(0.0, 0.0, m)
 
 
 def _rows(grids: Sequence[Grid], features: Sequence[Tensor]) -> list[np.ndarray]:
-    return [g.rows(f).cpu().numpy() for g, f in zip(grids, features, strict=True)]
+    rows = [g.rows(f).cpu().numpy() for g, f in zip(grids, features, strict=True)]
+    return [
+        x.reshape(-1, g.n_cells, x.shape[1]) if g.of_cells else x
+        for x, g in zip(rows, grids, strict=True)
+    ]
 
 
 def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:

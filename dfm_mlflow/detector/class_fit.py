@@ -1,7 +1,7 @@
 """Fitting one class of good pictures, and its calibration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,72 +9,21 @@ from torch import Tensor
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.duplicates import MOST
-from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
-from dfm_mlflow.core.packing import on_grid
-from dfm_mlflow.core.solvers import fit_subspace
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
     ClassModel,
     ClassScores,
-    LayerModel,
+    ratio_of,
     score_maps,
 )
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
+from dfm_mlflow.detector.layer_fit import Deal, FittedLayers, fit_layers
 from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
 from dfm_mlflow.errors import FitError
-
-
-@dataclass(frozen=True, eq=False)
-class Deal:
-    """Which pictures of a class are held out together, and which count as one.
-
-    Attributes
-    ----------
-    folds : ndarray of shape (n,), int
-        Fold of each picture.
-    groups : ndarray of shape (n,), int
-        Group of each picture; pictures with the same bytes are of one group in any case.
-    """
-
-    folds: np.ndarray
-    groups: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        keys: Sequence[str],
-        groups: Sequence[str] | None,
-        seed: int,
-        n_folds: int | None = None,
-    ) -> "Deal":
-        """Deal pictures to folds, as a function of the set of their `keys` and `groups`.
-
-        Parameters
-        ----------
-        keys : sequence of str
-            Digest of each of n pictures.
-        groups : sequence of str, optional
-            Declared group of each.
-        seed : int
-        n_folds : int, optional
-            As :func:`~dfm_mlflow.core.crossfit.assign_folds` takes it.
-
-        Raises
-        ------
-        FitError
-            If there is one group only.
-        """
-        if len(keys) > 1 and len(set(keys)) == 1:
-            raise FitError(
-                f"All {len(keys)} images are copies of one: add images with other contents."
-            )
-        folds = assign_folds(len(keys), n_folds, groups=groups, keys=keys, seed=seed)
-        return cls(folds, group_rows(keys, groups, seed=seed))
 
 
 def fit_class(
@@ -137,94 +86,6 @@ def fit_class_held_out(
     return model, HeldOutScores(scores, p_values, maps, sketches)
 
 
-@dataclass(frozen=True, eq=False)
-class FittedLayers:
-    """What fitting a class costs: ``normalize``, ``aggregate`` and the like change nothing of it.
-
-    Attributes
-    ----------
-    layers : list of LayerModel
-        With maps that are divided by nothing.
-    maps : list of Tensor of shape (n, h, w)
-        Held-out FRE maps of the n pictures in each layer.
-    nll : Tensor of shape (n,)
-        Held-out, summed over layers.
-    deal : Deal
-    correlation : ndarray of shape (L, L), float32
-        Of the ranks of the leading coordinates of all layers together.
-    refit_ratio : ndarray of shape (n,)
-        What FRE scores are multiplied by to become those of the final model.
-    """
-
-    layers: list[LayerModel]
-    maps: list[Tensor]
-    nll: Tensor
-    deal: Deal
-    correlation: np.ndarray
-    refit_ratio: np.ndarray
-
-
-def fit_layers(
-    features: Sequence[Tensor], deal: Deal, grids: Sequence[Grid], options: Options
-) -> FittedLayers:
-    """Fit the subspaces of a class; of the options only ``pca_level`` matters.
-
-    Parameters
-    ----------
-    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
-        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
-        Copies are fitted with their picture, and neither held out nor calibrated on.
-    deal : Deal
-        Of the n pictures.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    FittedLayers
-
-    Raises
-    ------
-    FitError
-        If there is one fold only, or features that no model fits.
-    """
-    level, n = float(options.pca_level), len(deal.folds)
-    layers, maps, nll, ratios, leading = [], [], [], [], []
-    for feature, grid in zip(features, grids, strict=True):
-        x = grid.rows(feature).cpu().numpy()
-        folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
-        held_out = crossfit(x, folds, level, own=n)
-        subspace = replace(fit_subspace(x, level), n_samples=n)
-        leading.append(held_out.leading(subspace).astype(np.float32))
-        subspace = to_store(subspace, held_out.noise_variance(subspace))
-        maps.append(grid.fre_map(torch.from_numpy(held_out.residual())))
-        nll.append(torch.from_numpy(held_out.nll(subspace)))
-        ratios.append(held_out.refit_ratio() if held_out.refit_ratio else np.ones(n))
-        undivided = np.ones(grid.shape[1:], dtype=np.float32)
-        layers.append(LayerModel(subspace, undivided, np.sort(leading[-1], axis=0)))
-    correlation, ratio = rank_correlation(leading), np.mean(ratios, axis=0)
-    return FittedLayers(layers, maps, torch.stack(nll).sum(0), deal, correlation, ratio)
-
-
-def to_store(subspace: Subspace, noise_variance: float) -> Subspace:
-    """Give a fitted subspace the noise that held-out rows show, and its basis what 8 bits hold.
-
-    Parameters
-    ----------
-    subspace : Subspace
-        In float64.
-    noise_variance : float
-        From held-out rows.
-
-    Returns
-    -------
-    Subspace
-        With its basis in float16, on the grid of :mod:`dfm_mlflow.core.packing`.
-    """
-    return replace(subspace, basis=on_grid(subspace.basis), noise_variance=noise_variance)
-
-
 def finish_class(
     name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
@@ -255,17 +116,20 @@ def _finished(
 ) -> tuple[ClassModel, np.ndarray, dict[int, Tensor]]:
     """The class, and the held-out scores and maps of its pictures."""
     check_rest([layer.subspace for layer in fitted.layers], options)
+    ways = options.of_maps("normalize", len(grids))
     layers = tuple(
-        replace(layer, usual=usual_of(maps, options.normalize).numpy())
-        for layer, maps in zip(fitted.layers, fitted.maps, strict=True)
+        replace(layer, usual=usual_of(maps, how).numpy())
+        for layer, maps, how in zip(fitted.layers, fitted.maps, ways, strict=True)
     )
     # What a held-out map is divided by must not know it either.
     folds = fitted.deal.folds
-    usual = [usual_without_fold(m, folds, options.normalize) for m in fitted.maps]
-    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options)
-    calibration = calibrate(score.numpy(), fitted.deal, options, fitted.refit_ratio)
+    usual = [usual_without_fold(m, folds, w) for m, w in zip(fitted.maps, ways, strict=True)]
+    explained = [layer.explained for layer in layers]
+    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options, explained)
+    ratio = ratio_of(fitted.refit_ratios, grids, options, explained)
+    calibration = calibrate(score.numpy(), fitted.deal, options, ratio)
     model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
-    scores = brought_to_final(score.numpy(), options, fitted.refit_ratio)
+    scores = brought_to_final(score.numpy(), options, ratio)
     return model, scores, dict(enumerate(combined))
 
 
@@ -407,5 +271,6 @@ def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
         return torch.ones_like(maps)
     usual, of = torch.empty_like(maps), torch.from_numpy(folds)
     for fold in np.unique(folds):
-        usual[of == fold] = usual_of(maps[of != fold], how)
+        others = maps[of != fold]
+        usual[of == fold] = usual_of(others if len(others) else maps, how)
     return usual

@@ -13,7 +13,9 @@ from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.leading import n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.maps import combine_layers
+from dfm_mlflow.detector.maps import blurred, combine_layers
+
+_TINY = 1e-30  # below any score: its logarithm is finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +31,20 @@ class LayerModel:
     leading : ndarray of shape (n, l), float32
         First coordinates of the n good pictures of the calibration, held out; each column
         ascending.
+    explained : float
+        Share of the variance of good pictures that the subspace explains of held-out ones.
     """
 
     subspace: Subspace
     usual: np.ndarray | Tensor
     leading: np.ndarray
+    explained: float = 1.0
 
     def on(self, device: torch.device) -> "LayerModel":
         """Return a copy to score with: float32 tensors on a `device`."""
         like = torch.zeros((), dtype=torch.float32, device=device)
         usual = torch.as_tensor(np.asarray(self.usual), dtype=torch.float32, device=device)
-        return LayerModel(self.subspace.like(like), usual, self.leading)
+        return LayerModel(self.subspace.like(like), usual, self.leading, self.explained)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,17 @@ class ClassScores:
     nll: Tensor
     maps: Tensor
     leading: list[Tensor]
+
+    @classmethod
+    def joined(cls, parts: Sequence["ClassScores"]) -> "ClassScores":
+        """Put the scores of several lots of pictures together, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        score, fre, nll, maps = (
+            torch.cat([getattr(p, name) for p in parts]) for name in ("score", "fre", "nll", "maps")
+        )
+        leading = [torch.cat(layer) for layer in zip(*(p.leading for p in parts), strict=True)]
+        return cls(score, fre, nll, maps, leading)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +172,12 @@ def raw_scores(
     maps, fre, nll, leading = [], [], [], []
     for layer, feature, grid in zip(layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
-        leading.append(coordinates[:, : n_leading(layer.subspace)])
+        first = coordinates[:, : n_leading(layer.subspace)]
+        leading.append(grid.of_pictures(first, mean=True))
         maps.append(grid.fre_map(residual))
         fre.append(maps[-1].sum(dim=(1, 2)))
-        nll.append(layer.subspace.nll_of(coordinates, fre[-1]))
+        distance = grid.of_pictures(layer.subspace.mahalanobis(coordinates))
+        nll.append(layer.subspace.nll_from(distance, fre[-1], grid.n_rows))
     return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading)
 
 
@@ -182,7 +200,8 @@ def finish_scores(
     ClassScores
     """
     usual = [torch.as_tensor(layer.usual) for layer in model.layers]
-    score, combined = score_maps(raw.maps, usual, raw.nll, grids, options)
+    explained = [layer.explained for layer in model.layers]
+    score, combined = score_maps(raw.maps, usual, raw.nll, grids, options, explained)
     return ClassScores(score, raw.fre, raw.nll, combined, raw.leading)
 
 
@@ -192,8 +211,14 @@ def score_maps(
     nll: Tensor,
     grids: Sequence[Grid],
     options: Options,
+    explained: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """Give the anomaly scores, and the maps on the finest grid.
+
+    Maps whose subspaces are of one kind, and that become a number in the same way, are averaged.
+    Where there are several such groups, the score is the geometric mean of theirs: each map counts
+    by the share of held-out pictures that its subspace explains, so that subspaces of pictures
+    count for nothing from few pictures and for much from many.
 
     Parameters
     ----------
@@ -206,18 +231,96 @@ def score_maps(
     grids : sequence of Grid
     options : Options
         Resolved.
+    explained : sequence of float
+        Share that each subspace explains; needed for several groups alone.
 
     Returns
     -------
     scores : Tensor of shape (n,)
     maps : Tensor of shape (n, H, W)
     """
-    combined = combine_layers(maps, usual, [grid.weights for grid in grids])
-    if options.score == "nll":
-        score = nll
-    elif options.aggregate == "sum":  # over each layer's own positions, whatever the common grid
-        score = torch.stack([(m / u).sum((1, 2)) for m, u in zip(maps, usual, strict=True)]).sum(0)
+    groups = _groups(grids, options)
+    found = [_of_group(maps, usual, grids, group, options) for group in groups.items()]
+    if len(found) == 1:
+        score, combined = found[0]
     else:
-        values = max(grids, key=lambda g: g.cells.size).inside(combined)
-        score = aggregate(values, options.aggregate)
-    return score, combined
+        weights = _weights(list(groups.values()), explained)
+        logs = [w * s.clamp(min=_TINY).log() for w, (s, _) in zip(weights, found, strict=True)]
+        score = torch.stack(logs).sum(0).exp()
+        weighed = [len(found) * w * m for w, (_, m) in zip(weights, found, strict=True)]
+        finest = [_finest(grids, own) for own in groups.values()]
+        one = [torch.ones((), dtype=m.dtype, device=m.device) for m in weighed]
+        combined = combine_layers(weighed, one, [grid.weights for grid in finest])
+    return (nll if options.score == "nll" else score), combined
+
+
+def ratio_of(
+    ratios: Sequence[np.ndarray],
+    grids: Sequence[Grid],
+    options: Options,
+    explained: Sequence[float],
+) -> np.ndarray:
+    """What held-out scores are multiplied by to become those of the final model.
+
+    Parameters
+    ----------
+    ratios : sequence of ndarray of shape (n,)
+        Of each layer, as :class:`~dfm_mlflow.core.crossfit.HeldOut` gives it.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+    explained : sequence of float
+        As :func:`score_maps` takes it.
+
+    Returns
+    -------
+    ndarray of shape (n,), float64
+        Combined as scores are: averaged, and of several groups of maps the geometric mean.
+    """
+    groups = list(_groups(grids, options).values())
+    means = [np.mean([ratios[j] for j in own], axis=0) for own in groups]
+    if len(groups) == 1:
+        only: np.ndarray = means[0]
+        return only
+    weights = _weights(groups, explained)
+    logs = [w * np.log(m) for w, m in zip(weights, means, strict=True)]
+    fused: np.ndarray = np.exp(np.sum(logs, axis=0))
+    return fused
+
+
+def _weights(groups: Sequence[Sequence[int]], explained: Sequence[float]) -> list[float]:
+    """What each group of maps weighs: all that their subspaces explain."""
+    shares = [sum(explained[j] for j in own) for own in groups]
+    whole = sum(shares)
+    return [share / whole if whole else 1 / len(shares) for share in shares]
+
+
+def _groups(grids: Sequence[Grid], options: Options) -> dict[tuple[str, str], list[int]]:
+    """Maps that are averaged, by what rows of their subspaces are and how they become a number."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for j, how in enumerate(options.of_maps("aggregate", len(grids))):
+        groups.setdefault((grids[j].rows_are, how), []).append(j)
+    return groups
+
+
+def _finest(grids: Sequence[Grid], own: Sequence[int]) -> Grid:
+    return max((grids[j] for j in own), key=lambda g: g.cells.size)
+
+
+def _of_group(
+    maps: list[Tensor],
+    usual: list[Tensor],
+    grids: Sequence[Grid],
+    group: tuple[tuple[str, str], list[int]],
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    (_, how), own = group
+    mine, divisors = [maps[j] for j in own], [usual[j] for j in own]
+    combined = combine_layers(mine, divisors, [grids[j].weights for j in own])
+    finest = _finest(grids, own)
+    if options.blur_cells:
+        combined = blurred(combined, options.blur_cells, finest.weights)
+    if how == "sum":  # over each layer's own positions, whatever the common grid
+        parts = zip(mine, divisors, strict=True)
+        return torch.stack([(m / u).sum((1, 2)) for m, u in parts]).sum(0), combined
+    return aggregate(finest.inside(combined), how), combined

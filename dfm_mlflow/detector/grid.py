@@ -10,6 +10,8 @@ from torch import Tensor
 from dfm_mlflow.core.aggregation import residual_map
 from dfm_mlflow.errors import FitError
 
+_VALUES = 1 << 23  # of cells that are scored at once: 32 MiB
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -24,11 +26,14 @@ class Grid:
     even_border : bool
         Whether other cells keep out of the map on a finer grid. In models of format 1 their zeros
         bleed into the border of the region.
+    rows_are : {"picture", "cell"}
+        What a row of the layer's subspace is.
     """
 
     shape: tuple[int, int, int]
     cells: np.ndarray
     even_border: bool = True
+    rows_are: str = "picture"
 
     @property
     def weights(self) -> np.ndarray:
@@ -37,13 +42,46 @@ class Grid:
         return weighed.astype(np.float32)
 
     @property
+    def of_cells(self) -> bool:
+        """Whether a row is one cell."""
+        return self.rows_are == "cell"
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that count, P."""
+        return int(self.cells.sum())
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of a picture: 1, or the cells that count."""
+        return self.n_cells if self.of_cells else 1
+
+    @property
     def n_features(self) -> int:
-        """Length D of a row: channels times cells that count."""
-        return self.shape[0] * int(self.cells.sum())
+        """Length D of a row: channels, and of a whole picture times the cells that count."""
+        return self.shape[0] * (1 if self.of_cells else self.n_cells)
 
     def rows(self, features: Tensor) -> Tensor:
-        """Flatten `features` of shape (n, C, h, w) to rows of shape (n, D)."""
-        return self.inside(features).flatten(1)
+        """Flatten `features` of shape (n, C, h, w) to rows: (n, D), or of cells (n P, D)."""
+        inside = self.inside(features)
+        return inside.transpose(1, 2).flatten(0, 1) if self.of_cells else inside.flatten(1)
+
+    def of_pictures(self, values: Tensor, mean: bool = False) -> Tensor:
+        """Sum `values` of rows, of shape (n n_rows, ...), over those of each picture, or average.
+
+        Parameters
+        ----------
+        values : Tensor
+        mean : bool
+
+        Returns
+        -------
+        Tensor of shape (n, ...)
+        """
+        if not self.of_cells:
+            return values
+        apart: Tensor = values.unflatten(0, (-1, self.n_rows))
+        return apart.mean(1) if mean else apart.sum(1)
 
     def inside(self, maps: Tensor) -> Tensor:
         """Values of the cells that count, of shape (..., P), from `maps` of shape (..., h, w)."""
@@ -53,8 +91,14 @@ class Grid:
         return flat[..., torch.from_numpy(np.flatnonzero(self.cells)).to(maps.device)]
 
     def fre_map(self, residual: Tensor) -> Tensor:
-        """FRE map of shape (n, h, w) from a `residual` of shape (n, D); 0 in other cells."""
+        """FRE map of shape (n, h, w) from the `residual` of all rows; 0 in other cells."""
+        if self.of_cells:
+            return self.placed((residual**2).sum(1).unflatten(0, (-1, self.n_cells)))
         values: Tensor = residual_map(residual, self.shape[0])
+        return self.placed(values)
+
+    def placed(self, values: Tensor) -> Tensor:
+        """Put `values` of the cells that count, of shape (n, P), on the grid; 0 in other cells."""
         if not self.cells.all():
             index = torch.from_numpy(np.flatnonzero(self.cells)).to(values.device)
             full = values.new_zeros((values.shape[0], self.cells.size))
@@ -62,8 +106,27 @@ class Grid:
         return values.reshape(values.shape[0], *self.shape[1:])
 
 
+def at_once(grids: Sequence[Grid], most: int) -> int:
+    """How many pictures are scored at once: rows that are cells are many.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+    most : int
+        Pictures.
+
+    Returns
+    -------
+    int
+    """
+    values = max((g.n_cells * g.shape[0] for g in grids if g.of_cells), default=0)
+    return max(1, min(most, _VALUES // values)) if values else most
+
+
 def grids_of(
-    shapes: Iterable[Sequence[int]], roi_cells: Callable[[tuple[int, int]], np.ndarray]
+    shapes: Iterable[Sequence[int]],
+    roi_cells: Callable[[tuple[int, int]], np.ndarray],
+    rows_are: Sequence[str] | None = None,
 ) -> list[Grid]:
     """Give the grid of each layer.
 
@@ -73,13 +136,19 @@ def grids_of(
         ``(C, h, w)`` of each layer.
     roi_cells : callable
         Which cells of a grid ``(h, w)`` the region of interest touches, of that shape, bool.
+    rows_are : sequence of {"picture", "cell"}, optional
+        What a row of each layer's subspace is; a picture by default.
 
     Raises
     ------
     FitError
         If the region touches no cell of a layer.
     """
-    grids = [Grid((c, h, w), roi_cells((h, w))) for c, h, w in shapes]
+    shapes = list(shapes)
+    grids = [
+        Grid((c, h, w), roi_cells((h, w)), rows_are=kind)
+        for (c, h, w), kind in zip(shapes, rows_are or ["picture"] * len(shapes), strict=True)
+    ]
     if not all(grid.cells.any() for grid in grids):
         raise FitError("The roi touches no cell of a layer: paint a larger region.")
     return grids

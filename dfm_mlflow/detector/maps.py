@@ -43,6 +43,31 @@ def combine_layers(
     return torch.stack([_weighed(m / u, w, grid) for m, u, w in parts]).mean(0)
 
 
+def blurred(maps: Tensor, side: int, weights: np.ndarray) -> Tensor:
+    """Average each cell with those around it that count.
+
+    Parameters
+    ----------
+    maps : Tensor of shape (n, h, w)
+    side : int
+        Of the square of cells that is averaged, odd.
+    weights : ndarray of shape (h, w)
+        0 for cells that do not count, which stay 0.
+
+    Returns
+    -------
+    Tensor of shape (n, h, w)
+    """
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
+
+    if weights.all():
+        return mean(maps)
+    weight = torch.from_numpy(weights).to(maps)[None]
+    return torch.where(weight > 0, mean(maps * weight) / mean(weight).clamp(min=1e-6), 0.0)
+
+
 def _weighed(maps: Tensor, weights: np.ndarray, grid: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[1:]) == grid or weights.all():
         return _to_grid(maps, grid)

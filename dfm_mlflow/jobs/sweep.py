@@ -26,10 +26,11 @@ from dfm_mlflow.data.groups import groups_of
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import CHUNK, AnomalyDetector
 from dfm_mlflow.detector.augment import extract_to_fit
-from dfm_mlflow.detector.class_fit import Deal, finish_class, fit_layers
+from dfm_mlflow.detector.class_fit import finish_class
 from dfm_mlflow.detector.class_model import LayerModel, RawScores, finish_scores, raw_scores
 from dfm_mlflow.detector.decision import decide
-from dfm_mlflow.detector.grid import Grid, grids_of
+from dfm_mlflow.detector.grid import Grid, at_once, grids_of
+from dfm_mlflow.detector.layer_fit import Deal, fit_layers
 from dfm_mlflow.errors import DfmError, SweepError
 from dfm_mlflow.jobs.fit import kept_items
 from dfm_mlflow.jobs.train import facts_of
@@ -62,7 +63,7 @@ _NETWORK = (
     "bits",
     "float_range",
 )
-_FIT = ("layers", "pooling", "pca_level", "seed", "group_by")
+_FIT = ("layers", "pooling", "subspace", "pca_level", "seed", "group_by")
 
 _logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class _Shared:
     def __init__(self, options: Sequence[Options], catalog: Catalog):
         self._catalog, first = catalog, options[0]
         names = {
-            n: layer_names(first.backbone, (n,), first.size)[0]
+            n: layer_names(first.backbone, (n,), first.network_size)[0]
             for n in dict.fromkeys(n for o in options for n in o.layer_names)
         }
         self._options = [
@@ -205,6 +206,7 @@ class _Shared:
         ]
         self._base = base_rule({rule for o in options for _, rule in o.feature_maps})
         widest = {"layers": ",".join(dict.fromkeys(names.values())), "pooling": str(self._base)}
+        widest |= {"subspace": first.rows_are[0]}  # one map a layer
         self._extractor, self._weights, about = build_extractor(
             first.model_copy(update=widest), catalog.train
         )
@@ -240,7 +242,8 @@ class _Shared:
     ) -> Iterator[tuple[int, Options, dict[str, float]]]:
         first = pairs[0][1]
         features = self._features(self._train, first)
-        grids = grids_of((f.shape[1:] for f in features), self._extractor.roi_cells)
+        shapes = [f.shape[1:] for f in features]
+        grids = grids_of(shapes, self._extractor.roi_cells, first.rows_are)
         groups = groups_of(first.group_by, self._items)
         deal = Deal.of(self._keys, groups, first.seed, n_folds_of(len(features[0])))
         fitted = fit_layers(features, deal, grids, first)
@@ -259,7 +262,7 @@ class _Shared:
             yield number, options, metrics
 
     def _features(self, extraction: Extraction, options: Options) -> list[torch.Tensor]:
-        have = dict(zip(self._extractor.backbone.layers, extraction.features, strict=False))
+        have = dict(zip(self._extractor.backbone.layers, extraction.features, strict=True))
         return [
             pool(have[n], kernel_of(rule, self._base, have[n], options.size))
             for n, rule in options.feature_maps
@@ -271,9 +274,10 @@ class _Shared:
     def _raw(
         layers: Sequence[LayerModel], features: Sequence[torch.Tensor], grids: Sequence[Grid]
     ) -> RawScores:
+        step = at_once(grids, CHUNK)
         parts = [
-            raw_scores(layers, [f[i : i + CHUNK] for f in features], grids)
-            for i in range(0, len(features[0]), CHUNK)
+            raw_scores(layers, [f[i : i + step] for f in features], grids)
+            for i in range(0, len(features[0]), step)
         ]
         return RawScores(
             [torch.cat([p.maps[j] for p in parts]) for j in range(len(layers))],

@@ -63,9 +63,11 @@ _NAMED = (
     "pooling",
     "image_size",
     "resize",
+    "subspace",
     "pca_level",
     "score",
     "aggregate",
+    "blur",
     "normalize",
 )
 

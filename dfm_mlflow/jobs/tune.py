@@ -178,7 +178,7 @@ def search(options: Options, items: Sequence[Item]) -> Search:
 def _with_names(tried: list[Options]) -> list[Options]:
     """Give layers, which all candidates share, their names in the backbone."""
     first = tried[0]
-    names = layer_names(first.backbone, first.layer_names, first.size)
+    names = layer_names(first.backbone, first.layer_names, first.network_size)
     return [o.model_copy(update={"layers": ",".join(names)}) for o in tried]
 
 

@@ -19,16 +19,21 @@ from torch import Tensor, fx, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
-from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.network import timm_backbones, transformers
 from dfm_mlflow.network.folding import fold_batch_norms
+from dfm_mlflow.network.pair import Pair, layers_of
 from dfm_mlflow.network.tracing import tracing
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
+_PARTS = ("first", "second")  # of a pair, in the names of its tensors
 T = TypeVar("T")
+# Gives the named tensors of a weights file, or all of them for None.
+Take = Callable[[set[str] | None], dict[str, Tensor]]
 # Called with the tensors that the used layers have, which may be without data.
 Folded = dict[str, Tensor] | Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -47,6 +52,8 @@ class Backbone:
         Maps normalised images ``(n, 3, H, W)`` to a dict from layer name to its output.
     mean, std : tuple of float
         Normalisation of RGB in 0 to 1 that the weights were trained with.
+    patch : int or None
+        Of a transformer, which takes inputs of one size: side of its patch in pixels.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Backbone:
     module: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    patch: int | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the tensors of the truncated, folded network: fp32 on the CPU."""
@@ -71,7 +79,7 @@ def build_backbone(
     name: str,
     layers: tuple[str, ...],
     size: tuple[int, int],
-    weights: Callable[[set[str]], dict[str, Tensor]] | None = None,
+    weights: Take | None = None,
     *,
     folded: Folded | None = None,
     seed: int = 42,
@@ -83,12 +91,13 @@ def build_backbone(
     name : str
         A torchvision classification model, ``efficientnet_lite0``, or ``timm:<model>[.<tag>]``.
     layers : tuple of str
-        Layer names; ``stride:N`` is the last layer whose output is N times smaller than the input.
+        Layer names; ``stride:N`` is the last layer whose output is N times smaller than the input,
+        and those of transformers are as :mod:`dfm_mlflow.network.transformers` says.
     size : tuple of int
-        Input height and width in pixels.
+        Input height and width in pixels, which is a tile's where the input is cut.
     weights : callable, optional
-        Called with the names of the tensors that the used layers need, returns them; None draws
-        random ones from `seed`.
+        Called with the names of the tensors that the used layers need, returns them; for a
+        transformer called with None, for all. Without it, random ones are drawn from `seed`.
     folded : dict or callable, optional
         Instead of `weights`: tensors that :meth:`Backbone.state` gave, or who gives them when the
         shapes are known.
@@ -107,17 +116,67 @@ def build_backbone(
     WeightsError
         If tensors lack, or have other shapes than the network.
     """
+    if "+" in name:
+        return _build_pair(name, layers, size, weights, folded, seed)
+    if is_transformer(name):
+        tokens, patch = _build_tokens(name, layers, size, weights, folded, seed)
+        names = tuple(window.name for window in tokens.windows)
+        return Backbone(name, names, tokens, *_normalisation(name), patch)
     with tracing():
         names, module = _build(name, layers, size, weights, folded, seed)
     module = module.eval().requires_grad_(False)
     return Backbone(name, names, module, *_normalisation(name))
 
 
+@lru_cache(maxsize=64)
+def _windows(
+    name: str, layers: tuple[str, ...], size: tuple[int, int]
+) -> tuple[transformers.Window, ...]:
+    with _explained(name, size):
+        whole = _without_data(lambda: transformers.whole(name, size))
+        return transformers.windows_of(name, layers, transformers.n_blocks_of(whole))
+
+
+def _build_tokens(
+    name: str,
+    layers: tuple[str, ...],
+    size: tuple[int, int],
+    weights: Take | None,
+    folded: Folded | None,
+    seed: int,
+) -> tuple[transformers.Tokens, int]:
+    """Give a transformer up to its last used block, with its positions at `size`, and its patch."""
+
+    def build() -> transformers.Tokens:
+        whole = transformers.whole(name, size)
+        windows = transformers.windows_of(name, layers, transformers.n_blocks_of(whole))
+        return transformers.truncated(whole, windows)
+
+    with _explained(name, size):
+        if weights is None and folded is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = build()
+        else:
+            module = _without_data(build)
+        if weights is not None:
+            fitted = transformers.fitted_state(module.model, weights(None))
+            _assign(module.model, fitted)
+        elif folded is not None:
+            _assign(module, folded(module.state_dict()) if callable(folded) else folded)
+        if any(b.is_meta for b in module.buffers()):  # rotations, which are in no state dict
+            own = module.state_dict()
+            module = build()
+            _assign(module, own)
+    patch = transformers.patch_of(module.model, name)
+    return module.eval().requires_grad_(False), patch
+
+
 def _build(
     name: str,
     layers: tuple[str, ...],
     size: tuple[int, int],
-    weights: Callable[[set[str]], dict[str, Tensor]] | None,
+    weights: Take | None,
     folded: Folded | None,
     seed: int,
 ) -> tuple[tuple[str, ...], nn.Module]:
@@ -137,6 +196,53 @@ def _build(
             _assign(module, {**own, **weights(needed)})
         module = fold_batch_norms(module)
     return names, module
+
+
+def _build_pair(
+    name: str,
+    layers: tuple[str, ...],
+    size: tuple[int, int],
+    weights: Take | None,
+    folded: Folded | None,
+    seed: int,
+) -> Backbone:
+    """Build two networks; `weights` is called with the place, 0 or 1, before a tensor's name."""
+    names = name.split("+")
+    if callable(folded):  # which is asked once, for the tensors of both
+        expected: dict[str, Tensor] = {}
+        for i, part in enumerate(names):
+            own = layers_of(layers, bool(i))
+            shapes = build_backbone(part, own, size, folded=lambda e: e).module.state_dict()
+            expected |= {f"{_PARTS[i]}.{k}": v for k, v in shapes.items()}
+        folded = folded(expected)
+    built = []
+    for i, part in enumerate(names):
+        prefix = _PARTS[i] + "."
+        state = folded and {
+            k.removeprefix(prefix): v for k, v in folded.items() if k.startswith(prefix)
+        }
+        take = weights and _of_part(weights, prefix)
+        own = layers_of(layers, bool(i))
+        built.append(build_backbone(part, own, size, take, folded=state, seed=seed))
+    first, second = built
+    module = Pair.of(
+        first.module, second.module, (first.mean, first.std), (second.mean, second.std)
+    )
+    resolved = iter(first.layers), iter(second.layers)
+    found = tuple(
+        SECOND + next(resolved[1]) if layer.startswith(SECOND) else next(resolved[0])
+        for layer in layers
+    )
+    patch = first.patch or second.patch
+    return Backbone(name, found, module.eval(), first.mean, first.std, patch)
+
+
+def _of_part(weights: Take, prefix: str) -> Take:
+    def take(needed: set[str] | None) -> dict[str, Tensor]:
+        asked = {prefix} if needed is None else {prefix + key for key in needed}
+        return {k.removeprefix(prefix): v for k, v in weights(asked).items()}
+
+    return take
 
 
 def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
@@ -160,12 +266,24 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
     BackboneError
         As :func:`build_backbone`.
     """
+    if "+" in name:
+        found = {}
+        for part, second in zip(name.split("+"), (False, True), strict=True):
+            asked = layers_of(layers, second)
+            prefix = SECOND if second else ""
+            for one, known in zip(asked, layer_names(part, asked, size), strict=True):
+                found[prefix + one] = prefix + known
+        return tuple(found[layer] for layer in layers)
+    if is_transformer(name):
+        return tuple(window.name for window in _windows(name, layers, size))
     with tracing(), _explained(name, size):
         return _without_data(lambda: _layer_names(name, layers, size))[0]
 
 
 def backbone_requirements(name: str) -> list[str]:
     """Distributions beside torchvision that define the architecture of the backbone `name`."""
+    if "+" in name:
+        return list(dict.fromkeys(r for p in name.split("+") for r in backbone_requirements(p)))
     if name.startswith(timm_backbones.PREFIX):
         return ["timm"]
     return ["efficientnet-lite-pytorch"] if name.startswith("efficientnet_lite") else []

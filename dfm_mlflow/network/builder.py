@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.core.cells import crossfit_cells
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.errors import DataError, FitError, ImageError
@@ -69,7 +71,7 @@ def build_extractor(
         weights = load_weights(options.weights, options.backbone, options.seed)
         take = weights.take if weights.state is not None else None
         backbone = build_backbone(
-            options.backbone, options.layer_names, options.size, take, seed=options.seed
+            options.backbone, options.layer_names, options.network_size, take, seed=options.seed
         )
         cache = FeatureCache() if options.cache else None
         roi = load_roi(options.roi, options.max_pixels) if roi is None else roi
@@ -140,7 +142,15 @@ def _look(
 def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options) -> bool:
     """Whether good pictures keep their scores in half precision."""
     try:
-        change = precision_change(full, half, sample, float(options.pca_level), options.seed)
+        kinds = options.rows_are
+        change = precision_change(
+            full,
+            half,
+            sample,
+            float(options.pca_level.split(",")[0]),
+            options.seed,
+            rows=list(zip(kinds, options.levels_of(len(kinds)), strict=True)),
+        )
     except FitError as error:
         _logger.info("precision=auto takes %s: %s", full.precision, error)
         return False
@@ -157,7 +167,13 @@ def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options:
 
 
 def precision_change(
-    full: Extractor, half: Extractor, sample: Sequence["Seen"], level: float, seed: int = 42
+    full: Extractor,
+    half: Extractor,
+    sample: Sequence["Seen"],
+    level: float,
+    seed: int = 42,
+    *,
+    rows: Sequence[tuple[str, float]] = (),
 ) -> float:
     """How much held-out FREs of good pictures change with the precision.
 
@@ -174,6 +190,8 @@ def precision_change(
         Share of the variance that the subspaces keep.
     seed : int
         Of the folds.
+    rows : sequence of tuple of str and float, optional
+        Of each feature map: what a row of its subspace is, and its own level.
 
     Returns
     -------
@@ -187,7 +205,14 @@ def precision_change(
     """
     if len(sample) < FEWEST_MEASURED:
         raise FitError(f"{len(sample)} pictures are too few to measure half precision on.")
-    parts = [full.fingerprint, half.fingerprint, str(level), str(seed), *(s.digest for s in sample)]
+    parts = [
+        full.fingerprint,
+        half.fingerprint,
+        str(level),
+        str(rows),
+        str(seed),
+        *(s.digest for s in sample),
+    ]
     key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
     if known and (measured := known.get(key)):
         return float(measured[0])
@@ -198,7 +223,10 @@ def precision_change(
             size = (one.image.shape[0], one.image.shape[1])
             light, own = light_of(pixels[i]), [m[i] for m in maps]
             extractor.remember(one.path, one.digest, own, size, light, one.words)
-    change = max(_change(*pair, level, seed) for pair in zip(before, after, strict=True))
+    kinds = rows or [("picture", level)] * len(before)
+    change = max(
+        _change(a, b, *kind, seed) for a, b, kind in zip(before, after, kinds, strict=True)
+    )
     if known:
         known.put(key, [np.array(change)])
     return change
@@ -251,11 +279,16 @@ def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[S
     return [one for one in found if one]
 
 
-def _change(before: Tensor, after: Tensor, level: float, seed: int) -> float:
+def _change(before: Tensor, after: Tensor, kind: str, level: float, seed: int) -> float:
     scores = []
     for features in (before, after):
-        x = features.flatten(1).cpu().numpy()
-        scores.append(crossfit(x, assign_folds(len(x), seed=seed), level).fre)
+        folds = assign_folds(len(features), seed=seed)
+        if kind == "cell":
+            cells = features.flatten(2).transpose(1, 2).cpu().numpy()
+            held_out = crossfit_cells(partial(iter, [cells]), folds, level)[1]
+            scores.append(held_out.maps.sum(axis=1, dtype=np.float64))
+        else:
+            scores.append(crossfit(features.flatten(1).cpu().numpy(), folds, level).fre)
     spread = float(scores[0].std())
     if not spread > 0:
         raise FitError("The pictures are too alike to measure half precision on.")

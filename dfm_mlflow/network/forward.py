@@ -13,8 +13,9 @@ from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.device import DTYPES
 from dfm_mlflow.network.fusion import fused
 from dfm_mlflow.network.pooling import Rule, kernel_of, pool, rules_of
-from dfm_mlflow.network.tiles import run_tiles
+from dfm_mlflow.network.tiles import CELL, run_tiles
 from dfm_mlflow.network.tracing import running
+from dfm_mlflow.network.transformers import check_size
 
 # Pictures in one pass of a CPU: few activations stay in its caches, and no large array is asked of
 # the system and given back at every layer (1.3 times faster than 16 on two cores).
@@ -55,6 +56,10 @@ class Network:
         fuse: bool = True,
     ):
         self.layers, self.size, self.tile = backbone.layers, size, tile
+        self._unit = backbone.patch or CELL
+        if backbone.patch:
+            for what, sides in (("image_size", size), ("tile", (tile, tile) if tile else size)):
+                check_size(backbone.name, sides, backbone.patch, what)
         self._rules = rules_of(pooling, len(backbone.layers))
         self.device, self._dtype = device, DTYPES[precision]
         self._fitting = sys.maxsize  # pictures that the memory of the device was seen to hold
@@ -132,7 +137,11 @@ class Network:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         inputs = torch.addcmul(self._offset, pixels.float(), self._scale).to(self._dtype)
-        outputs = run_tiles(self.module, inputs, self.tile) if self.tile else self.module(inputs)
+        outputs = (
+            run_tiles(self.module, inputs, self.tile, self._unit)
+            if self.tile
+            else self.module(inputs)
+        )
         return [
             self._pool(name, outputs[name], rule)
             for name, rules in zip(self.layers, self._rules, strict=True)
@@ -159,7 +168,8 @@ class Network:
         if output.ndim != 4:
             raise BackboneError(
                 f"The layer {layer} gives {output.ndim} axes, not a feature map (n, C, h, w): "
-                "choose a convolutional layer."
+                "choose a convolutional layer, or a vision transformer such as "
+                "timm:vit_small_patch14_dinov2.lvd142m."
             )
         output = output.float()
         return pool(output, kernel_of(rule, 1, output, self.size)).contiguous()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dfm_mlflow.network.pair import Pair
+
 _logger = logging.getLogger(__name__)
 
 # What oneDNN calls the activations, and their constants.
@@ -109,6 +111,8 @@ def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     size : tuple of int
         Height and width of the input that both networks are compared on.
     """
+    if isinstance(module, Pair):
+        return module.with_parts(lambda part: fused(part, size))
     if not isinstance(module, fx.GraphModule) or not torch.backends.mkldnn.is_available():
         return module
     dtype = next((p.dtype for p in module.parameters()), torch.float32)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from dfm_mlflow.errors import BackboneError
 
+CELL = 32  # pixels of the largest cell of a convolutional layer that tiles fit
+
 
 def run_tiles(
-    network: Callable[[Tensor], dict[str, Tensor]], inputs: Tensor, side: int
+    network: Callable[[Tensor], dict[str, Tensor]], inputs: Tensor, side: int, unit: int = CELL
 ) -> dict[str, Tensor]:
     """Put the maps of overlapping tiles together; where two overlap, each gives its inner half.
 
@@ -20,9 +22,11 @@ def run_tiles(
     network : callable
         Maps ``(n, 3, side, side)`` to a dict from layer name to its output.
     inputs : Tensor of shape (n, 3, H, W)
-        H and W are multiples of 32 and at least `side`.
+        H and W are multiples of `unit` and at least `side`.
     side : int
-        Of a tile in pixels, a multiple of 128.
+        Of a tile in pixels, a multiple of `unit`.
+    unit : int
+        Pixels that tiles are moved by a multiple of: 32, or the patch of a transformer.
 
     Raises
     ------
@@ -30,7 +34,7 @@ def run_tiles(
         If a layer's cells do not fit the tiles.
     """
     size = (inputs.shape[2], inputs.shape[3])
-    rows, columns = (_starts(s, side) for s in size)
+    rows, columns = (_starts(s, side, unit) for s in size)
     whole: dict[str, Tensor] = {}
     for top in rows:
         for left in columns:
@@ -71,9 +75,10 @@ def scaled_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask[np.ix_(rows, columns)]
 
 
-def _starts(length: int, side: int) -> list[int]:
+def _starts(length: int, side: int, unit: int) -> list[int]:
     """Where tiles begin along an axis: they overlap by a quarter, and the last ends at the end."""
-    return [*range(0, length - side, side - side // 4), length - side]
+    step = max(unit, (side - side // 4) // unit * unit)
+    return [*range(0, length - side, step), length - side]
 
 
 def _given(start: int, starts: list[int], side: int, step: int) -> int:

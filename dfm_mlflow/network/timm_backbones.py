@@ -16,6 +16,7 @@ from dfm_mlflow.errors import BackboneError, WeightsError
 _logger = logging.getLogger(__name__)
 
 PREFIX = "timm:"
+FREE = ("apache", "mit", "bsd", "cc0", "cc-by-4.0", "isc")  # how licences begin that allow any use
 
 
 def architecture(name: str) -> nn.Module:
@@ -29,6 +30,31 @@ def architecture(name: str) -> nn.Module:
     timm, model = _find(name)
     module: nn.Module = timm.create_model(model, pretrained=False)
     return module
+
+
+def of_size(name: str, size: tuple[int, int]) -> nn.Module:
+    """Build a transformer whose positions are those of one size, with random weights.
+
+    Parameters
+    ----------
+    name : str
+        ``timm:<model>`` or ``timm:<model>.<tag>``.
+    size : tuple of int
+        Height and width in pixels.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`architecture`, or if the network knows one size alone.
+    """
+    timm, model = _find(name)
+    for options in ({"dynamic_img_size": False}, {}):
+        try:
+            module: nn.Module = timm.create_model(model, pretrained=False, img_size=size, **options)
+        except TypeError:  # the network has no such option
+            continue
+        return module
+    raise BackboneError(f"{name} takes one image_size alone: choose another transformer.")
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -91,7 +117,6 @@ def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
             )
         )
     config = timm.get_pretrained_cfg(model)
-    _logger.info("The licence of the weights of %s: %s", name, config.license or "not stated")
     try:
         state = timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # of the hub's client, of the network, or of a broken file
@@ -105,6 +130,37 @@ def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
     kept = torch.contiguous_format
     state = {k: state[k].detach().clone(memory_format=kept) for k in sorted(state)}
     return state, hashlib.sha256(save(state)).hexdigest()
+
+
+def say_licence(name: str, *, fetched: bool) -> None:
+    """Log the licence of published weights, loudly where it is not free.
+
+    Parameters
+    ----------
+    name : str
+        ``timm:<model>[.<tag>]``.
+    fetched : bool
+        Whether they are the published ones; those of a file may be, and only a licence that is not
+        free is named.
+
+    Raises
+    ------
+    BackboneError
+        As :func:`architecture`.
+    """
+    timm, model = _find(name)
+    config = timm.get_pretrained_cfg(model)
+    stated = (config and config.license) or "not stated"
+    free = stated.lower().startswith(FREE)
+    if free and not fetched:
+        return
+    _logger.log(
+        logging.INFO if free else logging.WARNING,
+        "The licence of the published weights of %s: %s%s",
+        name,
+        stated,
+        "" if free else "; it is no free licence: read it before you use or pass on a model",
+    )
 
 
 def installed() -> str:

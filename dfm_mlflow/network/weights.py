@@ -40,8 +40,8 @@ class Weights:
     sha256: str
     state: dict[str, Tensor] | None
 
-    def take(self, needed: set[str]) -> dict[str, Tensor]:
-        """Give the `needed` tensors, by name.
+    def take(self, needed: set[str] | None) -> dict[str, Tensor]:
+        """Give the `needed` tensors, by name; all of them for None.
 
         Raises
         ------
@@ -49,6 +49,11 @@ class Weights:
             If one is missing; the message names it.
         """
         assert self.state is not None
+        if needed is None:
+            return self.state
+        wholes = [prefix for prefix in needed if prefix.endswith(".")]
+        if wholes:  # all of one of two networks
+            return {k: v for k, v in self.state.items() if k.startswith(tuple(wholes))}
         missing = sorted(needed - set(self.state))
         if missing:
             raise WeightsError(
@@ -77,12 +82,16 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
     WeightsError
         If they cannot be fetched or read.
     """
+    if "+" in backbone:
+        return _pair(source, backbone.split("+"), seed)
     if source == "random":
         _logger.warning(
             "weights=random: %s is NOT pretrained, scores will be poor. Use this for tests only.",
             backbone,
         )
         return Weights(f"random:{seed}", "", None)
+    if backbone.startswith(timm_backbones.PREFIX):
+        timm_backbones.say_licence(backbone, fetched=source == "imagenet")
     if source == "imagenet" and backbone.startswith(timm_backbones.PREFIX):
         state, digest = timm_backbones.pretrained(backbone)
         return Weights(backbone, digest, state)
@@ -93,6 +102,28 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
     data = _bytes_of(place)
     digest = hashlib.sha256(data).hexdigest()
     return Weights(f"{prefix}:{Path(place).name}", digest, _read(place, data))
+
+
+def _pair(source: str, backbones: list[str], seed: int) -> Weights:
+    """Load those of two networks; one source is that of both where it is no file."""
+    sources = source.split("+") if source.count("+") == 1 else [source] * 2
+    if (sources[0] == "random") != (sources[1] == "random"):
+        raise WeightsError(
+            f"weights={source} are random for one of two networks: give random for both, or "
+            "pretrained ones for both."
+        )
+    if sources[0] == sources[1] and sources[0] not in ("imagenet", "random"):
+        raise WeightsError(
+            f"weights={source} is one file for two networks: join two sources by +, such as "
+            "vit.safetensors+resnet18.safetensors, or vit.safetensors+imagenet."
+        )
+    pair = [load_weights(s, b, seed) for s, b in zip(sources, backbones, strict=True)]
+    named, digests = "+".join(w.id for w in pair), "+".join(w.sha256 for w in pair)
+    if pair[0].state is None or pair[1].state is None:
+        return Weights(pair[0].id, "", None)
+    state = {f"first.{k}": v for k, v in pair[0].state.items()}
+    state |= {f"second.{k}": v for k, v in pair[1].state.items()}
+    return Weights(named, digests, state)
 
 
 def imagenet_url(backbone: str) -> str:

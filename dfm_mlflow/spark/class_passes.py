@@ -26,21 +26,16 @@ import torch
 from torch import Tensor
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut
+from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut, explained_share
 from dfm_mlflow.core.duplicates import MOST
 from dfm_mlflow.core.leading import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.class_fit import (
-    Deal,
-    brought_to_final,
-    calibrate,
-    check_rest,
-    to_store,
-)
-from dfm_mlflow.detector.class_model import ClassModel, LayerModel, score_maps
+from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_rest
+from dfm_mlflow.detector.class_model import ClassModel, LayerModel, ratio_of, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
+from dfm_mlflow.detector.layer_fit import Deal, to_store
 from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
@@ -90,35 +85,46 @@ def fit_class_in_passes(
         raise FitError(ONE_GROUP)
     parts = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
     held = parts[0][1]
-    for _, other, _ in parts[1:]:
+    for _, other, *_ in parts[1:]:
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
-        to_store(replace(subspace, n_samples=len(deal.folds)), _noise_variance(sums, j, subspace))
-        for j, (subspace, _, _) in enumerate(parts)
+        to_store(
+            replace(subspace, n_samples=len(deal.folds)),
+            _noise_variance(sums, j, subspace, grid),
+            of_cells=grid.of_cells,
+        )
+        for j, ((subspace, *_), grid) in enumerate(zip(parts, grids, strict=True))
     ]
     check_rest(subspaces, options)
-    divisors = [_usual(sums, j, options.normalize) for j in range(len(grids))]
+    ways = options.of_maps("normalize", len(grids))
+    divisors = [_usual(sums, j, how) for j, how in enumerate(ways)]
+    explained = [
+        explained_share(_mean_fre(sums, j, grid), total)
+        for j, ((_, _, total, _), grid) in enumerate(zip(parts, grids, strict=True))
+    ]
     usual = [others for _, others in divisors]
     leading = _leading(held)
     layers = [
-        LayerModel(subspace, whole.numpy(), np.sort(rows, axis=0))
-        for subspace, (whole, _), rows in zip(subspaces, divisors, leading, strict=True)
+        LayerModel(subspace, whole.numpy(), np.sort(rows, axis=0), share)
+        for subspace, (whole, _), rows, share in zip(
+            subspaces, divisors, leading, explained, strict=True
+        )
     ]
 
     def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
         maps = [torch.from_numpy(m) for m in block.maps]
         nothing = torch.zeros(len(block.index), dtype=torch.float64)
         mine = folds[block.index]
-        return score_maps(maps, [u[mine] for u in usual], nothing, grids, options)
+        return score_maps(maps, [u[mine] for u in usual], nothing, grids, options, explained)
 
     order = np.argsort(np.concatenate(list(held.each(lambda block: block.index))))
     scores = (
-        _nll(held, subspaces)
+        _nll(held, subspaces, grids)
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
     )[order]
-    ratio = np.mean([of_layer for _, _, of_layer in parts], axis=0)
+    ratio = ratio_of([of_layer for *_, of_layer in parts], grids, options, explained)
     calibration = calibrate(scores, deal, options, ratio)
     brought = brought_to_final(scores, options, ratio)
 
@@ -141,7 +147,7 @@ def fit_class_in_passes(
         {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)},
         _sketches(passes, grids) if len(scores) <= MOST else None,
     )
-    for _, part, _ in parts:
+    for _, part, *_ in parts:
         part.drop()
     return ClassModel(name, tuple(layers), calibration, scale, rank_correlation(leading)), held_out
 
@@ -190,9 +196,15 @@ def _sums(held: Passes, folds: np.ndarray) -> dict[int, _Sums]:
     return held.total(sums, by_key)
 
 
-def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace) -> float:
+def _mean_fre(sums: dict[int, _Sums], j: int, grid: Grid) -> float:
+    """Mean held-out FRE of a row of a layer."""
     whole = reduce(_Sums.merge, sums.values())
-    mean = HeldOut(whole.fre[j : j + 1] / whole.n, np.zeros(1), lambda: np.zeros((1, 0)))
+    return float(whole.fre[j]) / (whole.n * grid.n_rows)
+
+
+def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace, grid: Grid) -> float:
+    of_row = np.array([_mean_fre(sums, j, grid)])
+    mean = HeldOut(of_row, np.zeros(1), lambda: np.zeros((1, 0)))
     return mean.noise_variance(subspace)
 
 
@@ -209,13 +221,14 @@ def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
     return divisor(list(sums.values())), torch.stack(others)
 
 
-def _nll(held: Passes, subspaces: Sequence[Subspace]) -> np.ndarray:
+def _nll(held: Passes, subspaces: Sequence[Subspace], grids: Sequence[Grid]) -> np.ndarray:
     """Held-out likelihoods: two numbers a picture and layer come to this process."""
     parts = list(held.each(lambda block: (block.mahalanobis, block.fre)))
-    nll: np.ndarray = sum(
-        s.nll_from(*(np.concatenate([p[i][j] for p in parts]) for i in range(2)))
-        for j, s in enumerate(subspaces)
-    )
+    layers = []
+    for j, (subspace, grid) in enumerate(zip(subspaces, grids, strict=True)):
+        distance, fre = (np.concatenate([p[i][j] for p in parts]) for i in range(2))
+        layers.append(subspace.nll_from(distance, fre, grid.n_rows))
+    nll: np.ndarray = np.sum(layers, axis=0)
     return nll
 
 

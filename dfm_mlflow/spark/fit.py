@@ -19,9 +19,9 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.detector.class_fit import Deal
 from dfm_mlflow.detector.grid import grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.errors import FitError, SparkError
 from dfm_mlflow.images.depth import Depth, Words
 from dfm_mlflow.network.backbones import build_backbone
@@ -117,7 +117,7 @@ def _extractor(recipe: Recipe) -> Extractor:
     check_version(recipe.version)
     options = Options.model_validate_json(recipe.options)
     backbone = build_backbone(
-        options.backbone, recipe.layers, options.size, folded=load(recipe.state)
+        options.backbone, recipe.layers, options.network_size, folded=load(recipe.state)
     )
     device = choose_device(recipe.device)
     return Extractor.of(
@@ -273,7 +273,7 @@ def fit_on_spark(
         group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
         if len(everything.kept) < 2:
             raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
-        grids = grids_of(shapes, extractor.roi_cells)
+        grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
         models, held_out = [], []
         for name, mine in places.items():
             folds = np.full(len(mine), -1)

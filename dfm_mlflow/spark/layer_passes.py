@@ -1,6 +1,6 @@
-"""One layer: three ways to its subspaces, of all pictures and without each fold."""
+"""One layer: the ways to its subspaces, of all pictures and without each fold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, TypeVar
 
@@ -8,10 +8,18 @@ import numpy as np
 import torch
 
 from dfm_mlflow.config import Options
+from dfm_mlflow.core.cells import (
+    CellSubspaces,
+    HeldOutCells,
+    fold_moments,
+    held_out_block,
+    merged,
+    noise_variance_of,
+)
 from dfm_mlflow.core.crossfit import crossfit, fit_without
-from dfm_mlflow.core.leading import leading_directions, n_leading
+from dfm_mlflow.core.leading import MOST_SPANNING, leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
-from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace
+from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import (
     SubspaceIteration,
     Summary,
@@ -33,7 +41,7 @@ T = TypeVar("T")
 
 def fit_layer(
     passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
-) -> tuple[Subspace, Passes, np.ndarray]:
+) -> tuple[Subspace, Passes, float, np.ndarray]:
     """Give the final subspace, and the pictures of each fold under the subspace of the others.
 
     Parameters
@@ -54,6 +62,8 @@ def fit_layer(
     subspace : Subspace
     held : Passes
         Over :class:`HeldOutBlock` with this layer alone.
+    total : float
+        Variance of all rows, summed over features.
     refit_ratio : ndarray of shape (n,)
         As :class:`~dfm_mlflow.core.crossfit.HeldOut` has it, of those that could be read, in the
         order of the list; 1 where it has none.
@@ -63,28 +73,31 @@ def fit_layer(
     FitError
         For features that no model fits, and a subspace too large for any of the three ways.
     """
-    layer = _Layer(passes, _Rows(folds, j, grid), float(options.pca_level))
+    level = options.levels_of(j + 1)[j]
+    layer = _Layer(passes, _Rows(folds, j, grid), level)
     n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
     ratio = np.ones(int((folds >= 0).sum()))
-    if n <= min(dimension, LARGE):
-        subspace, held, ratio = layer.by_rows()
+    if grid.of_cells:
+        subspace, held, total = layer.by_cells()
+    elif n <= min(dimension, LARGE):
+        subspace, held, total, ratio = layer.by_rows()
     elif dimension <= MAX_FEATURES:
-        subspace, held = layer.by_moments()
+        subspace, held, total = layer.by_moments()
     else:
         try:
-            subspace, held = layer.by_iteration()
+            subspace, held, total = layer.by_iteration()
         except TooManyComponents as error:
             if n <= dimension and n * dimension * 4 <= MOST_ROWS:
-                subspace, held, ratio = layer.by_rows()
+                subspace, held, total, ratio = layer.by_rows()
             elif dimension <= MOST_EXACT:
-                subspace, held = layer.by_moments()
+                subspace, held, total = layer.by_moments()
             else:
                 raise FitError(
                     f"A layer of {dimension} features needs a subspace of more than half of them, "
                     f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
                     "pooling."
                 ) from error
-    return subspace, held, ratio
+    return subspace, held, total, ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +117,11 @@ class _Rows:
         untouched = block.features[self.j][: len(block.index)]
         return self.grid.rows(torch.from_numpy(untouched)).numpy()
 
+    def cells(self, block: Block) -> np.ndarray:
+        """Cells of the pictures of a block, and of their copies, of shape (m * (1 + c), P, C)."""
+        flat = self.of(block)
+        return flat.reshape(-1, self.grid.n_cells, flat.shape[1])
+
     def folds_of(self, block: Block) -> np.ndarray:
         """Fold of each row; a copy has that of its picture."""
         times = len(block.features[self.j]) // max(1, len(block.index))
@@ -117,7 +135,7 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """The three ways to the subspaces of a layer."""
+    """The ways to the subspaces of a layer."""
 
     passes: Passes
     rows: _Rows
@@ -127,7 +145,7 @@ class _Layer:
     def fold_numbers(self) -> list[int]:
         return [int(f) for f in np.unique(self.rows.folds[self.rows.folds >= 0])]
 
-    def by_moments(self) -> tuple[Subspace, Passes]:
+    def by_moments(self) -> tuple[Subspace, Passes, float]:
         """Subspaces from the moments of all rows, less those of a fold."""
         rows = self.rows
         whole = self.passes.total(lambda b: Moments.of(rows.of(b), limit=None), Moments.merge)
@@ -144,9 +162,49 @@ class _Layer:
             del apart
             held = self.hold_out(subspace, models, held)
         assert held is not None
-        return subspace, held
+        return subspace, held, float(np.trace(whole.scatter)) / (whole.n - 1)
 
-    def by_rows(self) -> tuple[Subspace, Passes, np.ndarray]:
+    def by_cells(self) -> tuple[Subspace, Passes, float]:
+        """Subspaces from the moments of the cells of each fold, in one pass over the features."""
+        rows = self.rows
+        parts = self.passes.total(lambda b: fold_moments(rows.cells(b), rows.folds_of(b)), merged)
+        found = CellSubspaces.of(parts, self.level)
+        del parts
+        n = int((rows.folds >= 0).sum())
+        final = replace(found.final, n_samples=n)
+        single = np.zeros(0, np.float32)
+        sent = {f: s.like(single) for f, s in found.without.items()}
+
+        def look(block: Block) -> tuple[np.ndarray, HeldOutCells]:
+            own = rows.cells(block)[: len(block.index)]  # without copies
+            return block.index, held_out_block(own, rows.folds[block.index], sent)
+
+        seen = self.passes.derive(look)
+        # the noise that held-out cells show is the mean of what all blocks show
+        total, cells = seen.total(
+            lambda b: (float(b[1].maps.sum(dtype=np.float64)), b[1].maps.size),
+            lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        )
+        noise = noise_variance_of(total / cells, final)
+        first = CellSubspaces(
+            replace(final, basis=final.basis[:, :MOST_SPANNING]),
+            {f: replace(s, basis=s.basis[:, :MOST_SPANNING]) for f, s in found.without.items()},
+            found.total,
+        )
+        floor = noise if final.n_components < final.n_features else 0.0
+        many = n_leading(final)
+
+        def summed(pair: tuple[np.ndarray, HeldOutCells]) -> HeldOutBlock:
+            index, held = pair
+            maps = rows.grid.placed(torch.from_numpy(held.maps)).numpy()
+            leading = np.zeros((len(index), many), np.float32)
+            leading[:] = held.leading(first)
+            fre = held.maps.sum(axis=1, dtype=np.float64)
+            return HeldOutBlock(index, [maps], [fre], [held.mahalanobis_above(floor)], [leading])
+
+        return final, seen.derive(summed), found.total
+
+    def by_rows(self) -> tuple[Subspace, Passes, float, np.ndarray]:
         """All rows in this process, at most as many as features: the one-machine code itself."""
         rows = self.rows
         found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
@@ -171,9 +229,10 @@ class _Layer:
             return HeldOutBlock(block.index, *found)
 
         ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(len(order))
-        return subspace, self.passes.derive(look_up), ratio
+        total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
+        return subspace, self.passes.derive(look_up), total, ratio
 
-    def by_iteration(self) -> tuple[Subspace, Passes]:
+    def by_iteration(self) -> tuple[Subspace, Passes, float]:
         """Subspaces of all rows and of those without each fold, iterated side by side."""
         rows, numbers = self.rows, self.fold_numbers
         apart = self.passes.total(
@@ -192,7 +251,8 @@ class _Layer:
         for group in _groups(list(of_folds), at_once):
             held = self.hold_out(subspace, {f: of_folds[f] for f in group}, held)
         assert held is not None
-        return subspace, held
+        everything = without[None]
+        return subspace, held, everything.total / (everything.n - 1)
 
     def iterate(
         self, iterations: dict[int | None, SubspaceIteration]

@@ -20,6 +20,7 @@ from dfm_mlflow.detector.class_fit import usual_without_fold
 from dfm_mlflow.detector.class_model import score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.network.pooling import kernel_of, pool
 from dfm_mlflow.tuning.crossfit_levels import crossfit_with
 
@@ -115,8 +116,18 @@ def candidates(given: Options) -> list[Options]:
     ----------
     given : Options
         Of the user. Options that differ from ``auto`` are not searched.
+
+    Raises
+    ------
+    ConfigError
+        For subspaces over cells.
     """
     start = given.resolve()
+    if "cell" in start.rows_are or "," in start.aggregate + start.normalize:
+        raise ConfigError(
+            f"subspace={start.subspace} has nothing for tune to choose: its maps lie on one scale. "
+            "Train with the preset as it is."
+        )
     axes: dict[str, tuple[str, ...]] = dict(GRID)
     if start.score == "nll":  # one number a picture: nothing to normalise
         axes |= {"normalize": (start.normalize,)}

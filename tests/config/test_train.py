@@ -12,13 +12,15 @@ def test_presets_leave_nothing_to_chance(preset):
     resolved = Options.parse({"preset": preset}).resolve()
     left = {k for k, v in resolved.model_dump().items() if v == "auto"}
     # what only the machine and the data know
-    copies = {"augment"} if preset in ("default", "fine") else set()  # published ones have none
+    # published ones have no copies
+    copies = {"augment"} if preset in ("default", "fine", "tokens", "fusion") else set()
     assert left == copies | {
         *("category", "data", "good", "bad", "masks", "bits"),
         *("device", "precision", "registered_model"),
     }
     assert resolved.resolve() == resolved
-    assert (resolved.score, resolved.pca_level) == ("fre", "0.97")
+    level = {"tokens": "0.99", "fusion": "0.99,0.97,0.97"}.get(preset, "0.97")
+    assert (resolved.score, resolved.pca_level) == ("fre", level)
 
 
 def test_what_is_given_wins_over_the_preset():

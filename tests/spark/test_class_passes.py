@@ -33,12 +33,12 @@ def features(n=N, seed=0, defect=0.0):
     return found
 
 
-def grids(roi=None):
+def grids(roi=None, kinds="picture"):
     shapes = [(6, 4, 4), (6, 2, 2)]
     cells = [np.ones(s[1:], bool) for s in shapes]
     if roi:
         cells[0][0], cells[1][0] = False, False
-    return [Grid(s, c) for s, c in zip(shapes, cells, strict=True)]
+    return [Grid(s, c, rows_are=kinds) for s, c in zip(shapes, cells, strict=True)]
 
 
 def options(**given):
@@ -61,8 +61,8 @@ def dealt(found, size, unread=()):
     )
 
 
-def both(size, *, groups=None, roi=None, unread=(), **given):
-    chosen, where, found = options(**given), grids(roi), features()
+def both(size, *, groups=None, roi=None, unread=(), kinds="picture", **given):
+    chosen, where, found = options(**given), grids(roi, kinds), features()
     copies = [features(seed=9)] if chosen.augment == "flips" else []
     mine = deal(N, groups, chosen.seed)
     everything = [torch.cat(parts) for parts in zip(found, *copies, strict=True)]
@@ -216,3 +216,35 @@ def test_values_that_are_not_finite_are_refused():
         mine = deal(N)
         with pytest.raises(FitError, match="NaN or infinite"):
             fit_class_in_passes("a", dealt(found, 16)[0], mine.folds, mine, grids(), options())
+
+
+@pytest.mark.parametrize("size", [1, 17, N])
+def test_subspaces_over_cells_take_one_pass_a_layer(size, monkeypatch):
+    seen, total = [], LocalPasses.total
+    monkeypatch.setattr(LocalPasses, "total", lambda s, w, m: (seen.append(s), total(s, w, m))[1])
+    assert_alike(both(size, kinds="cell"), 1e-5)
+    assert sum(isinstance(p.blocks[0], Block) for p in seen) == 2  # of two layers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"score": "nll"},
+        {"roi": True, "blur": "3"},
+        {"groups": [str(i // 3) for i in range(N)]},
+        {"unread": (0, 40, 41, 92)},
+        {"augment": "flips", "normalize": "blend"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_options_over_cells_too(given):
+    assert_alike(both(16, kinds="cell", **given), 1e-5)
+
+
+def test_both_kinds_of_rows_are_fused_alike(monkeypatch):
+    kinds = [
+        Grid(g.shape, g.cells, rows_are=kind)
+        for g, kind in zip(grids(), ("cell", "picture"), strict=True)
+    ]
+    monkeypatch.setitem(globals(), "grids", lambda roi, kinds_: kinds)
+    assert_alike(both(16, aggregate="top:0.2", normalize="global"), 1e-5)

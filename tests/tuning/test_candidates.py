@@ -4,8 +4,9 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import assign_folds
-from dfm_mlflow.detector.class_fit import Deal, fit_class
+from dfm_mlflow.detector.class_fit import fit_class
 from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.network.pooling import pool
 from dfm_mlflow.tuning import candidates as tuning
 from dfm_mlflow.tuning.candidates import (

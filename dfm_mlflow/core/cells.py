@@ -1,0 +1,354 @@
+"""Subspaces over cells: a row is one cell of a picture, and whole pictures are held out.
+
+Rows are many and short, so count, mean and scatter of the cells of each fold are all that a fit
+needs: they are summed up in one pass whose memory does not follow the number of pictures. The
+subspace of all other folds comes from the sum of their moments, at one eigendecomposition a fold,
+and is that of a fit to their cells.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+
+from dfm_mlflow.core.crossfit import ONE_GROUP, fit_without
+from dfm_mlflow.core.leading import MOST_SPANNING, leading_by_fold
+from dfm_mlflow.core.moments import Moments
+from dfm_mlflow.core.solvers import fit_moments
+from dfm_mlflow.core.subspace import Subspace, squared_norm
+from dfm_mlflow.errors import FitError
+
+# Cells of m pictures, of shape (m, P, D), in order.
+Blocks = Iterable[np.ndarray]
+_SIDE = 4  # cells a side of the parts of a single picture
+
+
+@dataclass(frozen=True, eq=False)
+class CellSubspaces:
+    """Of all cells, and of those of all other folds.
+
+    Attributes
+    ----------
+    final : Subspace
+        Of all cells, in float64.
+    without : mapping of int to Subspace
+        By fold: of the cells that are not in it.
+    total : float
+        Variance of all cells, summed over features.
+    """
+
+    final: Subspace
+    without: Mapping[int, Subspace]
+    total: float
+
+    @classmethod
+    def of(cls, parts: Mapping[int, Moments], n_components: float) -> "CellSubspaces":
+        """Fit them to the moments of each fold.
+
+        Parameters
+        ----------
+        parts : mapping of int to Moments
+            By fold, in any grouping of the cells: what :func:`fold_moments` gives.
+        n_components : float or int
+            Share of the variance that each subspace keeps, or its dimension.
+
+        Raises
+        ------
+        FitError
+            For a single fold, or cells that no subspace can be fitted to.
+        """
+        if len(parts) < 2:
+            raise FitError(ONE_GROUP)
+        whole = reduce(Moments.merge, (parts[f] for f in sorted(parts)))
+
+        def of_others(fold: int) -> Moments:
+            return reduce(Moments.merge, (parts[f] for f in sorted(parts) if f != fold))
+
+        without = {
+            f: fit_without(whole, part, n_components, lambda f=f: of_others(f))  # type: ignore[misc]  # f is bound
+            for f, part in parts.items()
+        }
+        final = fit_moments(whole, n_components)
+        return cls(final, without, float(np.trace(whole.scatter)) / (whole.n - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutCells:
+    """What the cells of held-out pictures look like.
+
+    Attributes
+    ----------
+    maps : ndarray of shape (n, P)
+        FRE of each cell under the subspace that was fitted without its fold.
+    means : ndarray of shape (n, D)
+        Mean of the cells of each picture.
+    squares : list of tuple of ndarray
+        Pictures, of shape (m,), sums over their cells of squared coordinates, of shape (m, k), and
+        the variances of the subspace, of shape (k,).
+    places : list of (ndarray of shape (m,), int)
+        Pictures, and the fold that they, or parts of them, are in.
+    """
+
+    maps: np.ndarray
+    means: np.ndarray
+    squares: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    places: list[tuple[np.ndarray, int]]
+
+    def noise_variance(self, model: Subspace) -> float:
+        """Variance outside the subspace of a `model` as held-out cells show it."""
+        return noise_variance_of(float(self.maps.mean(dtype=np.float64)), model)
+
+    def mahalanobis_above(self, floor: float) -> np.ndarray:
+        """Squared Mahalanobis distance of each picture, the sum over its cells.
+
+        Parameters
+        ----------
+        floor : float
+            No variance counts for less.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+        """
+        distance = np.zeros(len(self.maps))
+        for pictures, squares, variances in self.squares:
+            distance[pictures] += squares @ (1 / np.maximum(variances, floor))
+        return distance
+
+    def nll(self, model: Subspace) -> np.ndarray:
+        """Held-out negative log-likelihood of each picture, the sum over its cells.
+
+        Parameters
+        ----------
+        model : Subspace
+            Of all cells, with the noise variance that held-out cells show.
+
+        Returns
+        -------
+        ndarray of shape (n,), float64
+            In nats.
+        """
+        floor = model.noise_variance if model.n_components < model.n_features else 0.0
+        fre = self.maps.sum(axis=1, dtype=np.float64)
+        distance = self.mahalanobis_above(floor)
+        nll: np.ndarray = model.nll_from(distance, fre, self.maps.shape[1])
+        return nll
+
+    def leading(self, subspaces: CellSubspaces) -> np.ndarray:
+        """Leading coordinates of the mean cell of each picture, found without its fold.
+
+        Parameters
+        ----------
+        subspaces : CellSubspaces
+            Its final one with the number of pictures as ``n_samples``.
+
+        Returns
+        -------
+        ndarray of shape (n, l), float64
+        """
+        parts = [(pictures, _first(subspaces.without[fold])) for pictures, fold in self.places]
+        return leading_by_fold(self.means, parts, subspaces.final)
+
+
+def noise_variance_of(fre: float, model: Subspace) -> float:
+    """Variance of each direction outside a subspace, from the mean FRE of held-out cells.
+
+    Parameters
+    ----------
+    fre : float
+    model : Subspace
+
+    Returns
+    -------
+    float
+        Above 0.
+    """
+    rest = max(1, model.n_features - model.n_components)
+    return max(fre / rest, 1e-12 * float(model.variances[0]) / rest)
+
+
+def fold_moments(x: np.ndarray, folds: np.ndarray) -> dict[int, Moments]:
+    """Moments of the cells of a few pictures, by fold; those of a fold merge.
+
+    Parameters
+    ----------
+    x : ndarray of shape (m, P, D)
+        Cells of m pictures.
+    folds : ndarray of shape (m,) or (m, P), int
+        Fold of each picture, or of each cell.
+
+    Returns
+    -------
+    dict of int to Moments
+    """
+    of_cells = _of_cells(folds, x.shape[1])
+    return {int(f): Moments.of(x[of_cells == f], limit=None) for f in np.unique(of_cells)}
+
+
+def total_moments(blocks: Blocks, folds: np.ndarray) -> dict[int, Moments]:
+    """Moments of the cells of each fold, in one pass.
+
+    Parameters
+    ----------
+    blocks : iterable of ndarray of shape (m, P, D)
+        Cells of all pictures, in order.
+    folds : ndarray of shape (n,) or (n, P), int
+        Fold of each picture, or of each cell.
+
+    Returns
+    -------
+    dict of int to Moments
+
+    Raises
+    ------
+    FitError
+        For no cells.
+    """
+    total: dict[int, Moments] = {}
+    start = 0
+    for x in blocks:
+        total = merged(total, fold_moments(x, folds[start : start + len(x)]))
+        start += len(x)
+    if not total:
+        raise FitError("There are no cells to fit to: give at least one picture.")
+    return total
+
+
+def merged(a: dict[int, Moments], b: dict[int, Moments]) -> dict[int, Moments]:
+    """Moments by fold of the cells of `a` and `b` together."""
+    return {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f] for f in a | b}
+
+
+def held_out_block(
+    x: np.ndarray, folds: np.ndarray, without: Mapping[int, Subspace]
+) -> HeldOutCells:
+    """Look at the cells of a few pictures under the subspaces of other folds.
+
+    Parameters
+    ----------
+    x : ndarray of shape (m, P, D)
+    folds : ndarray of shape (m,) or (m, P), int
+    without : mapping of int to Subspace
+        By fold, from :attr:`CellSubspaces.without`, in the dtype of `x`.
+
+    Returns
+    -------
+    HeldOutCells
+        Of these pictures.
+    """
+    of_cells = _of_cells(folds, x.shape[1])
+    maps = np.empty(x.shape[:2], x.dtype)
+    squares, places = [], []
+    for f in np.unique(of_cells):
+        mine, model = of_cells == f, without[int(f)]
+        coordinates, residual = model.split(x[mine])
+        maps[mine] = squared_norm(residual)
+        pictures = np.flatnonzero(mine.any(axis=1))
+        starts = np.concatenate([[0], np.cumsum(mine[pictures].sum(axis=1))[:-1]])
+        sums = np.add.reduceat(coordinates**2, starts, axis=0, dtype=np.float64)
+        squares.append((pictures, sums, np.asarray(model.variances, np.float64)))
+        places.append((pictures, int(f)))
+    return HeldOutCells(maps, x.mean(axis=1, dtype=np.float64), squares, places)
+
+
+def crossfit_cells(
+    blocks: Callable[[], Blocks],
+    folds: np.ndarray,
+    n_components: float,
+    *,
+    own: int | None = None,
+) -> tuple[CellSubspaces, HeldOutCells]:
+    """Fit a subspace to the cells of all pictures, and hold every picture out once.
+
+    Parameters
+    ----------
+    blocks : callable
+        Gives the cells of all pictures in order, in blocks of shape (m, P, D); called twice.
+    folds : ndarray of shape (n,) or (n, P), int
+        Fold of each picture; or of each cell, where parts of a single picture are held out.
+    n_components : float or int
+        Share of the variance that the subspaces keep, or their dimension.
+    own : int, optional
+        Pictures that are held out: the first ones. What follows them are altered copies of theirs,
+        of the same fold, which are only fitted. All by default.
+
+    Returns
+    -------
+    subspaces : CellSubspaces
+        The final one with `own` as its number of samples.
+    held_out : HeldOutCells
+        Of the own pictures.
+
+    Raises
+    ------
+    FitError
+        For one fold, or cells that no subspace can be fitted to.
+    """
+    own = len(folds) if own is None else own
+    found = CellSubspaces.of(total_moments(blocks(), folds), n_components)
+    subspaces = replace(found, final=replace(found.final, n_samples=own))
+    parts, models = [], dict[int, Subspace]()
+    start = 0
+    for x in _first_pictures(blocks(), own):
+        models = models or {f: s.like(x) for f, s in found.without.items()}
+        part = held_out_block(x, folds[start : start + len(x)], models)
+        parts.append(_shifted(part, start))
+        start += len(x)
+    return subspaces, joined(parts)
+
+
+def joined(parts: list[HeldOutCells]) -> HeldOutCells:
+    """Put the pictures of several blocks together, in order."""
+    return HeldOutCells(
+        np.concatenate([p.maps for p in parts]),
+        np.concatenate([p.means for p in parts]),
+        [one for p in parts for one in p.squares],
+        [one for p in parts for one in p.places],
+    )
+
+
+def folds_of_parts(shape: tuple[int, int], n_folds: int = 4) -> np.ndarray:
+    """Deal the parts of a single picture to folds: squares of a few cells, which see each other.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Height and width of the grid in cells.
+    n_folds : int
+
+    Returns
+    -------
+    ndarray of shape (1, h * w), int
+        Of at least two folds where there are two cells.
+    """
+    side = max(1, min(_SIDE, *(s // 2 for s in shape)))
+    rows, columns = (np.arange(s) // side for s in shape)
+    folds: np.ndarray = (2 * (rows[:, None] % 2) + columns[None, :] % 2) % n_folds
+    return folds.reshape(1, -1)
+
+
+def _first(subspace: Subspace) -> Subspace:
+    return replace(subspace, basis=subspace.basis[:, :MOST_SPANNING])
+
+
+def _of_cells(folds: np.ndarray, n_cells: int) -> np.ndarray:
+    wide = folds if folds.ndim == 2 else folds[:, None]
+    return np.broadcast_to(wide, (len(folds), n_cells))
+
+
+def _first_pictures(blocks: Blocks, n: int) -> Iterator[np.ndarray]:
+    for x in blocks:
+        if n <= 0:
+            return
+        yield x[:n]
+        n -= len(x)
+
+
+def _shifted(part: HeldOutCells, start: int) -> HeldOutCells:
+    squares = [(pictures + start, *rest) for pictures, *rest in part.squares]
+    return replace(
+        part,
+        squares=squares,  # type: ignore[arg-type]  # a tuple of three, as before
+        places=[(pictures + start, fold) for pictures, fold in part.places],
+    )

@@ -1,0 +1,266 @@
+"""Fitting the subspaces of one class in each layer, with every picture held out once."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfm_mlflow.config import Options
+from dfm_mlflow.core.cells import crossfit_cells, folds_of_parts
+from dfm_mlflow.core.crossfit import assign_folds, crossfit, explained_share
+from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.core.leading import rank_correlation
+from dfm_mlflow.core.packing import on_grid
+from dfm_mlflow.core.solvers import BLOCK, fit_subspace, row_blocks
+from dfm_mlflow.core.streaming import Summary
+from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.detector.class_model import LayerModel
+from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.errors import FitError
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Deal:
+    """Which pictures of a class are held out together, and which count as one.
+
+    Attributes
+    ----------
+    folds : ndarray of shape (n,), int
+        Fold of each picture.
+    groups : ndarray of shape (n,), int
+        Group of each picture; pictures with the same bytes are of one group in any case.
+    """
+
+    folds: np.ndarray
+    groups: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[str],
+        groups: Sequence[str] | None,
+        seed: int,
+        n_folds: int | None = None,
+    ) -> "Deal":
+        """Deal pictures to folds, as a function of the set of their `keys` and `groups`.
+
+        Parameters
+        ----------
+        keys : sequence of str
+            Digest of each of n pictures.
+        groups : sequence of str, optional
+            Declared group of each.
+        seed : int
+        n_folds : int, optional
+            As :func:`~dfm_mlflow.core.crossfit.assign_folds` takes it.
+
+        Raises
+        ------
+        FitError
+            If there is one group only.
+        """
+        if len(keys) > 1 and len(set(keys)) == 1:
+            raise FitError(
+                f"All {len(keys)} images are copies of one: add images with other contents."
+            )
+        folds = assign_folds(len(keys), n_folds, groups=groups, keys=keys, seed=seed)
+        return cls(folds, group_rows(keys, groups, seed=seed))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLayers:
+    """What fitting a class costs: ``normalize``, ``aggregate`` and the like change nothing of it.
+
+    Attributes
+    ----------
+    layers : list of LayerModel
+        With maps that are divided by nothing.
+    maps : list of Tensor of shape (n, h, w)
+        Held-out FRE maps of the n pictures in each layer.
+    nll : Tensor of shape (n,)
+        Held-out, summed over layers.
+    deal : Deal
+    correlation : ndarray of shape (L, L), float32
+        Of the ranks of the leading coordinates of all layers together.
+    refit_ratios : list of ndarray of shape (n,)
+        What the FRE of each layer is multiplied by to become that of the final model.
+    """
+
+    layers: list[LayerModel]
+    maps: list[Tensor]
+    nll: Tensor
+    deal: Deal
+    correlation: np.ndarray
+    refit_ratios: list[np.ndarray]
+
+
+def fit_layers(
+    features: Sequence[Tensor], deal: Deal, grids: Sequence[Grid], options: Options
+) -> FittedLayers:
+    """Fit the subspaces of a class; of the options only ``pca_level`` matters.
+
+    Parameters
+    ----------
+    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
+        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
+        Copies are fitted with their picture, and neither held out nor calibrated on.
+    deal : Deal
+        Of the n pictures.
+    grids : sequence of Grid
+    options : Options
+        Resolved.
+
+    Returns
+    -------
+    FittedLayers
+
+    Raises
+    ------
+    FitError
+        If there is one fold only, or features that no model fits.
+    """
+    found = [
+        (_layer_of_cells if grid.of_cells else _layer_of_pictures)(feature, grid, deal, level)
+        for feature, grid, level in zip(features, grids, options.levels_of(len(grids)), strict=True)
+    ]
+    layers = [
+        LayerModel(
+            one.subspace,
+            np.ones(grid.shape[1:], dtype=np.float32),
+            np.sort(one.leading, axis=0),
+            one.explained,
+        )
+        for one, grid in zip(found, grids, strict=True)
+    ]
+    return FittedLayers(
+        layers,
+        [one.maps for one in found],
+        torch.from_numpy(sum(one.nll for one in found)),
+        deal,
+        rank_correlation([one.leading for one in found]),
+        [one.refit_ratio for one in found],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One layer of n pictures: its subspace, and what held-out pictures showed."""
+
+    subspace: Subspace
+    maps: Tensor
+    nll: np.ndarray
+    leading: np.ndarray
+    refit_ratio: np.ndarray
+    explained: float
+
+
+def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
+    n = len(deal.folds)
+    if n == 1:
+        return _silent_layer(feature, grid)
+    x = grid.rows(feature).cpu().numpy()
+    folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
+    held_out = crossfit(x, folds, level, own=n)
+    subspace = replace(fit_subspace(x, level), n_samples=n)
+    leading = held_out.leading(subspace).astype(np.float32)
+    subspace = to_store(subspace, held_out.noise_variance(subspace))
+    maps = grid.fre_map(torch.from_numpy(held_out.residual()))
+    ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(n)
+    total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
+    share = explained_share(float(held_out.fre.mean()), total)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading, ratio, share)
+
+
+def _silent_layer(feature: Tensor, grid: Grid) -> _Layer:
+    """One picture says nothing of others: its map weighs nothing beside that of its cells."""
+    mean = grid.rows(feature[:1])[0].cpu().numpy().astype(np.float64)
+    basis = np.zeros((len(mean), 1), np.float16)
+    basis[0] = 1
+    subspace = Subspace(mean, basis, np.ones(1), 1.0, 1)
+    maps, nothing = torch.ones(1, *grid.shape[1:]), np.zeros(1)
+    return _Layer(subspace, maps, nothing, np.zeros((1, 1), np.float32), np.ones(1), 0.0)
+
+
+def check_single(grids: Sequence[Grid]) -> None:
+    """Refuse a single picture where no map is of its cells.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+
+    Raises
+    ------
+    FitError
+    """
+    if not any(grid.of_cells for grid in grids):
+        raise FitError(
+            "There is 1 good picture, and subspaces over pictures need 2: add one, or give "
+            "preset=tokens, which fits to the cells of one."
+        )
+    _logger.warning(
+        "There is one good picture: its parts are held out in turn, and the promise of 1/2 is an "
+        "estimate. Add good pictures; from 16 on little is missing."
+    )
+
+
+def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
+    n = len(deal.folds)
+    folds = np.tile(deal.folds, len(feature) // n)
+    if n == 1:  # parts of the only picture are held out
+        folds = np.tile(folds_of_parts(grid.shape[1:])[:, grid.cells.ravel()], (len(feature), 1))
+    blocks = partial(cell_blocks, feature, grid)
+    subspaces, held_out = crossfit_cells(blocks, folds, level, own=n)
+    leading = held_out.leading(subspaces).astype(np.float32)
+    noise = held_out.noise_variance(subspaces.final)
+    subspace = to_store(subspaces.final, noise, of_cells=True)
+    maps = grid.placed(torch.from_numpy(held_out.maps))
+    # The cells of all pictures settle the subspace: scores stay as they are, on the safe side.
+    share = explained_share(float(held_out.maps.mean()), subspaces.total)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading, np.ones(n), share)
+
+
+def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
+    """Give the cells of pictures in blocks.
+
+    Parameters
+    ----------
+    feature : Tensor of shape (n, C, h, w)
+    grid : Grid
+        Whose rows are cells.
+
+    Yields
+    ------
+    ndarray of shape (m, P, C)
+        Of at most :data:`~dfm_mlflow.core.solvers.BLOCK` values, or one picture.
+    """
+    step = max(1, BLOCK // (grid.n_cells * grid.shape[0]))
+    for part in feature.split(step):
+        yield grid.rows(part).unflatten(0, (-1, grid.n_cells)).cpu().numpy()
+
+
+def to_store(subspace: Subspace, noise_variance: float, *, of_cells: bool = False) -> Subspace:
+    """Give a fitted subspace the noise that held-out rows show, and its basis what is stored.
+
+    Parameters
+    ----------
+    subspace : Subspace
+        In float64.
+    noise_variance : float
+        From held-out rows.
+    of_cells : bool
+        Whether its rows are cells: such a basis is small.
+
+    Returns
+    -------
+    Subspace
+        With its basis in float32 where its rows are cells; else in float16, on the grid of
+        :mod:`dfm_mlflow.core.packing`.
+    """
+    basis = subspace.basis.astype(np.float32) if of_cells else on_grid(subspace.basis)
+    return replace(subspace, basis=basis, noise_variance=noise_variance)

@@ -1,0 +1,91 @@
+"""Two frozen networks that see the same picture, as one backbone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dfm_mlflow.config.presets import SECOND
+
+Values = tuple[float, ...]
+
+
+class Pair(nn.Module):
+    """Two networks beside each other.
+
+    Parameters
+    ----------
+    first, second : Module
+        Each maps normalised images to a dict from layer name to its output.
+    scale, offset : tuple of float
+        What brings an input that is normalised for the first network to the second one's, by
+        channel.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, scale: Values, offset: Values):
+        super().__init__()
+        self.first, self.second = first, second
+        self.scale, self.offset = scale, offset
+
+    @classmethod
+    def of(
+        cls,
+        first: nn.Module,
+        second: nn.Module,
+        of_first: tuple[Values, Values],
+        of_second: tuple[Values, Values],
+    ) -> "Pair":
+        """Put two networks beside each other.
+
+        Parameters
+        ----------
+        first, second : Module
+        of_first, of_second : tuple of (tuple of float)
+            Mean and standard deviation that each was trained with.
+        """
+        channels = list(zip(*of_first, *of_second, strict=True))
+        scale = tuple(own / other for _, own, _, other in channels)
+        offset = tuple((mean - other) / std for mean, _, other, std in channels)
+        return cls(first, second, scale, offset)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Give the maps of both.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, 3, H, W)
+            Normalised for the first.
+
+        Returns
+        -------
+        dict of str to Tensor
+            By the layer's name; those of the second begin with ``2:``.
+        """
+        found: dict[str, Tensor] = self.first(images)
+        if any(s != 1 for s in self.scale) or any(self.offset):
+            images = images * _column(images, self.scale) + _column(images, self.offset)
+        return {**found, **{SECOND + name: m for name, m in self.second(images).items()}}
+
+    def with_parts(self, change: Callable[[nn.Module], nn.Module]) -> "Pair":
+        """Return a pair of what `change` makes of each network."""
+        return Pair(change(self.first), change(self.second), self.scale, self.offset)
+
+
+def layers_of(layers: tuple[str, ...], second: bool) -> tuple[str, ...]:
+    """Names of the layers of one of two networks, as it knows them.
+
+    Parameters
+    ----------
+    layers : tuple of str
+    second : bool
+
+    Returns
+    -------
+    tuple of str
+    """
+    mine = [layer for layer in layers if layer.startswith(SECOND) == second]
+    return tuple(layer.removeprefix(SECOND) for layer in mine)
+
+
+def _column(like: Tensor, values: Values) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
