@@ -172,7 +172,7 @@ def calibrate_on(
     items = kept_items(catalog.train, extraction, "calibration")
     keys = keys_of(extraction)
     _refuse_fitted(detector, items, keys)
-    now = detector.recalibrated(category, extraction.features, keys)
+    now = detector.recalibrated(category, extraction.features, keys, extraction.light)
     j = detector.class_names.index(category)
     before, after = (d.classes[j].calibration for d in (detector, now))
     _refuse_low(before, after)

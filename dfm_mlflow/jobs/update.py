@@ -249,7 +249,7 @@ def _catalog(options: Options, learned: Learned, looks: dict[str, Look], source:
         items = tuple(read_manifest(str(path), options.categories, naming.good, naming.bad))
     name = ",".join(options.categories)
     account = Account(used_of(name, items, f"{TRAINING} of this run"))
-    catalog = with_masks(Catalog(name, source, items, account))
+    catalog = with_masks(Catalog(name, source, items, account), options.max_pixels)
     account.log(_logger)
     catalog.note({path: looks[path] for path in map(str, (i.path for i in items)) if path in looks})
     return catalog

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -245,7 +246,7 @@ def _in_order(table: pd.DataFrame) -> list[Case]:
     return cases
 
 
-def _case(row: Mapping[str, object], why: str) -> Case:
+def _case(row: Mapping[Any, Any], why: str) -> Case:
     category = row.get("predicted_class") or row.get("category") or ""
     return Case(
         _whole(str(row["path"])),
