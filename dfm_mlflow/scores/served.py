@@ -45,17 +45,18 @@ def read_log(address: str, version: str | None = None) -> pd.DataFrame:
     DataError
         If there is no log, a part is damaged, or no row is of that version.
     """
-    table = pd.concat([t.to_pandas() for t in tables(address)], ignore_index=True)
+    table: pd.DataFrame = pd.concat([t.to_pandas() for t in tables(address)], ignore_index=True)
     known = table["model_version"].dropna().unique()
     if version is None or not len(known):
         return table
-    mine = table[table["model_version"] == version]
+    mine: pd.DataFrame = table[table["model_version"] == version]
     if mine.empty:
         raise DataError(
             f"{address} has rows of the versions {', '.join(sorted(known))} and none of {version}: "
             "name a model of these."
         )
-    return mine.reset_index(drop=True)
+    mine = mine.reset_index(drop=True)
+    return mine
 
 
 def measure_log(
