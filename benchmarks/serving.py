@@ -45,7 +45,6 @@ import click
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from anomalib_env import DEFAULT, anomalib_python, anomalib_version
 from PIL import Image
 from safetensors.torch import save_file
@@ -54,8 +53,7 @@ import dfm_mlflow
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.flavor import signature_of
-from dfm_mlflow.network.backbones import build_backbone
-from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.weights import load_weights
 
 PARQUET = "application/vnd.apache.parquet"
@@ -125,13 +123,7 @@ def save_models(folder: Path, weights: str, image_size: str, preset: str) -> Non
         "image_size": image_size,
         "preset": preset,
     }
-    options = Options.parse(given).resolve()
-    loaded = load_weights(weights, options.backbone, options.seed)
-    take = loaded.take if loaded.state is not None else None
-    backbone = build_backbone(options.backbone, options.layer_names, options.size, take)
-    extractor = Extractor(
-        backbone, options.size, options.resize, options.pooling_rules, torch.device("cpu")
-    )
+    extractor, loaded, options = build_extractor(Options.parse(given).resolve())
     good = [np.array(image) for image in good_pictures()]
     extraction = extractor.extract(good)
     detector = AnomalyDetector.fit(
@@ -139,7 +131,7 @@ def save_models(folder: Path, weights: str, image_size: str, preset: str) -> Non
         extractor,
         extraction,
         ["stripes"] * len(good),
-        {"id": loaded.id, "sha256": loaded.sha256},
+        loaded,
     )
     dfm_mlflow.save_model(detector, folder / "dfm")
     signature = signature_of(options)

@@ -55,7 +55,8 @@ def read_log(address: str, version: str | None = None) -> pd.DataFrame:
             f"{address} has rows of the versions {', '.join(sorted(known))} and none of {version}: "
             "name a model of these."
         )
-    return mine.reset_index(drop=True)
+    mine = mine.reset_index(drop=True)
+    return mine
 
 
 def measure_log(

@@ -60,7 +60,14 @@ class Flusher:
         self._thread.start()
 
     def add(self, rows: Sequence[Row], pictures: Sequence[tuple[str, bytes]]) -> None:
-        """Take over rows, and pictures by their digests; never waits."""
+        """Take over what is to be written; never waits.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+        pictures : sequence of (str, bytes)
+            Digest and file of each.
+        """
         with self._changed:
             self._rows += rows
             while self._rows and len(self._rows) + self._in_hand > _MOST_ROWS:

@@ -70,7 +70,13 @@ class LogStore:
         self._parts.put(f"{SCORES}/{name}", data)
 
     def keep(self, sha256: str, data: bytes) -> None:
-        """Write the picture `data` under its digest.
+        """Write a picture under its digest.
+
+        Parameters
+        ----------
+        sha256 : str
+        data : bytes
+            Its file.
 
         Raises
         ------

@@ -6,24 +6,19 @@ nothing here imports it at the top.
 
 import logging
 import os
-import shutil
-import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dfm_mlflow.errors import ConfigError
+from dfm_mlflow.serving.monitor.shared import FOLDER, AllWorkers, prepare_folder
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-    from prometheus_client.metrics_core import Metric
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 WINDOWS = (100, 1000, 10_000)  # pictures
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60)
 _P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -34,49 +29,14 @@ ERRORS = ("picture", "request", "overloaded", "late", "memory", "internal")
 _logger = logging.getLogger(__name__)
 
 
-def prepare_folder(workers: int) -> None:
-    """Name the folder that several workers share, before the client library is imported.
-
-    It belongs to the process that started them, and is the same for a worker that takes the place
-    of another. Folders of servers that are gone are removed.
+class Window:
+    """Shares of flagged pictures among the last ones.
 
     Parameters
     ----------
-    workers : int
-        Of the server; one shares nothing.
+    lengths : sequence of int
+        Pictures that each window has.
     """
-    if workers < 2 or os.environ.get(FOLDER):
-        return
-    if "prometheus_client.values" in sys.modules:
-        _logger.warning(
-            "prometheus_client was imported before the model: each worker shows its own numbers "
-            "alone. Set %s to an empty folder before the server starts.",
-            FOLDER,
-        )
-        return
-    home = Path(tempfile.gettempdir())
-    for old in home.glob(f"dfm-metrics-{os.getuid()}-*"):
-        pid, start = old.name.split("-")[-2:]
-        if _started(int(pid)) != start:
-            shutil.rmtree(old, ignore_errors=True)
-    supervisor = os.getppid()
-    folder = home / f"dfm-metrics-{os.getuid()}-{supervisor}-{_started(supervisor)}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to somebody else: remove it, or set {FOLDER}.")
-    os.environ[FOLDER] = str(folder)
-
-
-def _started(pid: int) -> str:
-    """When a process began, in ticks since boot, so that a number that is used again differs."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "0"
-
-
-class Window:
-    """Shares of flagged pictures among the last ones, of several lengths."""
 
     def __init__(self, lengths: Sequence[int] = WINDOWS):
         self._lengths = lengths
@@ -181,7 +141,17 @@ class Metrics:
             self.dropped.labels(reason)
 
     def answered(self, p_values: Sequence[float], flagged: Sequence[bool], seconds: float) -> None:
-        """Count one request: p-values and decisions of its scored pictures, and its time."""
+        """Count one request that was answered.
+
+        Parameters
+        ----------
+        p_values : sequence of float
+            Of its scored pictures.
+        flagged : sequence of bool
+            Whether each of them is.
+        seconds : float
+            That it took.
+        """
         self.requests.inc()
         self.request_seconds.observe(seconds)
         self.pictures.inc(len(p_values))
@@ -195,7 +165,19 @@ class Metrics:
                 self.window_pictures.labels(length).set(n)
 
     def batch(self, n: int, waits: Sequence[float], seconds: float, admitted: int) -> None:
-        """Count a forward pass over n pictures; how long each request waited for it."""
+        """Count a forward pass.
+
+        Parameters
+        ----------
+        n : int
+            Pictures in it.
+        waits : sequence of float
+            Seconds that each request waited for it.
+        seconds : float
+            That it took.
+        admitted : int
+            Requests in the model.
+        """
         self.batch_pictures.observe(n)
         self.network_seconds.observe(seconds)
         for wait in waits:
@@ -203,7 +185,16 @@ class Metrics:
         self.queue.set(admitted)
 
     def serves(self, name: str, version: str, device: str, precision: str, sha256: str) -> None:
-        """Say what is served from now on."""
+        """Say what is served from now on.
+
+        Parameters
+        ----------
+        name, version : str
+            Of the registered version; empty where it is none.
+        device, precision : str
+        sha256 : str
+            Of the model.
+        """
         labels = (name, version, device, precision, sha256[:12])
         if self._info and self._info != labels:
             self.info.labels(*self._info).set(0)
@@ -212,7 +203,17 @@ class Metrics:
         self.version.set(int(version) if version.isdigit() else 0)
 
     def add_up(self, what: str, metric: Any, totals: Mapping[str, float]) -> None:
-        """Bring counters of `what` up to totals that begin at 0 again with another process."""
+        """Bring counters up to totals that begin at 0 again with another process.
+
+        Parameters
+        ----------
+        what : str
+            Whose totals they are.
+        metric : Counter
+            Of the client library, with one label or none.
+        totals : mapping of str to float
+            By the label.
+        """
         last = self._last.setdefault(what, Counter())
         for label, total in totals.items():
             before = last[label]
@@ -226,7 +227,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry
 
         registry = CollectorRegistry()
-        registry.register(_All(self.registry, self._shared))
+        registry.register(AllWorkers(self.registry, self._shared))
         return registry
 
     def expose(self, port: int, host: str) -> None:
@@ -263,41 +264,3 @@ class Metrics:
             else:
                 _logger.info("Metrics at http://%s:%d/metrics", host, port)
                 return
-
-
-class _All:
-    """Collects the metrics of all workers, and adds ``dfm_flagged_ratio``."""
-
-    def __init__(self, own: "CollectorRegistry", folder: str | None):
-        self._own, self._folder = own, folder
-
-    def collect(self) -> "Iterable[Metric]":
-        from prometheus_client.metrics_core import GaugeMetricFamily
-
-        counts: dict[str, dict[str, float]] = {}
-        for metric in self._metrics():
-            if metric.name in ("dfm_window_flagged", "dfm_window_pictures"):
-                counts[metric.name] = {s.labels["window"]: s.value for s in metric.samples}
-            yield metric
-        ratio = GaugeMetricFamily(
-            "dfm_flagged_ratio",
-            "Share of flagged pictures among the last ones of each worker.",
-            labels=["window"],
-        )
-        for window, n in counts.get("dfm_window_pictures", {}).items():
-            if n:
-                ratio.add_metric([window], counts["dfm_window_flagged"].get(window, 0) / n)
-        yield ratio
-
-    def _metrics(self) -> "Iterable[Metric]":
-        if self._folder is None:
-            return self._own.collect()
-        from prometheus_client import CollectorRegistry, multiprocess
-
-        for file in Path(self._folder).glob("gauge_live*_*.db"):
-            pid = file.stem.rpartition("_")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                multiprocess.mark_process_dead(int(pid), self._folder)  # type: ignore[no-untyped-call]
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, self._folder)  # type: ignore[no-untyped-call]
-        return registry.collect()

@@ -7,6 +7,8 @@ import pytest
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.serving.monitor import channel as module
 from dfm_mlflow.serving.monitor.channel import Channel
+from dfm_mlflow.storage.dated_folder import DatedFolder
+from dfm_mlflow.storage.served_log import tables
 
 from .test_writer import MODEL, rows
 
@@ -47,6 +49,23 @@ def test_what_is_handed_over_is_in_the_log_when_it_is_closed(opened, tmp_path):
     assert len(pd.read_parquet(tmp_path / "log/scores")) == 501
     assert (tmp_path / f"log/kept/ab/{'ab' * 32}.png").read_bytes() == picture
     assert not +channel.dropped
+
+
+def test_a_log_in_s3_is_the_same(s3_store):
+    heard = []
+    address = f"s3://{s3_store.bucket}/line3"
+    given = ServingSettings(log_to=address, keep="flagged", drift_alarm=0.01)
+    channel = Channel(given, 1, MODEL, heard.append, {"seconds": 1000})
+    until(lambda: heard)
+    picture = b"\x89PNG" + bytes(5000)
+    channel.hand_over(rows(70, pictures=["ab" * 32]), 70, [picture])
+    channel.close(60)
+    assert channel._process.returncode == 0
+    (part,) = tables(address)
+    assert len(part) == 70
+    folder = DatedFolder(address)
+    assert folder.read(f"kept/ab/{'ab' * 32}.png") == picture
+    assert [file.name for file in folder.files("_state")] == ["_state/worker-0.json"]
 
 
 def test_a_writer_that_stands_still_delays_nothing_and_rows_are_counted(opened, tmp_path):

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dfm_mlflow.errors import ConfigError
-from dfm_mlflow.serving.monitor import metrics as module
-from dfm_mlflow.serving.monitor.metrics import Metrics, Window, prepare_folder
+from dfm_mlflow.serving.monitor import shared as module
+from dfm_mlflow.serving.monitor.metrics import Metrics, Window
+from dfm_mlflow.serving.monitor.shared import prepare_folder
 
 from ...servers import free_port
 
