@@ -1,8 +1,10 @@
 """Small pictures made here, and further real ones where DFM_TEST_DATA names them."""
 
+import logging
 import os
 import shutil
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -158,3 +160,22 @@ def store(tmp_path, monkeypatch, empty_store):
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_tracking_uri(previous)
+
+
+@pytest.fixture(autouse=True)
+def _console_as_before():
+    """Let no test hear of the command line of another one, which sets up the log of a process."""
+    names = ("MLFLOW_LOGGING_LEVEL", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "TQDM_DISABLE")
+    root = logging.getLogger()
+    level, known = root.level, {name: os.environ.get(name) for name in names}
+    yield
+    root.setLevel(level)
+    for handler in [h for h in root.handlers if type(h).__module__ == "dfm_mlflow.console.log"]:
+        root.removeHandler(handler)
+    if "dfm_mlflow.console.log" in sys.modules:
+        sys.modules["dfm_mlflow.console.log"]._level = "normal"
+    for name, value in known.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

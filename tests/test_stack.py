@@ -190,17 +190,8 @@ def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypat
         return capsys.readouterr().out
 
     for version in ("1", "2"):
-        said = run(
-            "promote",
-            "--model",
-            server.name,
-            "--version",
-            version,
-            "--to",
-            "production",
-            "--max-slowdown",
-            "100",
-        )
+        model = f"models:/{server.name}/{version}"
+        said = run("promote", model, "--alias", "production", "--max-slowdown", "100")
         assert f"production of {server.name} points to version {version}" in said
     assert "passed  comparison" in said
     found = json.loads(run("describe", f"models:/{server.name}@production", "--json"))
