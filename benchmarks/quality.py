@@ -4,6 +4,7 @@
     python benchmarks/quality.py DATA_ROOT... --elpv --weights FILE --ablation
     python benchmarks/quality.py DATA_ROOT... --weights FILE --few 4 --few 8 --few 16 --few 50
     python benchmarks/quality.py DATA_ROOT... --weights FILE --peer
+    python benchmarks/quality.py MVTEC_ROOT --protocol mvtec --shots 1,4,full --csv protocol.csv
 
 One row a category and preset: image AUROC, average precision and F1 at its best threshold (F1-max,
 optimistic, for comparison with published tables), AUROC by the NLL, pixel AUROC and AUPRO where
@@ -15,6 +16,10 @@ pooled by 2). Nothing is logged and no label chooses anything. Prints Markdown.
 `--ablation` takes the parts of the default away one by one, `--few N` fits to N of the good images
 (the mean of three draws) with and without copies, and `--peer` adds PatchCore of anomalib with the
 same weights (layers 2 and 3, 1 % of the patches), in the environment of `speed.py`.
+
+`--protocol mvtec|visa` runs the published protocol on all categories of a folder with the preset
+`tokens` (or `--preset`), prints means and deviations beside the published figures, and goes on from
+the rows of its CSV after a break.
 """
 
 import csv
@@ -27,6 +32,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import protocol as published_protocol
 from anomalib_env import DEFAULT, anomalib_python
 
 from dfm_mlflow.artifact.save_load import save_detector
@@ -111,7 +117,7 @@ def measure(
     if backbone != "auto":
         given["backbone"] = backbone
     options = Options.parse(given).resolve()
-    catalog = load_catalog(options.data, options.categories)
+    catalog = load_catalog(options.data, options.categories, fewest=options.fewest_pictures)
     extractor, about, options = build_extractor(options, catalog.train)
     extractor.cache = None  # speed is that of a first run
     good = catalog.train
@@ -141,6 +147,26 @@ def measure(
     if trial.sentence:
         click.echo(f"{category}: {trial.sentence}", err=True)
     return f"{extractor.precision}, {trial.augment}", metrics | published
+
+
+def published(name, shots, roots, preset, backbone, weights, csv_file):
+    """Run a published protocol on one folder of categories."""
+    if len(roots) != 1:
+        raise click.UsageError("--protocol needs one folder that holds all categories.")
+    if bad := [s for s in shots if s != "full" and not (s.isdigit() and int(s))]:
+        raise click.UsageError(f"--shots={bad[0]} is no number of pictures: give 1,4,full.")
+    settings = f"preset={preset} backbone={backbone} weights={Path(weights).name}"
+    given = {"preset": preset, "weights": weights}
+
+    def one(cell: published_protocol.Cell) -> dict[str, float]:
+        few = None if cell.shots == "full" else (int(cell.shots), cell.draw)
+        click.echo(f"{cell.category}, {cell.shots}, draw {cell.draw}", err=True)
+        return measure(given, str(roots[0]), cell.category, backbone, few)[1]
+
+    file = csv_file or Path(f"{name}.csv")
+    rows = published_protocol.run(name, shots, roots[0], file, settings, one)
+    click.echo(f"{settings}; rows in {file}")
+    click.echo("\n".join(published_protocol.table(name, shots, rows)))
 
 
 def megabytes(detector: AnomalyDetector) -> float:
@@ -186,12 +212,33 @@ def echo_row(row: dict) -> None:
 @click.option("--peer", is_flag=True, help="Add PatchCore of anomalib.")
 @click.option("--anomalib-venv", "venv", type=click.Path(path_type=Path), default=DEFAULT)
 @click.option(
+    "--protocol", type=click.Choice(sorted(published_protocol.CATEGORIES)), help="Run it whole."
+)
+@click.option("--shots", default="1,4,full", show_default=True, help="Pictures of the protocol.")
+@click.option(
     "--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table here too."
 )
 def main(
-    roots, elpv, only, backbone, weights, presets, precisions, ablation, few, peer, venv, csv_file
+    roots,
+    elpv,
+    only,
+    backbone,
+    weights,
+    presets,
+    precisions,
+    ablation,
+    few,
+    peer,
+    venv,
+    protocol,
+    shots,
+    csv_file,
 ):
     """Print the table."""
+    if protocol:
+        preset = presets[0] if len(presets) == 1 else "tokens"
+        published(protocol, tuple(shots.split(",")), roots, preset, backbone, weights, csv_file)
+        return
     places = [("elpv", c) for c in ELPV] if elpv else []
     places += [
         (str(root), folder.name)
