@@ -147,8 +147,11 @@ def watch(uri: str, pictures: list[Path], log: Path) -> None:
             client.score(url, [str(p) for p in pictures])
     finally:
         del os.environ["DFM_LOG_TO"], os.environ["DFM_KEEP"]
-    if not list(log.rglob("*.parquet")):
-        sys.exit(f"The server wrote no log to {log}.")
+    deadline = time.monotonic() + 60  # the last rows are written while the server ends
+    while sum(len(pd.read_parquet(part)) for part in log.rglob("*.parquet")) < len(pictures):
+        if time.monotonic() > deadline:
+            sys.exit(f"The server did not log all of {len(pictures)} pictures to {log}.")
+        time.sleep(0.5)
 
 
 def judge(uri: str, log: Path, truth: dict[str, str], verdicts: Path) -> Path:
