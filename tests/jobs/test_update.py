@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.cli import cli
@@ -19,6 +20,7 @@ from dfm_mlflow.errors import PromotionError
 from dfm_mlflow.jobs.learned_set import TRAINING
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.update import update
+from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.storage.store import read_address
 
 from ..campaigns.faults import _FORKS
@@ -129,6 +131,18 @@ def test_the_set_alone_decides_to_the_last_bit(line, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         anew.score(pictures)["anomaly_score"], ours.score(pictures)["anomaly_score"], rtol=1e-4
     )
+
+
+def test_the_network_sees_only_what_it_never_saw(line, monkeypatch):
+    picture = np.random.default_rng().integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(line.root / "unseen.png")
+    put, kept = FeatureCache.put, []
+    monkeypatch.setattr(
+        FeatureCache, "put", lambda cache, key, arrays: kept.append(key) or put(cache, key, arrays)
+    )
+    result = line.update((line.root / "unseen.png", "bad:noise"))
+    assert len(set(kept)) == 1
+    assert result.trained.metrics["recall_before"] >= 6 / 7
 
 
 def test_a_removed_picture_leaves_no_trace(line, tmp_path):
