@@ -1,4 +1,4 @@
-"""The benchmark of the published protocol, end to end on a small folder in the layout of MVTec AD."""
+"""The benchmark of the published protocol, end to end on a small folder in MVTec AD's layout."""
 
 import os
 import subprocess
