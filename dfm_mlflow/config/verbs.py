@@ -125,10 +125,9 @@ class ScoreOptions(StrictOptions):
         ConfigError
             One sentence.
         """
-        if self.engine == "spark" and not self.output.endswith("/"):
+        if self.engine == "spark" and self.output == "none":
             raise ConfigError(
-                f"output={self.output} is no folder, and engine=spark writes one of parquet parts: "
-                "give a name that ends in /."
+                "engine=spark writes a folder of parquet parts: give output=<name of a folder>."
             )
         try:
             re.compile(self.part_by)

@@ -23,7 +23,7 @@ regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_
 regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d
 resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19
-vgg19_bn wide_resnet101_2 wide_resnet50_2
+vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
 """
 BACKBONES = _NAMES.split()
 _ALIASES = ["champion", "production", "staging"]
@@ -34,6 +34,7 @@ _WORDS = {
     "alias": _ALIASES,
     "device": ["auto", "cpu", "cuda", "cuda:0"],
     "weights": ["imagenet", "random"],
+    "normalize": ["auto", "none", "global", "position", "blend"],
     "aggregate": ["auto", "max", "sum", "top:0.05"],
 }
 _FILES = ("images", "output", "overlays", "weights", "roi", "exclude", "good", "bad", "masks")

@@ -102,7 +102,7 @@ def edit(folder, change):
         (lambda r: r.update(precision="int3"), "precision"),
         (lambda r: r["classes"][0].update(n_folds=1), "8 scores held out of 8 samples in 1 folds"),
         (lambda r: r["classes"][0].update(n_samples=7), "n_folds is 0, or 2 and more"),
-        (lambda r: r["classes"][0].update(n_held_out=1), "n_held_out"),
+        (lambda r: r["classes"][0].update(n_held_out=1), "1 scores held out of 8 samples"),
         (lambda r: r["classes"][0].update(n_folds=0, n_held_out=9), r"0\.held_out has shape"),
         (lambda r: r.update(options={}), "the option backbone is auto"),
         (lambda r: r["options"].update(pooling="auto"), "the option pooling is auto"),

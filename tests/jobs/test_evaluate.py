@@ -45,7 +45,7 @@ def test_labelled_pictures_give_the_metrics_of_the_training_run(trained):
     assert run.data.params["resolved_model"] == "models:/dfm-stripes/1"
     (used,) = run.inputs.dataset_inputs
     assert [t.value for t in used.tags] == ["evaluation"]
-    assert "where at most" in run.data.tags["calibration"]
+    assert "is promised" in run.data.tags["calibration"]
     model = mlflow.get_logged_model(trained.model_uri.removeprefix("models:/"))
     assert sum(m.key == "image_auroc" for m in model.metrics) == 2  # training and evaluation
 
