@@ -10,7 +10,8 @@ QUIET, NORMAL, VERBOSE = "quiet", "normal", "verbose"
 # What libraries say of their own affairs.
 _NOISY = ("alembic", "botocore", "matplotlib", "PIL", "py4j", "onnx_ir", "onnxscript", "torch.onnx")
 # What the package says of a model that it tries out before it logs it.
-_ASIDE = ("dfm_mlflow.serving", "mlflow")
+_ASIDE = "dfm_mlflow.serving"
+_OURS = "dfm_mlflow"
 _level = NORMAL
 
 
@@ -78,4 +79,5 @@ def _wanted(record: logging.LogRecord) -> bool:
         return False
     if record.levelno >= logging.WARNING:
         return True
-    return _level == NORMAL and not record.name.startswith(_ASIDE)
+    ours = record.name.startswith(_OURS) and not record.name.startswith(_ASIDE)
+    return _level == NORMAL and ours

@@ -26,6 +26,7 @@ def said(level, capsys):
     ours.info("the threshold", extra={"dfm_result": True})
     ours.warning("one is odd")
     logging.getLogger("dfm_mlflow.serving.pyfunc").info("warm after 3 s")
+    logging.getLogger("some.library").info("its own affairs")
     return capsys.readouterr().err.splitlines()
 
 
@@ -34,5 +35,5 @@ def test_each_fact_once_in_words(capsys):
     assert said(log.QUIET, capsys) == ["Warning: one is odd"]
     assert log.is_quiet()
     whole = said(log.VERBOSE, capsys)
-    assert len(whole) == 5  # the empty one, too: nothing is kept back
+    assert len(whole) == 6  # the empty one, too: nothing is kept back
     assert "INFO dfm_mlflow.jobs.train: the threshold" in whole[2]
