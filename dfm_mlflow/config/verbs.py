@@ -125,9 +125,10 @@ class ScoreOptions(StrictOptions):
         ConfigError
             One sentence.
         """
-        if self.engine == "spark" and self.output == "none":
+        if self.engine == "spark" and (self.output == "none" or self.output.endswith(".csv")):
             raise ConfigError(
-                "engine=spark writes a folder of parquet parts: give output=<name of a folder>."
+                f"output={self.output} is no folder, and engine=spark writes one of parquet parts: "
+                "give a name that ends in / or .parquet."
             )
         try:
             re.compile(self.part_by)

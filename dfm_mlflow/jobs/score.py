@@ -118,7 +118,7 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
     table = None
     if options.output != NONE:
         refuse_lost_output(options.output)
-    if options.engine != "spark" and not _is_folder(options.output):
+    if options.engine == "local" and not _is_folder(options.output):
         table = ScoreTable(options.output)  # what cannot be written is refused before the work
     model = resolve(options.model).uri  # an alias that moves meanwhile moves nothing here
     if Path(model).exists():
