@@ -20,6 +20,8 @@ TESTED_BY = {
     "console.options": "test_cli.py",
     "console.verb": "test_cli.py",
     "columns": "detector/test_decision.py",
+    "config.combination": "config/test_train.py",
+    "config.presets": "config/test_train.py",
     "data.folder": "data/test_layouts.py",
     "data.exclude": "jobs/test_training_look.py",
     "data.item": "jobs/test_train.py",

@@ -88,3 +88,52 @@ def test_pixels_are_said_as_numbers():
     large = Options.parse(given | {"float_range": "-1:2.5e3"})
     assert (large.max_pixels, large.stated_bits) == (70_000_000, 12)
     assert large.real_range == (-1.0, 2500.0)
+
+
+@pytest.mark.parametrize("preset", ["default", "fine", "anomalib", "tokens"])
+@pytest.mark.parametrize("backbone", ["vit_b_16", "timm:vit_small_patch14_dinov2.lvd142m"])
+def test_presets_give_way_to_tokens_for_a_transformer(preset, backbone):
+    resolved = Options.parse({"preset": preset, "backbone": backbone}).resolve()
+    assert (resolved.subspace, resolved.layers) == ("cell", "depth:0.5-0.8")
+    assert (resolved.image_size, resolved.blur, resolved.aggregate) == ("448", "3", "top:0.01")
+    beside = Options.parse({"preset": preset, "backbone": f"{backbone}+resnet18"}).resolve()
+    assert beside.rows_are == ("cell", *["picture"] * 5)
+    assert beside.levels_of(6) == (0.99, *[0.97] * 5)
+    assert beside.of_maps("aggregate", 6) == ("top:0.01", *["top:0.05"] * 5)
+    assert Options.parse({"backbone": "resnet18"}).resolve().subspace == "picture"
+
+
+def test_kinds_of_rows_are_joined_like_scales():
+    given = {"backbone": "vit_b_16", "subspace": "cell+picture", "pooling": "1"}
+    resolved = Options.parse(given).resolve()
+    assert resolved.feature_maps == (("depth:0.5-0.8", 1), ("depth:0.5-0.8", 1))
+    assert resolved.rows_are == ("cell", "picture")
+    assert (resolved.fewest_pictures, resolved.blur_cells) == (1, 3)
+    assert Options.parse({}).resolve().fewest_pictures == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"subspace": "cell,picture,cell"}, "subspace=cell,picture,cell has entries for 3 layers"),
+        ({"subspace": "cell+picture"}, "join different numbers of maps"),
+        ({"pca_level": "0.9,0.8,0.7"}, "pca_level=0.9,0.8,0.7 has entries for 3 layers"),
+        ({"tile": "200", "image_size": "512"}, "multiple of 128 up to 1024: give 128 or 256"),
+        ({"backbone": "vit_b_16", "tile": "640", "image_size": "512"}, "tile=640 is larger"),
+        ({"backbone": "vit_b_16", "layers": "depth:0.5"}, "layers='depth:0.5' is not valid"),
+    ],
+)
+def test_combinations_of_layers_that_mean_nothing(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Options.parse(given)
+
+
+def test_presets_and_combinations_are_read_by_name():
+    from dfm_mlflow.config.combination import BY_LAYER
+    from dfm_mlflow.config.presets import is_transformer
+
+    assert set(BY_LAYER) <= set(Options.model_fields)
+    known = ("vit_b_16", "timm:vit_small_patch16_dinov3", "timm:eva02_tiny_patch14_224")
+    assert all(map(is_transformer, (*known, "resnet18+vit_b_16")))
+    others = ("resnet18", "timm:vitamin_small_224", "timm:swin_tiny_patch4_window7_224")
+    assert not any(map(is_transformer, others))
