@@ -29,8 +29,7 @@ from dfm_mlflow.jobs.train import Fitted, Further, TrainResult, fit_and_register
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, addresses_of, resolve
 from dfm_mlflow.mlflow_plugin.run_files import address_of
-from dfm_mlflow.network.builder import trained_anew
-from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.network.builder import cached, trained_anew
 from dfm_mlflow.registry.history import UPDATE, as_dicts, better, history, record_of
 from dfm_mlflow.registry.promote import PromoteResult, promote
 from dfm_mlflow.registry.runs import read_train_scores
@@ -272,15 +271,14 @@ class _Telling:
 
     def __call__(self, fitted: Fitted) -> Further:
         contents, old = self._catalog.contents, self._parent.detector
-        cache = FeatureCache() if old.options.cache else None
-        cached = old.with_extractor(old.extractor.with_cache(cache))
-        tested = score_items(cached, self._catalog.test).table
+        known = old.with_extractor(cached(old.extractor, old.options))
+        tested = score_items(known, self._catalog.test).table
         now = fitted.evaluation.table
         if "left_out" in now:
             tested = tested.assign(left_out=now["left_out"])
         self.changes = change_table(
             self._learned.changes,
-            self._before(cached, tested, contents),
+            self._before(known, tested, contents),
             _by_content(
                 said_of_scored(now) | said_while_held_out(fitted.detector, fitted.look.scores),
                 contents,

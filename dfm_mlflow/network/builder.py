@@ -125,9 +125,23 @@ def trained_anew(extractor: Extractor, options: Options, items: Sequence[Item]) 
         With the cache of features; what the model knew of the depth of its pictures is forgotten.
     """
     decoder = guessed(extractor.decoder, [item.path for item in items], options.stated_bits)
-    cached = extractor.with_cache(FeatureCache() if options.cache else None)
     assert decoder.depth is not None  # a guess gives one
-    return cached.with_depth(decoder.depth, strict=decoder.strict)
+    return cached(extractor, options).with_depth(decoder.depth, strict=decoder.strict)
+
+
+def cached(extractor: Extractor, options: Options) -> Extractor:
+    """Give a model's `extractor` the cache of features, if its `options` have one."""
+    return Extractor.of(
+        extractor.backbone,
+        options,
+        extractor.device,
+        extractor.precision,
+        extractor.batch_size,
+        roi=extractor.roi,
+        cache=FeatureCache() if options.cache else None,
+        depth=extractor.decoder.depth,
+        strict=extractor.decoder.strict,
+    )
 
 
 def _look(

@@ -161,13 +161,6 @@ class Extractor:
         other.fingerprint = other._make_fingerprint() if other.cache else ""
         return other
 
-    def with_cache(self, cache: FeatureCache | None) -> "Extractor":
-        """Return a copy that keeps features in a `cache`, or in none."""
-        other = copy.copy(self)
-        other.cache, other._known = cache, {}
-        other.fingerprint = other._make_fingerprint() if cache else ""
-        return other
-
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
         """Return a copy whose forward passes go through another hand.
 
