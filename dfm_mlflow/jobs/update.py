@@ -30,7 +30,7 @@ from dfm_mlflow.mlflow_plugin.flavor import load_model
 from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, addresses_of, resolve
 from dfm_mlflow.mlflow_plugin.run_files import address_of
 from dfm_mlflow.network.builder import cached, trained_anew
-from dfm_mlflow.registry.history import UPDATE, as_dicts, better, history, record_of
+from dfm_mlflow.registry.history import as_dicts, better, history, record_of
 from dfm_mlflow.registry.promote import PromoteResult, promote
 from dfm_mlflow.registry.runs import read_train_scores
 from dfm_mlflow.report.history import history_page
@@ -45,7 +45,7 @@ from dfm_mlflow.scores.verdict_changes import (
 )
 from dfm_mlflow.storage import store
 from dfm_mlflow.tracking.experiment import AUTO
-from dfm_mlflow.tracking.kept import PARENT
+from dfm_mlflow.tracking.kept import PARENT, UPDATE
 from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
 
 _MOST_NAMES = 500  # characters of those who judged, in a tag

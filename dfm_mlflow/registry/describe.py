@@ -17,6 +17,7 @@ from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME, declared_in, read_mlmodel
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
+from dfm_mlflow.tracking.kept import PARENT, UPDATE
 
 _OF_FLAVOR = (
     "backbone",
@@ -71,6 +72,8 @@ def describe(uri: str) -> dict[str, Any]:
         "dfm": _of_flavor(model.flavors[FLAVOR_NAME]),
         "calibration": (model.metadata or {}).get("calibration"),
         "recalibrated_from": (model.metadata or {}).get("recalibrated_from"),
+        "updated_from": (version.tags if version else {}).get(PARENT),
+        "update": _of_update(version),
         "promotion": promotion,
         "rollback": _by_alias(version, "rollback"),
         "previous": {
@@ -79,6 +82,12 @@ def describe(uri: str) -> dict[str, Any]:
             if texts.get("previous", "none") != "none"
         },
     }
+
+
+def _of_update(version: ModelVersion | None) -> dict[str, str]:
+    """What people said, of a version that was made from verdicts."""
+    tags = version.tags if version else {}
+    return {k.removeprefix(UPDATE): v for k, v in sorted(tags.items()) if k.startswith(UPDATE)}
 
 
 def _of_flavor(said: dict[str, Any]) -> dict[str, Any]:
@@ -173,12 +182,14 @@ def in_words(found: dict[str, Any]) -> str:
         "calibration": found["calibration"],
         "exports": found["export"],
         "recalibrated from": found["recalibrated_from"],
+        "updated from": found["updated_from"] and _parent(found["updated_from"]),
     }
     lines = [title]
     if found["description"]:
         lines.append(f"  {found['description']}")
     lines += [f"  {name:20s} {value}" for name, value in facts.items() if value]
     for heading, values in (
+        ("update", found["update"]),
         ("metrics", found["metrics"]),
         *_headed(found, "promotion"),
         *_headed(found, "rollback"),
@@ -186,6 +197,10 @@ def in_words(found: dict[str, Any]) -> str:
         if values:
             lines += [heading, *(f"  {name:28s} {_text(v)}" for name, v in values.items())]
     return "\n".join(lines)
+
+
+def _parent(tag: str) -> str:
+    return f"version {tag}" if tag.isdecimal() else tag
 
 
 def _headed(found: dict[str, Any], verb: str) -> list[tuple[str, dict[str, Any]]]:

@@ -9,9 +9,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.tracking.kept import PARENT, RECALIBRATED_FROM
-
-UPDATE = "dfm.update."  # how tags of an update begin
+from dfm_mlflow.tracking.kept import PARENT, RECALIBRATED_FROM, UPDATE
 
 
 @dataclass(frozen=True)

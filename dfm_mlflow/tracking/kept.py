@@ -26,7 +26,8 @@ from dfm_mlflow.tracking.run import run_of
 RECALIBRATED_FROM = "dfm.recalibrated_from"  # a tag of runs and of versions
 PARENT = "dfm.parent_version"  # a tag of runs and of versions: what was updated
 # How tags begin that say where a version comes from, and that it shares with its run.
-LINEAGE = (RECALIBRATED_FROM, PARENT, "dfm.update.")
+UPDATE = "dfm.update."
+LINEAGE = (RECALIBRATED_FROM, PARENT, UPDATE)
 MODEL_ID = "dfm.model_id"  # a tag of a kept run: its model, which the server knows
 KEPT = "dfm-kept"  # folder in the working directory, with one folder a run
 _DATABASE, _ARTIFACTS, _EXPERIMENT = "mlflow.db", "artifacts", "kept"
