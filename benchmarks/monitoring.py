@@ -106,7 +106,7 @@ def interval(ratios: list[float]) -> str:
 def main(weights: str, image_size: str, rounds: int, requests: int, clients: int) -> None:
     """Print a Markdown table."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, ExitStack() as stack:
         folder = Path(name)
         save_models(folder, weights, image_size, "default")
         port, end = free_port(), threading.Event()

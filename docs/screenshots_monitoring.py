@@ -52,10 +52,13 @@ def main(folder: Path) -> None:
         page.goto(f"{ask.url}/graph?{urllib.parse.urlencode(graph)}")
         page.locator(".rickshaw_graph svg path").nth(len(PANELS) - 1).wait_for()
         time.sleep(2)
+        page.add_style_tag(content="nav { position: absolute !important }")
+        page.evaluate("scrollTo(0, 0)")
         assert not page.locator(".alert-danger:visible").count()
         save(page.screenshot(full_page=True), "monitoring.png", 0.6)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
+    # the log may still be written when the server has ended
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         main(Path(name))
