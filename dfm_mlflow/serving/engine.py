@@ -43,6 +43,11 @@ class Version:
     name: str = ""
     number: str = ""
 
+    @property
+    def words(self) -> str:
+        """How a line of the log goes on that names it; nothing where it is not known."""
+        return f"; version {self.number} of {self.name}" if self.number else ""
+
 
 @dataclass(frozen=True)
 class Observers:

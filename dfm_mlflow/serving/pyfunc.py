@@ -26,7 +26,8 @@ _logger = logging.getLogger(__name__)
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "PyfuncModel":
     """Load a model for ``mlflow.pyfunc``; MLflow calls this."""
     settings = ServingSettings.served(model_config)
-    prepare_server(settings, lambda body: _read_parquet(body, settings))
+    monitor: Monitor | None = None
+    prepare_server(settings, lambda body: _read_parquet(body, settings, monitor))
     monitor = Monitor.of(settings)  # before anything else: it may refuse
     detector = load_data_folder(path, settings)
     root = Path(path).parent
@@ -42,7 +43,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Pyfu
         extractor.batch_size,
         network_threads(settings, extractor.device),
         time.perf_counter() - start,
-        monitor.begin(model.engines) if monitor else "",
+        monitor.begin(model.engines) if monitor else version.words,
     )
     calm_request_threads(settings, extractor.device)
     return model
@@ -158,9 +159,11 @@ def _limits(settings: ServingSettings) -> tuple[int, int]:
     return settings.max_pictures, settings.max_megabytes * 2**20
 
 
-def _read_parquet(body: bytes, settings: ServingSettings) -> pd.DataFrame:
+def _read_parquet(body: bytes, settings: ServingSettings, monitor: Monitor | None) -> pd.DataFrame:
     """Read the body of a request; its refusal is an answer of the server."""
     try:
         return read_parquet(body, *_limits(settings))
     except Exception as error:
+        if monitor:
+            monitor.failed(error)
         raise refusal_of(error) from None

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def memory_of(device: torch.device) -> dict[str, int]:
         found["reserved"] = torch.cuda.memory_reserved(device)
     try:
         with open("/proc/self/statm") as file:
-            found["resident"] = int(file.read().split()[1]) * 4096
+            found["resident"] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         pass
     return found

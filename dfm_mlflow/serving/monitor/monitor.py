@@ -302,9 +302,7 @@ class Monitor:
                 )
 
     def _says(self, engine: Engine) -> str:
-        version, parts = engine.version, []
-        if version.number:
-            parts.append(f"version {version.number} of {version.name}")
+        parts = [engine.version.words.removeprefix("; ")] if engine.version.number else []
         if self._settings.drift_alarm is not None:
             raised = [kind for kind, found in self._alarm.items() if found["alarm"]]
             parts.append(f"alarm {'raised: ' + ' and '.join(raised) if raised else 'watching'}")

@@ -14,7 +14,7 @@ from dfm_mlflow.serving.monitor import monitor as module
 from dfm_mlflow.serving.monitor.memory import memory_of
 from dfm_mlflow.serving.monitor.messages import cautious_p_values
 from dfm_mlflow.serving.monitor.monitor import Monitor
-from dfm_mlflow.serving.pyfunc import PyfuncModel
+from dfm_mlflow.serving.pyfunc import PyfuncModel, _read_parquet
 
 from ...detectors import fit, pictures
 from ...servers import free_port
@@ -130,6 +130,14 @@ def test_metrics_say_what_the_answers_said(served, tmp_path):
     assert found["dfm_model_version",] == 3
     assert found["dfm_alarm", ("kind", "drift")] == 0
     assert found["dfm_device_memory_bytes", ("kind", "resident")] > 1e8
+
+
+def test_a_body_that_is_no_request_is_counted(served):
+    port = free_port()
+    model, _, _ = served(metrics_port=port)
+    with pytest.raises(MlflowException, match="not a whole parquet"):
+        _read_parquet(b"PAR1", ServingSettings(), model._monitor)
+    assert scrape(port)["dfm_errors_total", ("kind", "request")] == 1
 
 
 def test_a_mistake_of_ours_costs_no_answer(served, tmp_path, monkeypatch, caplog):
