@@ -269,7 +269,9 @@ def test_the_command_line_promotes_rolls_back_and_describes(registry):
     )
     assert (found["version"], found["previous"]) == ("2", {"production": "1"})
     back = run(cli, ["rollback", registry.name, "--alias", "production", "--reason", "no"])
-    assert f"production of {registry.name} points to version 1; before, to 2" in " ".join(back.output.split())
+    assert f"production of {registry.name} points to version 1; before, to 2" in " ".join(
+        back.output.split()
+    )
     assert registry.aliases == {"production": 1}
 
 
