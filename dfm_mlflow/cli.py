@@ -88,7 +88,7 @@ def tune(experiment: str, **values: Any) -> None:
     _tell_trained(run(options, experiment=experiment).trained)
 
 
-def _tell_trained(result: Any, *more: str) -> None:
+def _tell_trained(result: Any, *more: str, **record: Any) -> None:
     """Tell what a training came to, and what may follow."""
     import mlflow
 
@@ -100,17 +100,19 @@ def _tell_trained(result: Any, *more: str) -> None:
     where = {"run_id": result.run_id, "model_uri": result.registered_uri}
     look = where_to_look(mlflow.get_tracking_uri(), run.info.experiment_id, result.run_id)
     then = next_steps(result.registered_uri, report_file(run.info.artifact_uri), look)
-    _tell_job(result, [*result.sentences, *more, ready], where, then)
+    _tell_job(result, [*result.sentences, *more, ready], where, then, **record)
 
 
-def _tell_job(result: Any, sentences: list[str], where: Mapping[str, str], then: str = "") -> None:
+def _tell_job(
+    result: Any, sentences: list[str], where: Mapping[str, str], then: str = "", **more: Any
+) -> None:
     """Tell what a job with a run came to."""
     from dfm_mlflow.tracking.run import summary
 
     verdict = getattr(result, "verdict", None)
     if verdict is not None:
         sentences = [verdict.text, *sentences, *verdict.rates]
-    record = {**where, "metrics": result.metrics, "sentences": sentences}
+    record = {**where, "metrics": result.metrics, "sentences": sentences, **more}
     tell(summary(result.metrics, sentences, where), record, then)
 
 
@@ -293,7 +295,11 @@ def update(experiment: str, **values: Any) -> None:
     from dfm_mlflow.jobs.update import update as run
 
     result = run(options, experiment=experiment)
-    _tell_trained(result.trained, *([result.promoted.summary()] if result.promoted else []))
+    if result.promoted:
+        promotion = result.promoted
+        _tell_trained(result.trained, promotion.summary(), promotion=promotion.record())
+    else:
+        _tell_trained(result.trained)
 
 
 @cli.command()

@@ -198,7 +198,7 @@ def address_in(log: Path, page: subprocess.Popen, seconds: float = 300) -> str:
 
 def measured(name: str, uri: str, test: Path) -> dict[str, object]:
     """Evaluate a version on pictures that nobody learned from."""
-    printed = dfm("evaluate", "--model", uri, "--data", test, "--category", "line")
+    printed = dfm("evaluate", uri, "--data", test, "--category", "line", "--json")
     run = mlflow.get_run(json.loads(printed.strip().splitlines()[-1])["run_id"])
     metrics, client_ = run.data.metrics, mlflow.MlflowClient()
     version = client_.get_model_version(*uri.removeprefix("models:/").split("/"))

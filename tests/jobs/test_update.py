@@ -164,11 +164,12 @@ def test_a_removed_picture_leaves_no_trace(line, tmp_path):
 def test_promotion_in_one_step_and_the_gate_that_stops_it(line):
     verdicts = line.say((line.new(0), "good"), (line.new(5), "bad:hole"))
     command = ["update", "models:/dfm-stripes/1", "--verdicts", verdicts, "--promote", "production"]
+    command.append("--json")
     done = CliRunner(catch_exceptions=False).invoke(cli, command)
     assert done.exit_code == 0, done.output
-    assert "production of dfm-stripes points to version 2; before, to no version." in done.output
-    where = json.loads(done.output.strip().splitlines()[-1])
-    assert where["outcome"] == "moved"
+    where = json.loads(done.stdout)
+    assert "production of dfm-stripes points to version 2" in " ".join(where["sentences"])
+    assert where["promotion"]["outcome"] == "moved"
     run = mlflow.get_run(where["run_id"])  # of update and promotion
     assert run.data.tags["dfm.job"] == "update"
     verdicts = line.say((line.new(1), "good"))

@@ -117,11 +117,11 @@ def test_a_failed_fetch_says_what_to_do(tmp_path, monkeypatch):
         load_weights("imagenet", "timm:test_resnet.r160_in1k", 42)
 
 
-def test_a_layer_without_a_map_is_refused():
+def test_tokens_are_brought_back_to_their_grid():
     backbone = build_backbone("timm:test_vit", ("blocks.1",), (160, 160))
     extractor = Extractor(backbone, (160, 160), "stretch", 1, torch.device("cpu"))
-    with pytest.raises(BackboneError, match="not a feature map"):
-        extractor.extract([np.zeros((160, 160, 3), np.uint8)])
+    (features,) = extractor.extract([np.zeros((160, 160, 3), np.uint8)]).features
+    assert features.shape[2:] == (10, 10)
 
 
 SIZE = (64, 64)
