@@ -34,7 +34,7 @@ def run(root, *more):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=560,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done
