@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what a type checker and an editor see; the rest of this file loads them late
     from dfm_mlflow import client as client
     from dfm_mlflow.config import Options as Options
+    from dfm_mlflow.config import UpdateOptions as UpdateOptions
     from dfm_mlflow.core.dfm import DFM as DFM
     from dfm_mlflow.data.catalog import load_catalog as load_catalog
     from dfm_mlflow.detector.anomaly_detector import AnomalyDetector as AnomalyDetector
     from dfm_mlflow.errors import DfmError as DfmError
     from dfm_mlflow.images.overlay import overlay as overlay
     from dfm_mlflow.jobs.train import train as train
+    from dfm_mlflow.jobs.update import update as update
     from dfm_mlflow.mlflow_plugin.flavor import FLAVOR_NAME as FLAVOR_NAME
     from dfm_mlflow.mlflow_plugin.flavor import get_default_conda_env as get_default_conda_env
     from dfm_mlflow.mlflow_plugin.flavor import (

@@ -93,7 +93,7 @@ def test_model_names_and_aliases_are_refused_or_no_paths(name):
     for model, key, more in (
         (Options, "registered_model", {}),
         (SweepOptions, "registered_model", {}),
-        (PromoteOptions, "to", {"model": "m", "version": "1"}),
+        (PromoteOptions, "alias", {"model": "m", "version": "1"}),
     ):
         try:
             options = model.parse({key: name, **more})

@@ -299,7 +299,16 @@ def crossfit_cells(
 
 
 def joined(parts: list[HeldOutCells]) -> HeldOutCells:
-    """Put the pictures of several blocks together, in order."""
+    """Put the pictures of several blocks together, in order.
+
+    Parameters
+    ----------
+    parts : list of HeldOutCells
+
+    Returns
+    -------
+    HeldOutCells
+    """
     return HeldOutCells(
         np.concatenate([p.maps for p in parts]),
         np.concatenate([p.means for p in parts]),

@@ -100,7 +100,16 @@ class ClassScores:
 
     @classmethod
     def joined(cls, parts: Sequence["ClassScores"]) -> "ClassScores":
-        """Put the scores of several lots of pictures together, in order."""
+        """Put the scores of several lots of pictures together, in order.
+
+        Parameters
+        ----------
+        parts : sequence of ClassScores
+
+        Returns
+        -------
+        ClassScores
+        """
         if len(parts) == 1:
             return parts[0]
         score, fre, nll, maps = (
@@ -251,7 +260,9 @@ def score_maps(
         finest = [_finest(grids, own) for own in groups.values()]
         one = [torch.ones((), dtype=m.dtype, device=m.device) for m in weighed]
         combined = combine_layers(weighed, one, [grid.weights for grid in finest])
-    return (nll if options.score == "nll" else score), combined
+    if options.score == "nll":
+        score = nll
+    return score, combined
 
 
 def ratio_of(
