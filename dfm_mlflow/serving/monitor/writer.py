@@ -26,7 +26,7 @@ from dfm_mlflow.serving.monitor.webhook import Webhook
 from dfm_mlflow.serving.monitor.wire import receive, send
 from dfm_mlflow.storage.served_log import COLUMNS
 
-LAST_SECONDS = 20.0  # after the end of the worker
+LAST_SECONDS = 45.0  # after the end of the worker
 _LAST_POST, _LAST_READ = 5.0, 2.0
 _MOST = 100_000  # pictures that wait for the state of the last life
 _AT_ONCE = 64  # pictures that the tests look at together
