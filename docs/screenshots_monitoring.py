@@ -22,7 +22,6 @@ from tests.serving.test_monitored_server import prometheus, served  # noqa: E402
 
 PANELS = (
     'dfm_flagged_ratio{window="100"}',
-    "dfm_alarm",
     "histogram_quantile(0.5, sum by (le) (rate(dfm_p_value_bucket[15s])))",
 )
 SECONDS = 50  # of good pictures, and again of darker ones
