@@ -134,7 +134,9 @@ class Server:
             yield int(version.version)
 
     def statuses(self):
-        runs = self.client.search_runs(["0"], f"params.resolved_registered_model = '{self.name}'")
+        everywhere = [e.experiment_id for e in self.client.search_experiments()]
+        mine = f"params.resolved_registered_model = '{self.name}'"
+        runs = self.client.search_runs(everywhere, mine)
         return sorted(run.info.status for run in runs)
 
     def connect(self):
@@ -177,7 +179,8 @@ def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypat
     assert "Uploading backbone.safetensors: 100%" in capsys.readouterr().err
     second = server.train(mvtec_like, seed="1")
     assert list(server.versions()) == [2, 1]
-    table = mlflow.search_runs(["0"], f"params.resolved_registered_model = '{server.name}'")
+    named = f"params.resolved_registered_model = '{server.name}'"
+    table = mlflow.search_runs(filter_string=named, search_all_experiments=True)
     assert set(table["run_id"]) == {first.run_id, second.run_id}
     assert (table["metrics.image_auroc"] > 0.9).all()
     assert set(table["params.resolved_seed"]) == {"42", "1"}
@@ -191,7 +194,8 @@ def test_train_compare_promote_serve_and_roll_back(server, mvtec_like, monkeypat
 
     for version in ("1", "2"):
         model = f"models:/{server.name}/{version}"
-        said = run("promote", model, "--alias", "production", "--max-slowdown", "100")
+        given = ("--alias", "production", "--max-slowdown", "100", "--min-images", "6")
+        said = run("promote", model, *given)
         assert f"production of {server.name} points to version {version}" in said
     assert "passed  comparison" in said
     found = json.loads(run("describe", f"models:/{server.name}@production", "--json"))
