@@ -1,24 +1,22 @@
 """Which options of a training run go together."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dfm_mlflow.config.train import Options
 
 # Options that may be given once for all layers, or for each.
 BY_LAYER = ("subspace", "pca_level", "aggregate", "normalize")
 
 
-def check_combination(options: "Options") -> None:
+def check_combination(options: Any) -> None:
     """Refuse resolved options that do not go together.
 
     Parameters
     ----------
     options : Options
+        Of :mod:`dfm_mlflow.config.train`, which this module does not import.
 
     Raises
     ------
@@ -71,7 +69,7 @@ def check_combination(options: "Options") -> None:
         ) from None
 
 
-def _check_kinds(options: "Options") -> None:
+def _check_kinds(options: Any) -> None:
     for name in BY_LAYER:
         given = getattr(options, name)
         if given.count(",") not in (0, options.layers.count(",")):
@@ -96,7 +94,7 @@ def _check_kinds(options: "Options") -> None:
         )
 
 
-def _check_tile(options: "Options") -> None:
+def _check_tile(options: Any) -> None:
     side = options.tile_size
     if side is None:
         return
@@ -117,7 +115,7 @@ def _check_tile(options: "Options") -> None:
         )
 
 
-def _each(options: "Options", text: str) -> list[int]:
+def _each(options: Any, text: str) -> list[int]:
     """Joints in the entry of each layer, where one may stand for all."""
     joints = [entry.count("+") for entry in text.split(",")]
     return joints * len(options.layer_names) if len(joints) == 1 else joints
