@@ -6,6 +6,7 @@ from .floors import floor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 400 s on two quiet cores
 @pytest.mark.parametrize(
     ("preset", "category", "least"),
     [("anomalib", "mono", 0.935), ("default", "mono", 0.952), ("default", "poly", 0.890)],

@@ -7,7 +7,7 @@ import dfm_mlflow
 
 from .floors import floor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_magnetic_tile_reaches_what_a_prototype_did(store, real_data):
