@@ -35,15 +35,7 @@ def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) ->
         false_rate, true_rate, _ = roc_curve(truth, scores)
         axes.plot(false_rate, true_rate, label=label, **style)
     if "recall" in metrics and "false_positive_rate" in metrics:
-        axes.plot(
-            metrics["false_positive_rate"],
-            metrics["recall"],
-            "o",
-            color=WRONG,
-            clip_on=False,
-            zorder=5,
-            label="at the threshold",
-        )
+        _mark_threshold(axes, metrics["false_positive_rate"], metrics["recall"])
     axes.set(
         xlabel="false-positive rate",
         ylabel="recall",
@@ -68,18 +60,14 @@ def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[st
         precision, recall, _ = precision_recall_curve(truth, scores)
         axes.plot(recall, precision, label=label, **style)
     if "recall" in metrics and "precision" in metrics:
-        axes.plot(
-            metrics["recall"],
-            metrics["precision"],
-            "o",
-            color=WRONG,
-            clip_on=False,
-            zorder=5,
-            label="at the threshold",
-        )
+        _mark_threshold(axes, metrics["recall"], metrics["precision"])
     area = metrics["image_average_precision"]
     axes.set(xlabel="recall", ylabel="precision", title=f"precision-recall, AP {area:.3f}")
     _frame(axes, "lower left")
+
+
+def _mark_threshold(axes: Axes, x: float, y: float) -> None:
+    axes.plot(x, y, "o", color=WRONG, clip_on=False, zorder=5, label="at the threshold")
 
 
 def _lines(table: pd.DataFrame) -> list[tuple[str, dict[str, Any], np.ndarray, np.ndarray]]:
@@ -131,15 +119,7 @@ def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame
     measured = np.searchsorted(p_values, promised + 1e-12, side="right") / n
     axes.step(promised, measured, where="post", color=RIGHT, lw=2, label=f"{n} pictures")
     works = detector.effective_fpr()
-    axes.plot(
-        works,
-        np.mean(p_values <= works + 1e-12),
-        "o",
-        color=WRONG,
-        clip_on=False,
-        zorder=5,
-        label="at the threshold",
-    )
+    _mark_threshold(axes, works, float(np.mean(p_values <= works + 1e-12)))
     unlabelled = (table["label"] != GOOD).any()
     axes.set(
         xlabel="promised false-positive rate",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from dfm_mlflow.core.drift import Drift, measure_drift
 from dfm_mlflow.data.item import GOOD, Item
@@ -164,19 +165,45 @@ def drift_of(
         table = table[table["label"] == GOOD]
     if table.empty:
         return None
-    judged_as = table["predicted_class"].to_numpy(str)
-    sizes = {c.name: c.calibration.n_groups for c in detector.classes}
     places = np.stack([evaluation.seen[i].places for i in table.index])
     if detector.rule == 1:  # its coordinates are of pictures that it was fitted to
         places = np.full_like(places, np.nan)
+    light = np.array([evaluation.seen[i].light for i in table.index])
+    return drift_of_rows(detector, table, places, light)
+
+
+def drift_of_rows(
+    detector: AnomalyDetector,
+    read: pd.DataFrame,
+    places: np.ndarray | None = None,
+    light: np.ndarray | None = None,
+) -> Drift:
+    """Compare scored rows with the calibration, each in the category that it was judged as.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    read : DataFrame
+        Columns of :meth:`AnomalyDetector.score`, without errors.
+    places : ndarray of shape (n, l), optional
+        Of the leading coordinates of each row; without them p-values alone are compared.
+    light : ndarray of shape (n,), optional
+        Place of the mean level of each row.
+
+    Returns
+    -------
+    Drift
+    """
+    judged_as = read["predicted_class"].to_numpy(str)
+    sizes = {c.name: c.calibration.n_groups for c in detector.classes}
     return measure_drift(
-        cautious_p_values(detector, table["anomaly_score"].to_numpy(float), judged_as),
-        table["is_anomaly"].to_numpy(np.bool_),
-        places,
+        cautious_p_values(detector, read["anomaly_score"].to_numpy(float), judged_as),
+        read["is_anomaly"].to_numpy(np.bool_),
+        np.full((len(read), 1), np.nan) if places is None else places,
         np.array([sizes[name] for name in judged_as]),
         judged_as,
         {c.name: c.correlation for c in detector.classes if c.correlation is not None},
-        np.array([evaluation.seen[i].light for i in table.index]),
+        light,
     )
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from dfm_mlflow.core.drift import Drift, measure_drift
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.errors import DataError
-from dfm_mlflow.scores.measure import cautious_p_values
+from dfm_mlflow.scores.measure import drift_of_rows
 from dfm_mlflow.scores.operating_points import OperatingPoint, operating_points
 from dfm_mlflow.scores.verdict import Verdict, verdict_of
 from dfm_mlflow.storage.dated_folder import DatedFolder
@@ -94,7 +92,7 @@ def measure_log(
             f"The log has pictures of {', '.join(sorted(foreign))}, which the model does not have: "
             "name the model that was served."
         )
-    drift = drift_of(detector, read)
+    drift = drift_of_rows(detector, read)
     metrics = {
         "n_images": float(len(read)),
         "n_unreadable": float(len(table) - len(read)),
@@ -119,27 +117,3 @@ def measure_log(
         f"one-sided; significance {drift.significance:.2g}).",
     ]
     return metrics, sentences, verdict, points
-
-
-def drift_of(detector: AnomalyDetector, read: pd.DataFrame) -> Drift:
-    """Compare the scored rows of a log with the calibration, by p-values alone.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    read : DataFrame
-        Rows without errors.
-
-    Returns
-    -------
-    Drift
-    """
-    judged_as = read["predicted_class"].to_numpy(str)
-    sizes = {c.name: c.calibration.n_groups for c in detector.classes}
-    return measure_drift(
-        cautious_p_values(detector, read["anomaly_score"].to_numpy(float), judged_as),
-        read["is_anomaly"].to_numpy(np.bool_),
-        np.full((len(read), 1), np.nan),
-        np.array([sizes[name] for name in judged_as]),
-        judged_as,
-    )
