@@ -6,7 +6,7 @@ JOBS ?= 2
 LOWEST ?= .venv-lowest
 TORCH ?= torch==2.9.0 torchvision==0.24.0
 CORE_TESTS := tests/config tests/core tests/images tests/network tests/artifact/test_save_load.py \
-	tests/test_cli.py tests/detector/test_anomaly_detector.py tests/test_format1.py
+	tests/test_cli.py tests/detector/test_anomaly_detector.py tests/test_formats.py
 
 .PHONY: help venv demo docs stack test test-lowest coverage readme lint dist
 

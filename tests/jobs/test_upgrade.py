@@ -13,7 +13,7 @@ from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.upgrade import upgrade
 
 from ..conftest import write_category
-from ..test_format1 import FORMAT1
+from ..test_formats import FORMAT1
 
 
 @pytest.fixture

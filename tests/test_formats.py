@@ -1,4 +1,4 @@
-"""Models of format 1, written when it was new, load and score for ever."""
+"""Models of each format, written when it was new, load and score for ever."""
 
 import json
 import shutil
@@ -13,22 +13,22 @@ import pytest
 
 import dfm_mlflow
 
-FORMAT1 = Path(__file__).with_name("fixtures") / "format1"
-MODELS = sorted(path.stem for path in FORMAT1.glob("*.json"))
+FIXTURES = Path(__file__).with_name("fixtures")
+FORMAT1 = FIXTURES / "format1"
+MODELS = sorted(path.with_suffix("") for path in FIXTURES.glob("format?/*.json"))
 NUMBERS = ["anomaly_score", "fre", "nll"]
 
 
-@pytest.fixture
-def images():
-    paths = sorted((FORMAT1 / "pictures").iterdir())
-    return {path.name: path.read_bytes() for path in paths}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_it_gives_the_recorded_scores(name, images):
-    expected = pd.DataFrame(json.loads((FORMAT1 / f"{name}.json").read_text())).T.loc[list(images)]
-    native = dfm_mlflow.load_model(str(FORMAT1 / name), device="cpu").score(list(images.values()))
-    generic = mlflow.pyfunc.load_model(str(FORMAT1 / name), model_config={"device": "cpu"})
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_it_gives_the_recorded_scores(model):
+    paths = sorted((model.parent / "pictures").iterdir())
+    images = {path.name: path.read_bytes() for path in paths}
+    expected = pd.DataFrame(json.loads(Path(f"{model}.json").read_text())).T.loc[list(images)]
+    assert json.loads((model / "dfm/detector.json").read_text())["format"] == int(
+        model.parent.name[-1]
+    )
+    native = dfm_mlflow.load_model(str(model), device="cpu").score(list(images.values()))
+    generic = mlflow.pyfunc.load_model(str(model), model_config={"device": "cpu"})
     served = generic.predict(pd.DataFrame({"image": list(images.values())}))
     for table in (native, served):
         for column in NUMBERS:  # other processors and versions of torch round otherwise
@@ -40,15 +40,18 @@ def test_it_gives_the_recorded_scores(name, images):
 
 
 def test_the_fixtures_are_small_and_hold_no_pickle_and_no_code():
-    assert MODELS == ["likelihood", "one-class", "two-classes"]
-    for path in (p for name in MODELS for p in (FORMAT1 / name).rglob("*") if p.is_file()):
+    assert [path.name for path in MODELS] == [
+        *("likelihood", "one-class", "two-classes"),
+        *("cells", "groups", "scales-and-copies"),
+    ]
+    for path in (p for model in MODELS for p in model.rglob("*") if p.is_file()):
         data = path.read_bytes()
         assert len(data) < 300_000
         assert path.suffix in ("", ".json", ".safetensors", ".yaml", ".txt"), path
         assert not data.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"))
 
 
-def test_they_are_never_written_anew():
+def test_those_of_format_1_are_never_written_anew():
     done = subprocess.run(
         [sys.executable, "-m", "tests.fixtures.make_format1"],
         text=True,
