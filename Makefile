@@ -34,7 +34,7 @@ stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 # Test workers share the cores: more threads than those wait for each other.
 test coverage: export OMP_NUM_THREADS ?= 1
 
-test: $(BIN)/.installed  ## Run the test suite
+test: $(BIN)/.installed  ## Run the quick tests, under five minutes on two cores
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-lowest:  ## Test on the lowest versions of the ranges, with the pair that TORCH names
@@ -50,8 +50,8 @@ test-lowest:  ## Test on the lowest versions of the ranges, with the pair that T
 	PATH="$(abspath $(LOWEST))/bin:$$PATH" $(abspath $(LOWEST))/bin/python -m pytest \
 		$(or $(ARGS),$(CORE_TESTS))
 
-coverage: $(BIN)/.installed  ## Measure the branches that the tests take
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
+coverage: $(BIN)/.installed  ## Measure the branches that all but the slow tests take
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term -m 'not slow' $(ARGS)
 
 readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tests.readme

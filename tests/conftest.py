@@ -23,9 +23,17 @@ from .zoo import registry, zoo  # noqa: F401
 # in those that tests start.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("any machine", deadline=None)
-settings.load_profile("any machine")
+# A property is tried on few examples, and on ten times as many with HYPOTHESIS_PROFILE=ci, which
+# .ci/run sets. How long one takes says more about the machine than about the code.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+settings.register_profile("quick", deadline=None, max_examples=10)
+settings.register_profile("ci", deadline=None, max_examples=100)
+settings.load_profile(PROFILE)
+
+
+def examples(n):
+    """Try a property on another number of examples than 100; on a tenth where it must be quick."""
+    return settings(max_examples=n if PROFILE == "ci" else max(n // 10, 5))
 
 
 # Modules that share the zoo, which is dear to make: one worker has them all.
@@ -56,6 +64,39 @@ def group_of(nodeid):
 def pytest_collection_modifyitems(items):
     longest = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: longest.get(group_of(item.nodeid), len(longest)))
+    for item in items:
+        if "spark" in item.fixturenames:
+            item.add_marker(pytest.mark.integration)
+
+
+# How many tests that take long were not chosen, which pytest's summary says.
+LEFT_OUT = {"integration": 0, "slow": 0}
+
+
+def pytest_deselected(items):
+    for item in items:
+        marked = [name for name in LEFT_OUT if item.get_closest_marker(name)]
+        for name in marked[:1]:
+            LEFT_OUT[name] += 1
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = LEFT_OUT
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take a worker's numbers: each sees all tests, and the process that reports sees none."""
+    LEFT_OUT.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if any(LEFT_OUT.values()):
+        terminalreporter.line(
+            f"{LEFT_OUT['integration']} integration and {LEFT_OUT['slow']} slow tests left out: "
+            "make test ARGS=\"-m 'integration or slow'\""
+        )
 
 
 @pytest.hookimpl(optionalhook=True)

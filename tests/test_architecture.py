@@ -43,7 +43,6 @@ TESTED_BY = {
     "serving.monitor.memory": "serving/monitor/test_follow.py",
     "serving.monitor.messages": "serving/monitor/test_monitor.py",
     "serving.monitor.shared": "serving/monitor/test_metrics.py",
-    "serving.threads": "serving/test_server.py",
     "spark.blocks": "spark/test_class_passes.py",
     "spark.layer_passes": "spark/test_class_passes.py",
 }

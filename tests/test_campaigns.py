@@ -5,6 +5,8 @@ import pytest
 from .campaigns import artifacts, faults, images, load
 from .campaigns.workers import run_all
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("module", "inputs", "most_bytes", "most_seconds"),

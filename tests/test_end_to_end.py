@@ -17,6 +17,8 @@ import dfm_mlflow
 
 from .servers import post, serving
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent
 MLFLOW = [sys.executable, "-m", "mlflow"]
 

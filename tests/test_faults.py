@@ -24,6 +24,8 @@ from .campaigns.faults import MODEL, Place
 from .detectors import fit, pictures
 from .servers import free_port, stop, tracking_server
 
+pytestmark = pytest.mark.integration
+
 
 @contextmanager
 def mounted(folder, size, *options):

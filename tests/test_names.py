@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -23,7 +23,7 @@ from dfm_mlflow.serving.pyfunc import to_picture
 from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import S3Folder
 
-from .conftest import texture
+from .conftest import examples, texture
 
 FORMAT1 = Path(__file__).with_name("fixtures") / "format1"
 PARTS = [
@@ -70,7 +70,7 @@ UGLY = "é 日本 $(touch pwned) `touch pwned`; rm -rf * | <script>x</script> {{
 UGLY = UGLY.replace("/", "")
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(name=NAMES)
 def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp()
@@ -87,7 +87,7 @@ def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_facto
         load_catalog(str(root), options.categories)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(name=NAMES)
 def test_model_names_and_aliases_are_refused_or_no_paths(name):
     for model, key, more in (

@@ -28,7 +28,10 @@ from .servers import post, serving
 from .stores import Traffic, proxy
 
 psycopg2 = pytest.importorskip("psycopg2")
-pytestmark = pytest.mark.skipif(stack.find_postgres() is None, reason="PostgreSQL is not installed")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(stack.find_postgres() is None, reason="PostgreSQL is not installed"),
+]
 
 WRITTEN = (
     "runs",

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -15,6 +15,8 @@ from dfm_mlflow.core.comparison import (
     compare_recall,
 )
 from dfm_mlflow.errors import DataError
+
+from ..conftest import examples
 
 
 def scored(rng, n_good, n_defective, strength=1.5, noise=1.0):
@@ -33,7 +35,7 @@ def few_pictures(draw):
     return defective, draw(few_values), draw(few_values)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(few_pictures(), st.integers(0, 5))
 def test_the_areas_are_those_of_scikit_learn_ties_included(pictures, seed):
     defective, one, other = pictures
@@ -44,7 +46,7 @@ def test_the_areas_are_those_of_scikit_learn_ties_included(pictures, seed):
     assert (found.n_good, found.n_defective) == ((~defective).sum(), defective.sum())
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(few_pictures())
 def test_the_same_order_gives_an_interval_of_exactly_nothing(pictures):
     defective, scores, _ = pictures
@@ -53,7 +55,7 @@ def test_the_same_order_gives_an_interval_of_exactly_nothing(pictures):
         assert (found.difference, found.lower, found.upper) == (0, 0, 0)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(few_pictures(), st.integers(0, 3))
 def test_changing_sides_mirrors_the_interval(pictures, seed):
     defective, one, other = pictures

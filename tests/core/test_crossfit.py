@@ -2,11 +2,13 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm_mlflow.core.crossfit import assign_folds, crossfit, unequal_folds
 from dfm_mlflow.core.solvers import fit_subspace
+
+from ..conftest import examples
 
 
 def features(n, d, seed=0):
@@ -108,7 +110,7 @@ def test_two_images_are_enough():
     np.testing.assert_allclose(held_out.residual()[0], x[0] - x[1])
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60), st.integers(2, 20))
 def test_groups_are_never_split(groups, n_folds):
     folds = assign_folds(len(groups), n_folds, groups=groups)

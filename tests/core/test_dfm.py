@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -11,6 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from dfm_mlflow.core.dfm import DFM
 from dfm_mlflow.core.moments import Moments, moments_of
 from dfm_mlflow.errors import FitError
+
+from ..conftest import examples
 
 
 def low_rank(n, d, rank=6, seed=0, scale=3.0):
@@ -89,7 +91,7 @@ def test_inputs_stay_as_they_are_and_float32_loses_nothing_that_matters():
     np.testing.assert_allclose(single, exact, rtol=1e-6)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 10**6), st.floats(-1e6, 1e6))
 def test_a_constant_shift_costs_its_digits_and_no_more(seed, shift):
     x, new = low_rank(25, 40, seed=seed), low_rank(5, 40, seed=seed + 1)

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm_mlflow.core.crossfit import fit_without
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments, moments_of
 from dfm_mlflow.core.solvers import fit_moments
 from dfm_mlflow.errors import FitError
+
+from ..conftest import examples
 
 CUTS = st.lists(st.integers(0, 60), max_size=6)
 
@@ -23,7 +25,7 @@ def assert_same(a, b, scale=None):
     assert (np.abs(a.scatter - b.scatter) <= 1e-10 * size).all()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(0, 10**6), CUTS)
 def test_any_partition_gives_the_moments_of_the_whole(seed, cuts):
     x = rows(seed)
@@ -34,7 +36,7 @@ def test_any_partition_gives_the_moments_of_the_whole(seed, cuts):
     assert_same(moments_of(parts[::-1]), whole)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 10**6))
 def test_merge_is_associative_and_commutative(seed):
     a, b, c = (Moments.of(rows(seed + i, 10 + i)) for i in range(3))

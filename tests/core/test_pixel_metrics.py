@@ -2,13 +2,15 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.errors import ConfigError, DataError
+
+from ..conftest import examples
 
 
 def reference(pairs, limit):
@@ -59,7 +61,7 @@ def tied_pairs(draw):
     return pairs
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(pairs=tied_pairs(), limit=st.sampled_from([0.05, 0.3, 1.0]))
 def test_agrees_with_the_definition(pairs, limit):
     assert pixel_metrics(pairs, fpr_limit=limit) == pytest.approx(
@@ -67,7 +69,7 @@ def test_agrees_with_the_definition(pairs, limit):
     )
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pairs=tied_pairs())
 def test_auroc_agrees_with_scikit_learn(pairs):
     truth = np.concatenate([mask.ravel() != 0 for _, mask in pairs])
@@ -77,14 +79,14 @@ def test_auroc_agrees_with_scikit_learn(pairs):
     )
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pairs=tied_pairs())
 def test_only_the_order_of_scores_counts(pairs):
     curved = [(np.exp(scores.astype(np.float64) / 3) - 7, mask) for scores, mask in pairs]
     assert pixel_metrics(curved) == pixel_metrics(pairs)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pairs=tied_pairs())
 def test_at_limit_1_pro_of_single_pixel_regions_is_the_roc(pairs):
     # No two pixels of every second row and column touch, not even at a corner.

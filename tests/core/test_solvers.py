@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
@@ -14,6 +14,7 @@ from dfm_mlflow.core.solvers import (
 )
 from dfm_mlflow.errors import FitError
 
+from ..conftest import examples
 from .test_dfm import low_rank
 
 
@@ -34,7 +35,7 @@ def test_solvers_agree_with_scikit_learn(solver, n, d, level):
     assert (np.abs(ours.fre(x) - fre) / scale).max() < tolerance
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 10**6), st.floats(0.05, 1.0))
 def test_the_subspace_is_the_smallest_that_reaches_the_level(n, d, seed, level):
     x = np.random.default_rng(seed).normal(size=(n, d))
@@ -51,7 +52,7 @@ def test_the_subspace_is_the_smallest_that_reaches_the_level(n, d, seed, level):
     assert (largest > 0).all()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(2, 20), st.integers(1, 30), st.integers(1, 5), st.integers(0, 10**6))
 def test_rows_of_low_rank_are_reconstructed(n, d, rank, seed):
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -17,6 +17,8 @@ from dfm_mlflow.detector.maps import (
     usual_of,
 )
 
+from ..conftest import examples
+
 
 def test_layers_are_averaged_on_the_finest_grid():
     fine, coarse = torch.rand(3, 8, 6), torch.full((3, 4, 3), 5.0)
@@ -27,7 +29,7 @@ def test_layers_are_averaged_on_the_finest_grid():
     torch.testing.assert_close(halved, (fine / 2 + 1) / 2)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4))
 def test_what_is_constant_in_a_region_is_so_up_to_its_border(seed, height, width):
     draw = np.random.default_rng(seed)
@@ -55,7 +57,7 @@ def test_usual_is_the_mean_with_a_floor():
     torch.testing.assert_close(usual_of(9 * maps, "blend"), 9 * usual_of(maps, "blend"))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 600), st.integers(1, 80))
 def test_a_full_map_has_the_picture_s_size_and_stays_within_its_values(h, w, height, width):
     values = torch.rand(h, w)

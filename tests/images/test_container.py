@@ -3,7 +3,7 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -13,6 +13,7 @@ from dfm_mlflow.images import container
 from dfm_mlflow.images.container import check_parts, check_scans, may_turn, webp_size
 
 from ..campaigns.mutation import encode
+from ..conftest import examples
 
 PICTURE = Image.new("RGB", (9, 7), (1, 2, 3))
 
@@ -30,7 +31,7 @@ def with_segments(n):
     return data[:2] + b"\xff\xef\0\2" * n + data[2:]
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 3000), st.integers(1, 20), st.sampled_from(["lossy", "lossless", "animated"]))
 def test_the_canvas_of_a_webp_is_what_pillow_reads(width, height, kind):
     picture = Image.new("RGB", (width, height))

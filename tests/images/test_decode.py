@@ -2,12 +2,14 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.decode import decode_image
+
+from ..conftest import examples
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -75,7 +77,7 @@ def test_limits_are_checked_before_decoding():
         decode_image(encode(Image.new("1", (20000, 20000))))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     st.integers(0, 3), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=6)
 )

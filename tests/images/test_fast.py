@@ -2,13 +2,15 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images import decode, fast, inflate
 from dfm_mlflow.images.decode import decode_image
+
+from ..conftest import examples
 
 
 @pytest.fixture(scope="module", autouse=True, params=[0, 1 << 40], ids=["libdeflate", "plain"])
@@ -79,13 +81,13 @@ def test_rows_are_stored_as_they_were(mode, side, worth):
         ).all()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(mode=st.sampled_from(["L", "RGB", "RGBA", "LA"]), shape=SHAPES, seed=st.integers(0, 99))
 def test_png_pixels_are_pillow_s(mode, shape, seed):
     assert_same(encoded(mode, shape, seed, format="PNG"))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     mode=st.sampled_from(["L", "RGB"]),
     shape=SHAPES,
@@ -110,7 +112,7 @@ def test_jpeg_pixels_are_within_two_levels_of_pillow_s(
     assert np.abs(expected.astype(int) - decode_image(data)).max() <= 2
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     kind=st.sampled_from(["PNG", "JPEG"]),
     where=st.floats(0, 1, exclude_max=True),

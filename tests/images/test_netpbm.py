@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,6 +11,8 @@ from dfm_mlflow.images.decode import Decoder, decode_image, size_of
 from dfm_mlflow.images.depth import Depth
 from dfm_mlflow.images.netpbm import head_of, is_netpbm, values_of
 
+from ..conftest import examples
+
 
 def netpbm(values, white, head=b"\n"):
     kind, order = (b"P5", b"P6")[values.ndim == 3], "u1" if white < 256 else ">u2"
@@ -18,7 +20,7 @@ def netpbm(values, white, head=b"\n"):
     return kind + head + size + b"\n%d\n" % white + values.astype(order).tobytes()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),

@@ -115,6 +115,7 @@ def test_what_cannot_be_reviewed_gets_one_sentence_and_no_page(here, tmp_path):
     assert not (tmp_path / "review.html").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_served_verdicts_are_appended_at_once(here, tmp_path):
     """By keyboard in a real browser; the file has each verdict before the page says so."""

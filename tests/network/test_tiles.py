@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm_mlflow.errors import BackboneError
 from dfm_mlflow.network.tiles import run_tiles, scaled_mask
+
+from ..conftest import examples
 
 
 def means(*strides):
@@ -14,7 +16,7 @@ def means(*strides):
     return lambda x: {f"mean{s}": F.avg_pool2d(x, s) for s in strides}
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     st.sampled_from([128, 256]), st.integers(0, 10), st.integers(0, 10), st.sampled_from([8, 32])
 )

@@ -14,7 +14,10 @@ from ..browser import CHROMIUM, chromium
 from ..servers import tracking_server
 
 pytest.importorskip("playwright", reason="the browser's driver is not installed")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
 
 PATIENCE = 60_000  # ms; a busy machine is slow, and nothing here waits longer than it must
 LIGHT, DARK = "rgb(255, 255, 255)", "rgb(18, 22, 27)"

@@ -80,6 +80,7 @@ def downloaded(page, by):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.integration
 @needs_browser
 def test_by_keyboard(opened):
     page = opened(page_of(shots()))
@@ -118,6 +119,7 @@ def test_by_keyboard(opened):
     assert rows[1]["path"] == "/p/1/<script>alert(1)</script>.png"
 
 
+@pytest.mark.integration
 @needs_browser
 def test_by_mouse_and_a_reload_keeps_what_was_said(opened):
     page = opened(page_of(shots(1), who="ann"))
@@ -140,6 +142,7 @@ def test_by_mouse_and_a_reload_keeps_what_was_said(opened):
     ]
 
 
+@pytest.mark.integration
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_what_was_said_before_is_shown_and_nothing_is_wider_than_the_window(opened, width):

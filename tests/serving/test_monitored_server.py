@@ -28,6 +28,8 @@ from ..servers import PARQUET, ServerError, free_port, parquet, post, started, s
 from .monitor.test_metrics import samples
 from .monitor.test_webhook import listener
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parent.parent.parent
 DASHBOARD = ROOT / "docs/grafana-dashboard.json"
 GOOD = pictures(40, 7)
@@ -134,7 +136,6 @@ def writers():
 
 
 @pytest.mark.slow
-@pytest.mark.integration
 def test_prometheus_sees_a_lamp_that_fades(saved, tmp_path, capsys):
     """Good pictures, then darker ones: the alarm is a metric, a line, a row and a message."""
     if not shutil.which("prometheus"):

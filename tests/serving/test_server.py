@@ -1,20 +1,15 @@
 """A real ``mlflow models serve`` process, and what its clients see."""
 
-import asyncio
 import base64
 import io
 import json
-import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
@@ -23,9 +18,7 @@ from PIL import Image
 import dfm_mlflow
 from dfm_mlflow import client
 from dfm_mlflow.cli import cli
-from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.errors import ConfigError, ImageError, ServerError
-from dfm_mlflow.serving import threads as module
 
 from ..conftest import texture
 from ..detectors import fit, pictures, png
@@ -81,6 +74,7 @@ def requests_of(images):
     }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("n", [6, 1])
 def test_every_form_gives_the_same_rows(server, expected, n):
     for name, request in requests_of(IMAGES[:n]).items():
@@ -93,6 +87,7 @@ def test_every_form_gives_the_same_rows(server, expected, n):
         assert table["p_value"].tolist() == expected["p_value"][:n].tolist()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("bad", "words"), [(b"noise" * 20, "not a picture"), (b"", "empty")])
 def test_a_bad_picture_is_named_by_its_row_in_every_form(server, expected, bad, words):
     for name, request in requests_of([*IMAGES[:2], bad]).items():
@@ -113,6 +108,7 @@ def test_a_bad_picture_is_named_by_its_row_in_every_form(server, expected, bad, 
     np.testing.assert_allclose([scores[0], scores[2]], expected["anomaly_score"][[0, 4]], rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_a_null_is_named_by_its_row_in_every_form_that_carries_one(server, expected):
     pair = [CODED[0], None]
     for form in (
@@ -145,6 +141,7 @@ def test_a_null_is_named_by_its_row_in_every_form_that_carries_one(server, expec
                 assert answer["predictions"][1]["is_anomaly"] is None
 
 
+@pytest.mark.integration
 def test_parameters_that_no_model_knows_are_dropped_by_mlflow(server, expected):
     body = {"instances": CODED[:1], "params": {"threshold": 3, "fpr": 0.2}}
     status, answer = post(server, body)
@@ -152,6 +149,7 @@ def test_parameters_that_no_model_knows_are_dropped_by_mlflow(server, expected):
     assert answer["predictions"][0]["fre"] == pytest.approx(expected["fre"][0], rel=1e-4)
 
 
+@pytest.mark.integration
 def test_no_rows_and_no_column(server):
     assert post(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (
         200,
@@ -162,6 +160,7 @@ def test_no_rows_and_no_column(server):
     ].startswith("fpr=2.0 is outside")
 
 
+@pytest.mark.integration
 def test_a_request_that_would_be_thousands_of_times_its_size_is_refused(server, expected):
     large = b"\x89PNG" + bytes(4_000_000)
     for options in ({"compression": "zstd"}, {"compression": "snappy"}):
@@ -181,6 +180,7 @@ def test_a_request_that_would_be_thousands_of_times_its_size_is_refused(server, 
     assert post(server, parquet(IMAGES), PARQUET)[0] == 200
 
 
+@pytest.mark.integration
 def test_sixty_four_clients_get_their_own_answers(server, expected):
     def ask(i):
         status, answer = post(server, *requests_of([IMAGES[i % 6]])["parquet" if i % 2 else "csv"])
@@ -193,6 +193,7 @@ def test_sixty_four_clients_get_their_own_answers(server, expected):
     np.testing.assert_allclose([score for _, score in answers], wanted, rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_a_lone_request_does_not_wait(server):
     body = parquet(IMAGES[:1])
     start = time.perf_counter()
@@ -201,12 +202,14 @@ def test_a_lone_request_does_not_wait(server):
     assert time.perf_counter() - start < 5 * 2  # max_wait_ms is 2000
 
 
+@pytest.mark.integration
 def test_the_log_says_once_what_is_served(server, log):
     lines = [line for line in log.read_text().splitlines() if "dfm model on" in line]
     assert len(lines) == 1
     assert "on cpu in fp32, batches of 4" in lines[0]
 
 
+@pytest.mark.integration
 def test_the_client_gets_what_the_model_says(server, expected, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(IMAGES[1])
@@ -233,6 +236,7 @@ def test_the_client_gets_what_the_model_says(server, expected, tmp_path):
         client.score(server, [tmp_path / "none.png"])
 
 
+@pytest.mark.integration
 def test_the_command_line_scores_a_folder(server, expected, tmp_path):
     for i, image in enumerate(IMAGES):
         (tmp_path / f"{i}.png").write_bytes(image)
@@ -251,6 +255,7 @@ def test_the_command_line_scores_a_folder(server, expected, tmp_path):
         np.testing.assert_allclose(table["anomaly_score"], expected["anomaly_score"], rtol=1e-4)
 
 
+@pytest.mark.integration
 def test_more_than_the_queue_is_refused_and_a_patient_client_is_served(saved, tmp_path):
     large, small = parquet(IMAGES * 20), parquet(IMAGES[:1])
     with serving(saved, tmp_path / "log", queue_size=1) as url:
@@ -294,169 +299,6 @@ def test_a_device_that_is_not_there_stops_the_load(saved, monkeypatch):
     monkeypatch.setenv("MLFLOW_PYFUNC_INFERENCE_CONFIG", '{"device": "cpu", "batch_size": 3}')
     model = mlflow.pyfunc.load_model(str(saved)).get_raw_model()
     assert (model.extractor.device.type, model.extractor.batch_size) == ("cpu", 3)
-
-
-def test_settings_are_checked():
-    assert ServingSettings.parse(None) == ServingSettings.parse({"batch_size": None, "other": 1})
-    for key, value in {"batch_size": 0, "max_wait_ms": -1, "threads": "many"}.items():
-        with pytest.raises(ConfigError, match=f"model_config {key}="):
-            ServingSettings.parse({key: value})
-
-
-def test_processors_are_shared_by_workers(monkeypatch):
-    monkeypatch.setattr(module, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    cpu = torch.device("cpu")
-    assert module.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
-    monkeypatch.setenv("__pyfunc_model_path__", "model")  # as in MLflow's server
-    assert module.network_threads(ServingSettings(), cpu) == 8
-    monkeypatch.setattr(module.sys, "argv", ["uvicorn", "--workers", "2", "app"])
-    assert module.network_threads(ServingSettings(), cpu) == 4
-    monkeypatch.setattr(module, "cpu_count", lambda: 3)
-    assert module.network_threads(ServingSettings(), cpu) == 1
-    assert module.network_threads(ServingSettings(threads=5), cpu) == 5
-    assert module.network_threads(ServingSettings(), torch.device("cuda")) == 1
-    assert module.network_threads(ServingSettings(queue_size=0), cpu) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch has read it
-    assert module.network_threads(ServingSettings(), cpu) == torch.get_num_threads()
-
-
-@pytest.mark.parametrize(
-    ("argv", "environment", "count"),
-    [
-        ([], {}, 1),
-        ([], {"WEB_CONCURRENCY": "3"}, 3),
-        ([], {"WEB_CONCURRENCY": "3", "MLFLOW_MODELS_WORKERS": "4"}, 4),
-        (["--workers", "2"], {"WEB_CONCURRENCY": "3", "MLFLOW_MODELS_WORKERS": "4"}, 2),
-        (["--workers"], {"WEB_CONCURRENCY": "3"}, 3),
-        (["--workers", "many"], {"MLFLOW_MODELS_WORKERS": "0", "WEB_CONCURRENCY": "-1"}, 1),
-    ],
-)
-def test_the_command_line_knows_the_workers_better_than_the_environment(
-    monkeypatch, argv, environment, count
-):
-    for name in ("WEB_CONCURRENCY", "MLFLOW_MODELS_WORKERS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(module.sys, "argv", ["uvicorn", *argv])
-    assert module.worker_count() == count
-    monkeypatch.setattr(module, "cpu_count", lambda: 8)
-    assert module.share_of_processors() == 8 // count
-    monkeypatch.setattr(module, "cpu_count", lambda: 1)
-    assert module.share_of_processors() == 1
-
-
-@pytest.fixture
-def in_server(monkeypatch):
-    """This process says that it is MLflow's server; what that changes is put back."""
-    monkeypatch.setenv("__pyfunc_model_path__", "model")
-    reader = scoring_server.parse_parquet_input
-    monkeypatch.setattr(scoring_server, "parse_parquet_input", reader)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@contextmanager
-def unheard():
-    """The package's logger as in a process that set up no logging."""
-    log = logging.getLogger("dfm_mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "propagate", False)
-        patch.setattr(log, "handlers", [])
-        level = log.level
-        yield log
-        log.setLevel(level)
-
-
-def threads_at_once(n):
-    """Whether the loop's own pool runs so many calls at the same time."""
-    meet = threading.Barrier(n)
-
-    async def all_of_them():
-        calls = [asyncio.to_thread(meet.wait, 20) for _ in range(n)]
-        return len(await asyncio.gather(*calls))
-
-    return all_of_them()
-
-
-def test_a_server_admits_all_that_its_queue_takes(in_server):
-    async def serve():
-        module.prepare_server(ServingSettings(queue_size=50), lambda body: f"read {body!r}")
-        return await threads_at_once(54)  # MLflow's own pool has 32 at most
-
-    assert asyncio.run(serve()) == 54
-    assert scoring_server.parse_parquet_input(io.BytesIO(b"PAR1")) == "read b'PAR1'"
-
-
-def test_a_server_logs_what_nobody_else_would(in_server):
-    with unheard() as log:
-        for _ in range(2):  # once, however many models are loaded; here there is no loop
-            module.prepare_server(ServingSettings(), lambda body: None)
-        assert len(log.handlers) == 1
-        assert log.isEnabledFor(logging.INFO)
-
-
-def test_a_server_without_a_queue_keeps_its_pool(in_server):
-    async def pool():
-        module.prepare_server(ServingSettings(queue_size=0), lambda body: None)
-        return asyncio.get_running_loop()._default_executor
-
-    assert asyncio.run(pool()) is None
-
-
-def test_another_process_is_left_as_it_is(monkeypatch):
-    monkeypatch.delenv("__pyfunc_model_path__", raising=False)
-    reader, threads = scoring_server.parse_parquet_input, torch.get_num_threads()
-
-    async def pool():
-        module.prepare_server(ServingSettings(), lambda body: None)
-        return asyncio.get_running_loop()._default_executor
-
-    with unheard() as log:
-        assert asyncio.run(pool()) is None
-        assert log.handlers == []
-    module.calm_request_threads(ServingSettings(), torch.device("cpu"))
-    assert scoring_server.parse_parquet_input is reader
-    assert torch.get_num_threads() == threads
-
-
-def test_a_request_s_thread_has_one_thread_and_the_network_s_its_own(in_server):
-    seen = {}
-
-    def network(ready, go):
-        module.prepare_worker(3, torch.device("cpu"))
-        ready.set()
-        assert go.wait(20)
-        seen["network"] = torch.get_num_threads()
-
-    def request():
-        seen["request"] = torch.get_num_threads()
-
-    ready, go = threading.Event(), threading.Event()
-    worker = threading.Thread(target=network, args=(ready, go))
-    worker.start()
-    assert ready.wait(20)
-    module.calm_request_threads(ServingSettings(), torch.device("cpu"))
-    asked = threading.Thread(target=request)
-    asked.start()
-    asked.join(20)
-    go.set()
-    worker.join(20)
-    assert seen == {"network": 3, "request": 1}
-    # without a queue the network runs in the request's thread, with the number it was given
-    module.calm_request_threads(ServingSettings(queue_size=0, threads=2), torch.device("cpu"))
-    assert torch.get_num_threads() == 2
-
-
-def test_the_worker_of_a_gpu_stays_on_it(monkeypatch):
-    chosen, threads = [], torch.get_num_threads()
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for device in (torch.device("cpu"), torch.device("cuda:1")):
-        module.prepare_worker(threads, device)
-    assert chosen == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize("config", [{"batch_size": 0}, {"queue_size": -1}, {"threads": "many"}])

@@ -2,7 +2,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dfm_mlflow.errors import DataError
@@ -17,7 +17,7 @@ from dfm_mlflow.tuning.synthetic import (
     plans,
 )
 
-from ..conftest import texture
+from ..conftest import examples, texture
 
 some_plan = st.builds(Plan, *(st.sampled_from(list(names)) for names in (KINDS, SIZES, STRENGTHS)))
 
@@ -29,7 +29,7 @@ def coloured(height, width, seed=0):
     return picture.clip(0, 255).astype(np.uint8)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(some_plan, st.integers(0, 2**32 - 1), st.integers(16, 90), st.integers(16, 90))
 def test_a_defect_changes_its_mask_and_nothing_else(plan, seed, height, width):
     image = coloured(height, width)
@@ -41,7 +41,7 @@ def test_a_defect_changes_its_mask_and_nothing_else(plan, seed, height, width):
     assert mask.any()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(some_plan, st.integers(0, 2**32 - 1))
 def test_the_same_seed_gives_the_same_defect_inside_the_region(plan, seed):
     image, inside = coloured(64, 48), np.zeros((64, 48), dtype=bool)
