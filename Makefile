@@ -56,11 +56,12 @@ coverage: $(BIN)/.installed  ## Measure the branches that all but the slow tests
 readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tests.readme
 
-lint: $(BIN)/.installed  ## Check style (ruff), types (mypy) and layers (import-linter)
+lint: $(BIN)/.installed  ## Check style (ruff), types (mypy), layers (import-linter), docstrings and test files
 	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples docs
 	$(BIN)/python -m ruff format --check dfm_mlflow tests benchmarks examples docs
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.house
 
 dist: $(BIN)/.installed  ## Build wheel and sdist, and try each in an empty environment
 	rm -rf dist

@@ -23,12 +23,6 @@ def columns_of(retest: bool) -> dict[str, str]:
 
 
 def check_on_error(on_error: str) -> None:
-    """Refuse an `on_error` that is neither ``raise`` nor ``report``.
-
-    Raises
-    ------
-    ConfigError
-        Without the value, which may be part of a request.
-    """
+    """Refuse an `on_error` that is neither ``raise`` nor ``report``."""
     if on_error not in ("raise", "report"):
         raise ConfigError("on_error is neither raise nor report: give one of them.")

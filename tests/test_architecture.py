@@ -12,40 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-# Modules without a test file of their name, and the file that tests them with others.
-TESTED_BY = {
-    "artifact.files": "artifact/test_cost.py",
-    "artifact.record": "artifact/test_save_load.py",
-    "artifact.statistics": "artifact/test_save_load.py",
-    "console.options": "test_cli.py",
-    "console.verb": "test_cli.py",
-    "columns": "detector/test_decision.py",
-    "config.combination": "config/test_train.py",
-    "config.presets": "config/test_train.py",
-    "data.folder": "data/test_layouts.py",
-    "data.exclude": "jobs/test_training_look.py",
-    "data.item": "jobs/test_train.py",
-    "data.roles": "data/test_layouts.py",
-    "jobs.fit": "jobs/test_train.py",
-    "report.look": "jobs/test_training_look.py",
-    "scores.copies": "jobs/test_training_look.py",
-    "scores.tables": "jobs/test_training_look.py",
-    "scores.training": "jobs/test_training_look.py",
-    "tuning.drawn": "jobs/test_training_look.py",
-    "detector.grid": "detector/test_class_model.py",
-    "images.foreign": "images/test_decode_table.py",
-    "images.inflate": "images/test_fast.py",
-    "images.limits": "images/test_decode_table.py",
-    "images.tiff": "images/test_decode_table.py",
-    "mlflow_plugin.golden": "registry/test_golden.py",
-    "serving.inputs": "serving/test_pyfunc.py",
-    "serving.refusal": "serving/test_pyfunc.py",
-    "serving.monitor.memory": "serving/monitor/test_follow.py",
-    "serving.monitor.messages": "serving/monitor/test_monitor.py",
-    "serving.monitor.shared": "serving/monitor/test_metrics.py",
-    "spark.blocks": "spark/test_class_passes.py",
-    "spark.layer_passes": "spark/test_class_passes.py",
-}
 # Trains by all four recipes at once, and says what came of it.
 TRAIN = """
 import json, sys
@@ -123,28 +89,3 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] True"
-
-
-def modules():
-    """Names of the modules, without the package's own, and where a test of each would be."""
-    for path in sorted((ROOT / "dfm_mlflow").rglob("*.py")):
-        place = path.relative_to(ROOT / "dfm_mlflow")
-        if not path.name.startswith("_"):
-            yield (
-                ".".join(place.with_suffix("").parts),
-                TESTS / place.with_name(f"test_{path.name}"),
-            )
-
-
-@pytest.mark.parametrize(("name", "file"), modules(), ids=[name for name, _ in modules()])
-def test_tests_mirror_the_package(name, file):
-    if name not in TESTED_BY:
-        assert file.is_file(), f"{name} has no {file.relative_to(ROOT)}"
-        return
-    assert not file.exists(), f"{name} has a file of its own and stands in TESTED_BY"
-    text = (TESTS / TESTED_BY[name]).read_text()
-    assert re.search(rf"\b{name.rpartition('.')[2]}\b", text), f"{TESTED_BY[name]} has no {name}"
-
-
-def test_nothing_else_is_told_to_be_tested():
-    assert set(TESTED_BY) <= {name for name, _ in modules()}

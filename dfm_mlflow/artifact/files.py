@@ -18,22 +18,7 @@ _HEADER, _ENTRY = 1 << 16, 512  # bytes of a safetensors file beside its tensors
 
 
 def read_file(path: Path, most: int, expected: str | None = None) -> bytes:
-    """Read a regular file.
-
-    Parameters
-    ----------
-    path : Path
-    most : int
-        Bytes that it may have; no more are read, whatever the file system says.
-    expected : str, optional
-        Its SHA-256, hexadecimal.
-
-    Raises
-    ------
-    ArtifactError
-        If it is not there, no regular file, too large for `most` or for the memory, or another one
-        than expected.
-    """
+    """Read a regular file."""
     try:
         # a pipe without a writer would be waited for
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -60,23 +45,7 @@ def read_file(path: Path, most: int, expected: str | None = None) -> bytes:
 def read_tensors(
     load: Callable[[bytes], dict[str, Any]], path: Path, expected: str | None, most: int
 ) -> dict[str, Any]:
-    """Read a safetensors file.
-
-    Parameters
-    ----------
-    load : callable
-        Of safetensors, for one kind of array.
-    path : Path
-    expected : str or None
-        Its SHA-256; there must be one.
-    most : int
-        Bytes that it may have.
-
-    Raises
-    ------
-    ArtifactError
-        As :func:`read_file`, and for a file that is none.
-    """
+    """Read a safetensors file."""
     if expected is None:
         raise ArtifactError(f"{DETECTOR} gives no SHA-256 of {path.name}.")
     data = read_file(path, most, expected)

@@ -6,19 +6,7 @@ HALF = ("bf16", "fp16")
 
 
 def why_not(tile: int | None, precision: str) -> str | None:
-    """Say what of a model's options stands against ONNX; None where nothing does.
-
-    Parameters
-    ----------
-    tile : int or None
-        Side of the tiles that the network sees.
-    precision : str
-        That the model was calibrated in.
-
-    Returns
-    -------
-    str or None
-    """
+    """Say what of a model's options stands against ONNX; None where nothing does."""
     if tile:
         return (
             f"a model with tile={tile} makes as many passes as a picture has tiles, and cannot be "

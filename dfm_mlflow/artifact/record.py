@@ -28,58 +28,34 @@ _Pictures = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
 class SubspaceRecord(BaseModel):
-    """Of one layer of one class.
-
-    Attributes
-    ----------
-    n_components : int
-        Dimension of the subspace.
-    noise_variance : float
-        Variance of each direction outside it.
-    explained : float
-        Share of the variance of good pictures that it explains of held-out ones.
-    """
+    """Of one layer of one class."""
 
     model_config = _STRICT
-    n_components: int = Field(ge=1, le=1 << 20)
+    n_components: int = Field(ge=1, le=1 << 20)  # dimension of the subspace
+    # Variance of each direction outside it.
     noise_variance: float = Field(ge=_SMALLEST, le=_LARGEST)
+    # Share of the variance of good pictures that it explains of held-out ones.
     explained: float = Field(1.0, ge=0, le=1)
 
 
 class ClassRecord(BaseModel):
-    """Of one class.
-
-    Attributes
-    ----------
-    name : str
-    n_samples : int
-        Pictures that it was fitted to.
-    n_held_out : int
-        Held-out scores of its calibration.
-    n_groups : int or None
-        Groups that p-values count; None where every picture is one.
-    n_left_out : int
-        Groups, or pictures, that a declared share of dirt left out of the calibration.
-    n_folds : int
-        Of the cross-fitting that gave them; 0 where they are of pictures that were never fitted.
-    refit_ratio : float
-        As :class:`~dfm_mlflow.core.calibration.Calibration` has it.
-    map_scale : float
-        As :class:`~dfm_mlflow.detector.class_model.ClassModel` has it.
-    layers : list of SubspaceRecord
-        In the order of the record's layers.
-    """
+    """Of one class."""
 
     model_config = _STRICT
     name: str = Field(min_length=1)
-    n_samples: _Pictures
-    n_held_out: _Pictures
+    n_samples: _Pictures  # pictures that it was fitted to
+    n_held_out: _Pictures  # held-out scores of its calibration
+    # Groups that p-values count; None where every picture is one.
     n_groups: int | None = Field(None, ge=2, le=1 << 30)
+    # Groups, or pictures, that a declared share of dirt left out of the calibration.
     n_left_out: int = Field(0, ge=0, le=1 << 30)
+    # Of the cross-fitting that gave them; 0 where they are of pictures that were never fitted.
     n_folds: int = Field(ge=0)
+    # As :class:`~dfm_mlflow.core.calibration.Calibration` has it.
     refit_ratio: float = Field(1.0, gt=0, le=_LARGEST)
+    # As :class:`~dfm_mlflow.detector.class_model.ClassModel` has it.
     map_scale: float = Field(ge=0, le=_LARGEST)
-    layers: list[SubspaceRecord] = Field(min_length=1)
+    layers: list[SubspaceRecord] = Field(min_length=1)  # in the order of the record's layers
 
     @model_validator(mode="after")
     def _each_fitted_picture_is_held_out_once(self) -> "ClassRecord":
@@ -103,28 +79,16 @@ class ClassRecord(BaseModel):
 
 
 class LayerRecord(BaseModel):
-    """Of one feature map: a layer of the backbone at one scale.
-
-    Attributes
-    ----------
-    name : str
-    shape : list of int
-        ``[C, h, w]`` of its feature map.
-    """
+    """Of one feature map: a layer of the backbone at one scale."""
 
     model_config = _STRICT
     # resolved: a stride, or a window of depth, would have to be looked for
     name: str = Field(pattern=r"^(2:)?[\w.]+(-\d+)?(:l2)?$")
-    shape: list[_Size] = Field(min_length=3, max_length=3)
+    shape: list[_Size] = Field(min_length=3, max_length=3)  # ``[C, h, w]`` of its feature map
 
 
 class DepthRecord(BaseModel):
-    """Of the training pictures' values; :class:`~dfm_mlflow.images.depth.Depth` says what it means.
-
-    Attributes
-    ----------
-    bits, shift, darkest : int
-    """
+    """Depth of the training pictures' values; see :class:`~dfm_mlflow.images.depth.Depth`."""
 
     model_config = _STRICT
     bits: Literal[8, 10, 12, 14, 16]
@@ -139,43 +103,24 @@ class DepthRecord(BaseModel):
 
 
 class Record(BaseModel):
-    """What ``detector.json`` holds.
-
-    Attributes
-    ----------
-    format : {1, 2}
-    rule : {1, 2}
-        How classes are decided between and tails extend p-values: as in format 1, or as now.
-    options : dict of str to str, int, float or bool
-        Resolved options of the training run.
-    layers : list of LayerRecord
-    roi_shape : list of int or None
-        Height and width of the mask of the region of interest in pixels.
-    depth : DepthRecord or None
-        None where none is known, and 65535 is white in any picture of 16-bit words.
-    precision : {"fp32", "bf16", "fp16"}
-        Arithmetic that it was calibrated in.
-    classes : list of ClassRecord
-    n_fitted : int
-        Pictures that it was fitted to whose digests are in the statistics; 0 where none are.
-    weights : dict of str to str
-        ``id`` and ``sha256`` of the backbone's weights.
-    sha256 : dict of str to str
-        Of the other files of the model, hexadecimal, by their names.
-    """
+    """What ``detector.json`` holds."""
 
     model_config = _STRICT
     format: Literal[1, 2]
+    # How classes are decided between and tails extend p-values: as in format 1, or as now.
     rule: Literal[1, 2] = 1
-    options: dict[str, str | int | float | bool]
+    options: dict[str, str | int | float | bool]  # resolved options of the training run
     layers: list[LayerRecord] = Field(min_length=1)
+    # Height and width of the mask of the region of interest in pixels.
     roi_shape: list[_Size] | None = Field(min_length=2, max_length=2)
+    # None where none is known, and 65535 is white in any picture of 16-bit words.
     depth: DepthRecord | None = None
-    precision: str = Field(pattern="^(fp32|bf16|fp16)$")
+    precision: str = Field(pattern="^(fp32|bf16|fp16)$")  # arithmetic that it was calibrated in
     classes: list[ClassRecord] = Field(min_length=1)
+    # Pictures that it was fitted to whose digests are in the statistics; 0 where none are.
     n_fitted: int = Field(0, ge=0, le=1 << 30)
-    weights: dict[str, str]
-    sha256: dict[str, _Sha256]
+    weights: dict[str, str]  # ``id`` and ``sha256`` of the backbone's weights
+    sha256: dict[str, _Sha256]  # of the other files of the model, hexadecimal, by their names
 
     @model_validator(mode="after")
     def _names_are_different(self) -> "Record":
@@ -199,22 +144,7 @@ class Record(BaseModel):
 
 
 def parse_record(text: bytes) -> Record:
-    """Read ``detector.json``.
-
-    Parameters
-    ----------
-    text : bytes
-        What the file holds.
-
-    Returns
-    -------
-    Record
-
-    Raises
-    ------
-    ArtifactError
-        For another format, and for the first field that is wrong.
-    """
+    """Read ``detector.json``."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -237,12 +167,7 @@ def parse_record(text: bytes) -> Record:
 
 
 def options_of(record: Record) -> Options:
-    """Give the options of a `record`, all of them resolved.
-
-    Raises
-    ------
-    ArtifactError
-    """
+    """Give the options of a `record`, all of them resolved."""
     try:
         earlier = _OPTIONS_OF_FORMAT_1 if record.format == 1 else {}
         options = Options.parse(earlier | record.options)

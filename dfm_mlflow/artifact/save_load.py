@@ -65,24 +65,7 @@ _SIDE_TRIED = 256
 
 
 def save_detector(detector: AnomalyDetector, folder: Path) -> str:
-    """Write a detector into a new folder; the folder appears whole or not at all.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    folder : Path
-        Must not exist.
-
-    Returns
-    -------
-    str
-        SHA-256 of ``detector.json``, which holds those of the other files.
-
-    Raises
-    ------
-    ArtifactError
-        If the folder exists, or cannot be written.
-    """
+    """Write a detector into a new folder; the folder appears whole or not at all."""
     folder = Path(folder)
     if folder.exists():
         raise ArtifactError(f"{folder} exists already: give a new folder.")
@@ -115,29 +98,7 @@ def load_detector(
     precision: str | None = None,
     batch_size: int = 16,
 ) -> AnomalyDetector:
-    """Read a detector and check everything about it.
-
-    Parameters
-    ----------
-    folder : Path
-        Written by :func:`save_detector`.
-    expected_sha256 : str, optional
-        Of ``detector.json``.
-    device : str, optional
-        ``cpu``, ``cuda`` or ``cuda:N``; by default ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, then CUDA,
-        then CPU.
-    precision : str, optional
-        Must be the one that the model was calibrated in.
-    batch_size : int
-        Pictures in one forward pass.
-
-    Raises
-    ------
-    ArtifactError
-        For a file that is missing or damaged, a hash, shape or format other than expected.
-    DeviceError
-        If the device is not there.
-    """
+    """Read a detector and check everything about it."""
     folder = Path(folder)
     record = parse_record(read_file(folder / DETECTOR, MAX_RECORD, expected_sha256))
     if precision not in (None, "auto", record.precision):

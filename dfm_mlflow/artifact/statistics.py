@@ -92,19 +92,7 @@ def most_statistics(record: Record) -> int:
 def roi_of(record: Record, statistics: dict[str, np.ndarray]) -> np.ndarray | None:
     """Give the region of interest, or None where a model has none.
 
-    Parameters
-    ----------
-    record : Record
-    statistics : dict of str to ndarray
-
-    Returns
-    -------
-    ndarray of shape (H, W), bool, or None
-
-    Raises
-    ------
-    ArtifactError
-        If it is missing or has another size than the record says.
+    Gives (H, W) bool, or None.
     """
     if record.roi_shape is None:
         return None
@@ -114,22 +102,7 @@ def roi_of(record: Record, statistics: dict[str, np.ndarray]) -> np.ndarray | No
 
 
 def fitted_of(record: Record, statistics: dict[str, np.ndarray]) -> list[str]:
-    """Give the digests of the pictures that a model was fitted to; none where they are not known.
-
-    Parameters
-    ----------
-    record : Record
-    statistics : dict of str to ndarray
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    ArtifactError
-        If they are fewer or more than the record says.
-    """
+    """Digests of the pictures that a model was fitted to; none where they are not known."""
     if not record.n_fitted:
         return []
     digests = _array(statistics, "fitted", (record.n_fitted, DIGITS // 2), np.uint8)
@@ -139,22 +112,7 @@ def fitted_of(record: Record, statistics: dict[str, np.ndarray]) -> list[str]:
 def classes_of(
     record: Record, statistics: dict[str, np.ndarray], grids: list[Grid], method: str
 ) -> list[ClassModel]:
-    """Build the classes.
-
-    Parameters
-    ----------
-    record : Record
-    statistics : dict of str to ndarray
-    grids : list of Grid
-        Of each layer.
-    method : {"empirical", "gpd"}
-        Of the calibration's tail.
-
-    Raises
-    ------
-    ArtifactError
-        For an array that is missing, belongs to nothing, or makes no sense.
-    """
+    """Build the classes."""
     classes = [
         _class(c, i, statistics, grids, method, record.rule) for i, c in enumerate(record.classes)
     ]

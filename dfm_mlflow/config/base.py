@@ -25,25 +25,7 @@ FOLDERS = "auto, or folders separated by commas"
 
 
 def option(default: Any, help: str, expected: str, pattern: str | None = None, **kw: Any) -> Any:
-    """Declare one option: default, help text, and what an error says was expected.
-
-    Parameters
-    ----------
-    default : object
-        An ellipsis where a value must be given.
-    help : str
-        What it means, for ``--help``.
-    expected : str
-        What an error says was expected.
-    pattern : str, optional
-        Regular expression that a text must match.
-    **kw
-        Further constraints, as :func:`pydantic.Field` takes them.
-
-    Returns
-    -------
-    pydantic.fields.FieldInfo
-    """
+    """Declare one option: default, help text, and what an error says was expected."""
     extra: dict[str, Any] = {"expected": expected}
     return Field(default, description=help, pattern=pattern, json_schema_extra=extra, **kw)
 

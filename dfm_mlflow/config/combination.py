@@ -11,18 +11,7 @@ BY_LAYER = ("subspace", "pca_level", "aggregate", "normalize")
 
 
 def check_combination(options: Any) -> None:
-    """Refuse resolved options that do not go together.
-
-    Parameters
-    ----------
-    options : Options
-        Of :mod:`dfm_mlflow.config.train`, which this module does not import.
-
-    Raises
-    ------
-    ConfigError
-        One sentence.
-    """
+    """Refuse resolved options that do not go together."""
     if options.score == "nll" and options.aggregate != "sum":
         raise ConfigError(
             f"aggregate={options.aggregate} needs a map, and score=nll has none: "

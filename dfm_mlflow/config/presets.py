@@ -92,19 +92,7 @@ def is_transformer(backbone: str) -> bool:
 
 
 def decided(preset: str, backbone: str) -> dict[str, Any]:
-    """What ``auto`` means, by option.
-
-    Parameters
-    ----------
-    preset : str
-    backbone : str
-        As given; a transformer follows the preset ``tokens`` whatever `preset` is, and one beside
-        another network ``fusion``.
-
-    Returns
-    -------
-    dict of str to object
-    """
+    """What ``auto`` means, by option."""
     if is_transformer(backbone):
         preset = "fusion" if "+" in backbone else "tokens"
     values = {**_COMMON, **PRESETS[preset]}

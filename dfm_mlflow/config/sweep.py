@@ -29,13 +29,7 @@ class _Sweep(StrictOptions):
         return tuple(dict.fromkeys(given.split(",")))
 
     def configurations(self) -> list[dict[str, str]]:
-        """Every combination of the grid's values, as options that differ.
-
-        Raises
-        ------
-        ConfigError
-            For a grid that names options that no sweep can have, or one twice.
-        """
+        """Every combination of the grid's values, as options that differ."""
         axes: dict[str, list[str]] = {}
         for part in [] if self.grid == "none" else self.grid.strip(";").split(";"):
             name, _, values = part.strip().partition("=")
@@ -50,24 +44,12 @@ class _Sweep(StrictOptions):
         return [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
 
     def options(self, category: str, configuration: Mapping[str, str]) -> Options:
-        """Give the options of one child, as for a training run.
-
-        Raises
-        ------
-        ConfigError
-            For values that no training run could have.
-        """
+        """Give the options of one child, as for a training run."""
         given = {name: getattr(self, name) for name in Options.model_fields}
         return Options.parse(given | {"category": category} | dict(configuration))
 
     def check(self) -> None:
-        """Refuse what cannot work for any category.
-
-        Raises
-        ------
-        ConfigError
-            For a grid, or one of its configurations, that has no meaning.
-        """
+        """Refuse what cannot work for any category."""
         if self.registered_model not in ("auto", "none"):
             raise ConfigError(
                 f"registered_model={self.registered_model} has no meaning in a sweep, which "

@@ -13,17 +13,8 @@ from dfm_mlflow.errors import ConfigError
 def residual_map(residual: Any, n_channels: int) -> Any:
     """Sum the squared residual over channels: ``M[p] = sum_c e[c, p]^2``.
 
-    Parameters
-    ----------
-    residual : array of shape (n, C * P)
-        Feature residuals of n images at P positions.
-    n_channels : int
-        C.
-
-    Returns
-    -------
-    array of shape (n, P)
-        The FRE map; its sum is the FRE (Ndiour et al., arXiv 2203.10422).
+    Shapes: residual (n, C * P); gives (n, P): the FRE map; its sum is the FRE (Ndiour et al., arXiv
+    2203.10422).
     """
     xp = array_namespace(residual)
     return xp.sum(xp.reshape(residual**2, (residual.shape[0], n_channels, -1)), axis=1)
@@ -32,22 +23,10 @@ def residual_map(residual: Any, n_channels: int) -> Any:
 def aggregate(maps: Any, how: str) -> Any:
     """Reduce each map to one number.
 
-    Parameters
-    ----------
-    maps : array of shape (n, h, w) or (n, P)
-        Anomaly maps.
-    how : str
-        ``sum``, ``max``, or ``top:q``: the mean of the largest share q in (0, 1] of positions, at
-        least one of them.
+    how: ``sum``, ``max``, or ``top:q``: the mean of the largest share q in (0, 1] of positions, at
+      least one of them.
 
-    Returns
-    -------
-    array of shape (n,)
-
-    Raises
-    ------
-    ConfigError
-        For another `how`.
+    Shapes: maps (n, h, w) or (n, P); gives (n,).
     """
     xp = array_namespace(maps)
     flat = xp.reshape(maps, (maps.shape[0], -1))

@@ -23,35 +23,21 @@ _ROUNDING = 1 + 1e-12  # makes good what rounding takes from a rate that is met 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Held-out scores of the good images of one class.
+    """Held-out scores of the good images of one class."""
 
-    Attributes
-    ----------
-    scores : ndarray of shape (n,), float64
-        Ascending.
-    n_folds : int
-        Of the cross-fitting that gave them; 0 for images that were never fitted.
-    method : {"empirical", "gpd"}
-        What lies beyond the largest of them.
-    groups : ndarray of shape (n,), int, or None
-        Group of each score, numbered from 0; None where every image is a group by itself.
-    n_left_out : int
-        Groups (images, where there are no groups) with the highest scores that a declared share of
-        dirt has left out of `scores`.
-    rule : {1, 2}
-        1 for models of format 1, whose generalised Pareto tail replaces p-values that counting
-        gives.
-    refit_ratio : float
-        Mean of what cross-fitted scores were multiplied by to become those of the final model, see
-        :func:`dfm_mlflow.core.refit.refit_ratio`; 1 where they were left as they are.
-    """
-
-    scores: np.ndarray
-    n_folds: int = 0
-    method: str = "empirical"
+    scores: np.ndarray  # (n,) float64: ascending
+    n_folds: int = 0  # of the cross-fitting that gave them; 0 for images that were never fitted
+    method: str = "empirical"  # what lies beyond the largest of them
+    # (n,) int, or None: Group of each score, numbered from 0; None where every image is a group by
+    # itself.
     groups: np.ndarray | None = None
+    # Groups (images, where there are no groups) with the highest scores that a declared share of
+    # dirt has left out of `scores`.
     n_left_out: int = 0
+    # 1 for models of format 1, whose generalised Pareto tail replaces p-values that counting gives.
     rule: int = 2
+    # Mean of what cross-fitted scores were multiplied by to become those of the final model, see
+    # :func:`dfm_mlflow.core.refit.refit_ratio`; 1 where they were left as they are.
     refit_ratio: float = 1.0
 
     @classmethod
@@ -66,24 +52,13 @@ class Calibration:
     ) -> "Calibration":
         """Calibrate on held-out scores in any order.
 
-        Parameters
-        ----------
-        scores : array-like of shape (n,)
-        n_folds : int
-            Of the cross-fitting that gave them; 0 for pictures that were never fitted.
-        method : {"empirical", "gpd"}
-        groups : array-like of shape (n,), optional
-            Label of each score's group, which numbers or strings may be; see
-            :func:`dfm_mlflow.core.groups.group_rows`.
-        contamination : float
-            Declared share of dirt, in [0, 1): that share of the groups (images, without groups),
-            rounded down, is left out: those whose highest score is highest.
-        refit_ratio : array-like of shape (n,), optional
-            What each score is multiplied by first.
+        n_folds: Of the cross-fitting that gave them; 0 for pictures that were never fitted.
+        groups: (n,): Label of each score's group, which numbers or strings may be; see
+          :func:`dfm_mlflow.core.groups.group_rows`.
+        contamination: Declared share of dirt, in [0, 1): that share of the groups (images, without
+          groups), rounded down, is left out: those whose highest score is highest.
 
-        Returns
-        -------
-        Calibration
+        Shapes: scores (n,); refit_ratio (n,).
         """
         ratio = np.ones(len(scores)) if refit_ratio is None else np.asarray(refit_ratio)
         scores = np.asarray(scores, dtype=np.float64) * ratio
@@ -122,10 +97,7 @@ class Calibration:
     def counted(self) -> np.ndarray:
         """P-value of a score that 0, 1, ... n held-out scores equal or exceed, by counting.
 
-        Returns
-        -------
-        ndarray of shape (n + 1,), float64
-            Ascending.
+        Gives (n + 1,) float64, ascending.
         """
         n = len(self.scores)
         above = np.arange(n + 1, dtype=np.float64)
@@ -147,14 +119,8 @@ class Calibration:
     def p_value(self, scores: np.ndarray) -> np.ndarray:
         """Share of held-out good groups (images) that score at least as high, never 0.
 
-        Parameters
-        ----------
-        scores : ndarray of shape (m,)
-
-        Returns
-        -------
-        ndarray of shape (m,), float64
-            In ``[1 / (G + 1), 1]``; with a tail down to a tenth of that.
+        Shapes: scores (m,); gives (m,) float64, in ``[1 / (G + 1), 1]``; with a tail down to a
+        tenth of that.
         """
         p = self.counted[len(self.scores) - np.searchsorted(self.scores, scores, side="left")]
         if self.tail:
@@ -168,14 +134,8 @@ class Calibration:
 
         For tests over many images, such as those of drift: estimates let them alarm too often.
 
-        Parameters
-        ----------
-        scores : ndarray of shape (m,)
-
-        Returns
-        -------
-        ndarray of shape (m,), float64
-            :meth:`p_value` where no :attr:`refit_ratio` was given.
+        Shapes: scores (m,); gives (m,) float64: :meth:`p_value` where no :attr:`refit_ratio` was
+        given.
         """
         return self.p_value(np.asarray(scores) * self.refit_ratio)
 
@@ -209,18 +169,7 @@ class Calibration:
         return self.refit_ratio != 1 or by_tail
 
     def threshold(self, fpr: float) -> float:
-        """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not.
-
-        Parameters
-        ----------
-        fpr : float
-            False-positive rate, in (0, 1).
-
-        Returns
-        -------
-        float
-            Minus infinity where the rate is so large that every score is above it.
-        """
+        """The score above which ``p_value <= effective_fpr(fpr)``, and at which it is not."""
         n, fpr = len(self.scores), self.effective_fpr(fpr)
         if self.tail and fpr < self.tail.share:
             return self.tail.score(fpr)
@@ -238,18 +187,7 @@ def images_needed(fpr: float, tail: Tail | None = None, contamination: float = 0
 
     ``ceil(1 / fpr) - 1``; with a `tail` a tenth of that, but no fewer than it takes to fit one.
 
-    Parameters
-    ----------
-    fpr : float
-        In (0, 1).
-    tail : Tail, optional
-        Of the calibration.
-    contamination : float
-        Declared share of them that is left out, in [0, 1): as many more are needed.
-
-    Returns
-    -------
-    int
+    contamination: Declared share of them that is left out, in [0, 1): as many more are needed.
     """
     kept = fewest(fpr) if tail else math.ceil(1 / fpr / _ROUNDING) - 1
     n = max(kept, math.floor((kept - 1) / (1 - contamination)))
@@ -261,15 +199,7 @@ def images_needed(fpr: float, tail: Tail | None = None, contamination: float = 0
 def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.ndarray:
     """Decide, with the tolerance that :meth:`Calibration.threshold` has.
 
-    Parameters
-    ----------
-    p_value : ndarray of shape (m,) or float
-    effective_fpr : ndarray of shape (m,) or float
-        Of :meth:`Calibration.effective_fpr`.
-
-    Returns
-    -------
-    ndarray of shape (m,), bool
+    Shapes: p_value (m,) or float; effective_fpr (m,) or float; gives (m,) bool.
     """
     return p_value <= effective_fpr * _ROUNDING
 
@@ -277,17 +207,10 @@ def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.nda
 def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray:
     """Choose for each image the class it fits best.
 
-    Parameters
-    ----------
-    p_values : ndarray of shape (m, n_classes)
-        P-value of each image under each class.
-    likelihoods : ndarray of shape (m, n_classes)
-        Log-likelihoods, comparable across classes; they decide between equal p-values.
+    likelihoods: (m, n_classes): Log-likelihoods, comparable across classes; they decide between
+      equal p-values.
 
-    Returns
-    -------
-    ndarray of shape (m,), int
-        Column of the class with the largest p-value.
+    Shapes: p_values (m, n_classes); gives (m,) int: column of the class with the largest p-value.
     """
     best = p_values == p_values.max(axis=1, keepdims=True)
     winner: np.ndarray = np.where(best, likelihoods, -np.inf).argmax(axis=1)

@@ -26,37 +26,18 @@ _SIDE = 4  # cells a side of the parts of a single picture
 
 @dataclass(frozen=True, eq=False)
 class CellSubspaces:
-    """Of all cells, and of those of all other folds.
+    """Of all cells, and of those of all other folds."""
 
-    Attributes
-    ----------
-    final : Subspace
-        Of all cells, in float64.
-    without : mapping of int to Subspace
-        By fold: of the cells that are not in it.
-    total : float
-        Variance of all cells, summed over features.
-    """
-
-    final: Subspace
-    without: Mapping[int, Subspace]
-    total: float
+    final: Subspace  # of all cells, in float64
+    without: Mapping[int, Subspace]  # by fold: of the cells that are not in it
+    total: float  # variance of all cells, summed over features
 
     @classmethod
     def of(cls, parts: Mapping[int, Moments], n_components: float) -> "CellSubspaces":
         """Fit them to the moments of each fold.
 
-        Parameters
-        ----------
-        parts : mapping of int to Moments
-            By fold, in any grouping of the cells: what :func:`fold_moments` gives.
-        n_components : float or int
-            Share of the variance that each subspace keeps, or its dimension.
-
-        Raises
-        ------
-        FitError
-            For a single fold, or cells that no subspace can be fitted to.
+        parts: By fold, in any grouping of the cells: what :func:`fold_moments` gives.
+        n_components: Share of the variance that each subspace keeps, or its dimension.
         """
         if len(parts) < 2:
             raise FitError(ONE_GROUP)
@@ -75,24 +56,14 @@ class CellSubspaces:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutCells:
-    """What the cells of held-out pictures look like.
+    """What the cells of held-out pictures look like."""
 
-    Attributes
-    ----------
-    maps : ndarray of shape (n, P)
-        FRE of each cell under the subspace that was fitted without its fold.
-    means : ndarray of shape (n, D)
-        Mean of the cells of each picture.
-    squares : list of tuple of ndarray
-        Pictures, of shape (m,), sums over their cells of squared coordinates, of shape (m, k), and
-        the variances of the subspace, of shape (k,).
-    places : list of (ndarray of shape (m,), int)
-        Pictures, and the fold that they, or parts of them, are in.
-    """
-
-    maps: np.ndarray
-    means: np.ndarray
+    maps: np.ndarray  # (n, P): FRE of each cell under the subspace that was fitted without its fold
+    means: np.ndarray  # (n, D): mean of the cells of each picture
+    # Pictures, of shape (m,), sums over their cells of squared coordinates, of shape (m, k), and
+    # the variances of the subspace, of shape (k,).
     squares: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    # (m,) int): Pictures, and the fold that they, or parts of them, are in.
     places: list[tuple[np.ndarray, int]]
 
     def noise_variance(self, model: Subspace) -> float:
@@ -102,14 +73,7 @@ class HeldOutCells:
     def mahalanobis_above(self, floor: float) -> np.ndarray:
         """Squared Mahalanobis distance of each picture, the sum over its cells.
 
-        Parameters
-        ----------
-        floor : float
-            No variance counts for less.
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
+        Gives (n,) float64.
         """
         distance = np.zeros(len(self.maps))
         for pictures, squares, variances in self.squares:
@@ -119,15 +83,9 @@ class HeldOutCells:
     def nll(self, model: Subspace) -> np.ndarray:
         """Held-out negative log-likelihood of each picture, the sum over its cells.
 
-        Parameters
-        ----------
-        model : Subspace
-            Of all cells, with the noise variance that held-out cells show.
+        model: Of all cells, with the noise variance that held-out cells show.
 
-        Returns
-        -------
-        ndarray of shape (n,), float64
-            In nats.
+        Gives (n,) float64, in nats.
         """
         floor = model.noise_variance if model.n_components < model.n_features else 0.0
         fre = self.maps.sum(axis=1, dtype=np.float64)
@@ -138,32 +96,14 @@ class HeldOutCells:
     def leading(self, subspaces: CellSubspaces) -> np.ndarray:
         """Leading coordinates of the mean cell of each picture, found without its fold.
 
-        Parameters
-        ----------
-        subspaces : CellSubspaces
-            Its final one with the number of pictures as ``n_samples``.
-
-        Returns
-        -------
-        ndarray of shape (n, l), float64
+        Gives (n, l) float64.
         """
         parts = [(pictures, _first(subspaces.without[fold])) for pictures, fold in self.places]
         return leading_by_fold(self.means, parts, subspaces.final)
 
 
 def noise_variance_of(fre: float, model: Subspace) -> float:
-    """Variance of each direction outside a subspace, from the mean FRE of held-out cells.
-
-    Parameters
-    ----------
-    fre : float
-    model : Subspace
-
-    Returns
-    -------
-    float
-        Above 0.
-    """
+    """Variance of each direction outside a subspace, from the mean FRE of held-out cells."""
     rest = max(1, model.n_features - model.n_components)
     return max(fre / rest, 1e-12 * float(model.variances[0]) / rest)
 
@@ -171,16 +111,7 @@ def noise_variance_of(fre: float, model: Subspace) -> float:
 def fold_moments(x: np.ndarray, folds: np.ndarray) -> dict[int, Moments]:
     """Moments of the cells of a few pictures, by fold; those of a fold merge.
 
-    Parameters
-    ----------
-    x : ndarray of shape (m, P, D)
-        Cells of m pictures.
-    folds : ndarray of shape (m,) or (m, P), int
-        Fold of each picture, or of each cell.
-
-    Returns
-    -------
-    dict of int to Moments
+    Shapes: x (m, P, D); folds (m,) or (m, P) int.
     """
     of_cells = _of_cells(folds, x.shape[1])
     return {int(f): Moments.of(x[of_cells == f], limit=None) for f in np.unique(of_cells)}
@@ -189,21 +120,7 @@ def fold_moments(x: np.ndarray, folds: np.ndarray) -> dict[int, Moments]:
 def total_moments(blocks: Blocks, folds: np.ndarray) -> dict[int, Moments]:
     """Moments of the cells of each fold, in one pass.
 
-    Parameters
-    ----------
-    blocks : iterable of ndarray of shape (m, P, D)
-        Cells of all pictures, in order.
-    folds : ndarray of shape (n,) or (n, P), int
-        Fold of each picture, or of each cell.
-
-    Returns
-    -------
-    dict of int to Moments
-
-    Raises
-    ------
-    FitError
-        For no cells.
+    Shapes: blocks (m, P, D); folds (n,) or (n, P) int.
     """
     total: dict[int, Moments] = {}
     start = 0
@@ -225,17 +142,9 @@ def held_out_block(
 ) -> HeldOutCells:
     """Look at the cells of a few pictures under the subspaces of other folds.
 
-    Parameters
-    ----------
-    x : ndarray of shape (m, P, D)
-    folds : ndarray of shape (m,) or (m, P), int
-    without : mapping of int to Subspace
-        By fold, from :attr:`CellSubspaces.without`, in the dtype of `x`.
+    without: By fold, from :attr:`CellSubspaces.without`, in the dtype of `x`.
 
-    Returns
-    -------
-    HeldOutCells
-        Of these pictures.
+    Shapes: x (m, P, D); folds (m,) or (m, P) int.
     """
     of_cells = _of_cells(folds, x.shape[1])
     maps = np.empty(x.shape[:2], x.dtype)
@@ -261,29 +170,12 @@ def crossfit_cells(
 ) -> tuple[CellSubspaces, HeldOutCells]:
     """Fit a subspace to the cells of all pictures, and hold every picture out once.
 
-    Parameters
-    ----------
-    blocks : callable
-        Gives the cells of all pictures in order, in blocks of shape (m, P, D); called twice.
-    folds : ndarray of shape (n,) or (n, P), int
-        Fold of each picture; or of each cell, where parts of a single picture are held out.
-    n_components : float or int
-        Share of the variance that the subspaces keep, or their dimension.
-    own : int, optional
-        Pictures that are held out: the first ones. What follows them are altered copies of theirs,
-        of the same fold, which are only fitted. All by default.
-
-    Returns
-    -------
-    subspaces : CellSubspaces
-        The final one with `own` as its number of samples.
-    held_out : HeldOutCells
-        Of the own pictures.
-
-    Raises
-    ------
-    FitError
-        For one fold, or cells that no subspace can be fitted to.
+    blocks: Gives the cells of all pictures in order, in blocks of shape (m, P, D); called twice.
+    folds: (n,) or (n, P) int: Fold of each picture; or of each cell, where parts of a single
+      picture are held out.
+    n_components: Share of the variance that the subspaces keep, or their dimension.
+    own: Pictures that are held out: the first ones. What follows them are altered copies of theirs,
+      of the same fold, which are only fitted. All by default.
     """
     own = len(folds) if own is None else own
     found = CellSubspaces.of(total_moments(blocks(), folds), n_components)
@@ -299,16 +191,7 @@ def crossfit_cells(
 
 
 def joined(parts: list[HeldOutCells]) -> HeldOutCells:
-    """Put the pictures of several blocks together, in order.
-
-    Parameters
-    ----------
-    parts : list of HeldOutCells
-
-    Returns
-    -------
-    HeldOutCells
-    """
+    """Put the pictures of several blocks together, in order."""
     return HeldOutCells(
         np.concatenate([p.maps for p in parts]),
         np.concatenate([p.means for p in parts]),
@@ -320,16 +203,7 @@ def joined(parts: list[HeldOutCells]) -> HeldOutCells:
 def folds_of_parts(shape: tuple[int, int], n_folds: int = 4) -> np.ndarray:
     """Deal the parts of a single picture to folds: squares of a few cells, which see each other.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Height and width of the grid in cells.
-    n_folds : int
-
-    Returns
-    -------
-    ndarray of shape (1, h * w), int
-        Of at least two folds where there are two cells.
+    Gives (1, h * w) int, of at least two folds where there are two cells.
     """
     side = max(1, min(_SIDE, *(s // 2 for s in shape)))
     rows, columns = (np.arange(s) // side for s in shape)

@@ -16,13 +16,7 @@ def too_few(n: int) -> str:
 
 
 def check_n_components(n_components: float) -> None:
-    """Refuse an `n_components` that is no share of the variance and no positive whole number.
-
-    Raises
-    ------
-    FitError
-        For anything but a float in (0, 1] or an integer of at least 1.
-    """
+    """Refuse an `n_components` that is no share of the variance and no positive whole number."""
     if isinstance(n_components, int | np.integer) and not isinstance(n_components, bool):
         valid = n_components >= 1
     else:

@@ -13,21 +13,7 @@ _CELLS = 4_000_000  # numbers in memory at once
 
 @dataclass(frozen=True)
 class Comparison:
-    """AUROC, or recall, of a challenger and a champion, and what is known about the difference.
-
-    Attributes
-    ----------
-    challenger, champion : float
-        AUROC, or recall, of each.
-    lower, upper : float
-        Bounds of ``challenger - champion``; each alone holds with the probability `confidence`.
-    n_good, n_defective : int
-        Pictures of each kind.
-    confidence : float
-        One-sided.
-    n_resamples : int
-        Resamples behind the bounds.
-    """
+    """AUROC, or recall, of a challenger and a champion, and what is known about the difference."""
 
     challenger: float
     champion: float
@@ -35,8 +21,8 @@ class Comparison:
     upper: float
     n_good: int
     n_defective: int
-    confidence: float
-    n_resamples: int
+    confidence: float  # one-sided
+    n_resamples: int  # resamples behind the bounds
 
     @property
     def difference(self) -> float:
@@ -46,18 +32,9 @@ class Comparison:
     def verdict(self, margin: float, least: int = 1) -> str:
         """Decide whether the challenger is inferior by more than a margin.
 
-        Parameters
-        ----------
-        margin : float
-            The difference that is still accepted, at least 0.
-        least : int
-            Good, and defective, pictures that a decision needs. Resampling cannot know what few
-            pictures do not show: on one good and one defective that both detectors tell apart,
-            the interval has no width at all.
-
-        Returns
-        -------
-        {"not worse", "worse", "undecided"}
+        least: Good, and defective, pictures that a decision needs. Resampling cannot know what few
+          pictures do not show: on one good and one defective that both detectors tell apart, the
+          interval has no width at all.
         """
         if min(self.n_good, self.n_defective) < least:
             return UNDECIDED
@@ -83,30 +60,12 @@ def compare_auroc(
     in common cancels. The bounds are percentiles (Efron & Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13).
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-        Both kinds must occur.
-    challenger, champion : ndarray of shape (n,)
-        Scores; higher is more anomalous. Only their order within a scoring and stratum counts.
-    strata : sequence of str, optional
-        Category of each picture. AUROC is the mean over the categories that have both kinds, and
-        pictures of the others are left out.
-    n_resamples : int
-        Number of resamples.
-    confidence : float
-        Of each bound alone, in (0.5, 1).
-    seed : int
-        The same seed gives the same bounds.
+    challenger, champion: (n,): Scores; higher is more anomalous. Only their order within a scoring
+      and stratum counts.
+    strata: Category of each picture. AUROC is the mean over the categories that have both kinds,
+      and pictures of the others are left out.
 
-    Returns
-    -------
-    Comparison
-
-    Raises
-    ------
-    DataError
-        If no stratum has both kinds, or a score is not finite.
+    Shapes: defective (n,) bool.
 
     Examples
     --------
@@ -167,30 +126,9 @@ def compare_recall(
 
     The defective images of each stratum are resampled, and both detectors see the same resample.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-        Some must be; good images are only counted.
-    challenger, champion : ndarray of shape (n,), bool
-        Whether each image is flagged.
-    strata : sequence of str, optional
-        Category of each image. Recall is the mean over the categories with defective images.
-    n_resamples : int
-        Number of resamples.
-    confidence : float
-        Of each bound alone, in (0.5, 1).
-    seed : int
-        The same seed gives the same bounds.
+    strata: Category of each image. Recall is the mean over the categories with defective images.
 
-    Returns
-    -------
-    Comparison
-        Of recall.
-
-    Raises
-    ------
-    DataError
-        If there is no defective image.
+    Shapes: defective (n,) bool; challenger, champion (n,) bool.
     """
     defective = np.asarray(defective, dtype=bool)
     flags = [np.asarray(f, dtype=bool) for f in (challenger, champion)]

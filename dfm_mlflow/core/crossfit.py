@@ -46,35 +46,24 @@ ONE_GROUP = "All images are in one group: group_by must tell captures apart."
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """What held-out rows look like.
+    """What held-out rows look like."""
 
-    Attributes
-    ----------
-    fre : ndarray of shape (n,), float64
-        FRE of each row under the subspace that was fitted without its fold: the squared norm of its
-        residual, never a difference of norms.
-    mahalanobis : ndarray of shape (n,), float64
-        ``sum z_i^2 / lambda_i`` of each row under that subspace, with no variance below the noise.
-    residual : callable
-        Gives the residuals, of shape (n, D) and in the dtype of the rows.
-    leading : callable
-        Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
-        :func:`~dfm_mlflow.core.leading.leading_directions` that were found without its fold.
-    refit_ratio : callable
-        Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that
-        under a subspace of all rows that has not seen it; see
-        :func:`dfm_mlflow.core.refit.refit_ratio`. None for more rows than features or than
-        :data:`MOST_REFIT`: they settle the subspace, and the ratio is near 1.
-    mahalanobis_above : callable
-        Takes a noise variance, and gives `mahalanobis` with no variance below that. None where the
-        coordinates were not kept.
-    """
-
+    # (n,) float64: FRE of each row under the subspace that was fitted without its fold: the squared
+    # norm of its residual, never a difference of norms.
     fre: np.ndarray
+    # (n,) float64: ``sum z_i^2 / lambda_i`` of each row under that subspace, with no variance below
+    # the noise.
     mahalanobis: np.ndarray
+    # Gives the residuals, of shape (n, D) and in the dtype of the rows.
     residual: Callable[[], np.ndarray]
+    # Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
+    # :func:`~dfm_mlflow.core.leading.leading_directions` that were found without its fold.
     leading: Callable[[Subspace], np.ndarray] = leading.not_kept
+    # Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that under
+    # a subspace of all rows that has not seen it; see :func:`dfm_mlflow.core.refit.refit_ratio`.
     refit_ratio: Callable[[], np.ndarray] | None = None
+    # Takes a noise variance, and gives `mahalanobis` with no variance below that. None where the
+    # coordinates were not kept.
     mahalanobis_above: Callable[[float], np.ndarray] | None = None
 
     def noise_variance(self, model: Subspace) -> float:
@@ -88,15 +77,7 @@ class HeldOut:
     def nll(self, model: Subspace) -> np.ndarray:
         """Held-out negative log-likelihoods, with the spectrum and noise of the final model.
 
-        Parameters
-        ----------
-        model : Subspace
-            Of all rows.
-
-        Returns
-        -------
-        ndarray of shape (n,), float64
-            In nats.
+        Gives (n,) float64, in nats.
         """
         distance = self.mahalanobis
         if self.mahalanobis_above and model.n_components < model.n_features:
@@ -117,26 +98,14 @@ def assign_folds(
 ) -> np.ndarray:
     """Deal n rows to folds of nearly equal size, the largest groups first.
 
-    Parameters
-    ----------
-    n : int
-        Rows.
-    n_folds : int, optional
-        At most this many folds, 20 by default and 10 above 1,500 rows; fewer where there are fewer
-        rows or groups.
-    groups : sequence of str, optional
-        Rows with the same group (near-duplicates) go to the same fold.
-    keys : sequence of str, optional
-        Digest of what each row was computed from. Rows with equal keys go to the same fold, and
-        folds follow a hash of the keys, so that other names or another order of the same rows
-        change nothing. Without keys they follow the order of the rows.
-    seed : int
-        Of the hash, or of the shuffle of rows without keys.
+    n_folds: At most this many folds, 20 by default and 10 above 1,500 rows; fewer where there are
+      fewer rows or groups.
+    groups: Rows with the same group (near-duplicates) go to the same fold.
+    keys: Digest of what each row was computed from. Rows with equal keys go to the same fold, and
+      folds follow a hash of the keys, so that other names or another order of the same rows change
+      nothing. Without keys they follow the order of the rows.
 
-    Returns
-    -------
-    ndarray of shape (n,), int
-        Fold of each row.
+    Gives (n,) int: fold of each row.
     """
     n_folds = n_folds or n_folds_of(n)
     if keys is not None:
@@ -162,16 +131,7 @@ def n_folds_of(n: int) -> int:
 def unequal_folds(folds: np.ndarray) -> str | None:
     """Warn of a fold so large that the model without it knows much less than the final one.
 
-    Parameters
-    ----------
-    folds : ndarray of shape (n,), int
-        From :func:`assign_folds`.
-
-    Returns
-    -------
-    str or None
-        A sentence where the largest fold holds more than a fifth of all rows and more than twice
-        the mean of the folds.
+    Shapes: folds (n,) int.
     """
     sizes = np.bincount(folds)
     sizes = sizes[sizes > 0]
@@ -191,27 +151,11 @@ def crossfit(
 ) -> HeldOut:
     """Hold every row out once.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-        Good features of one class; not changed.
-    folds : ndarray of shape (n,), int
-        Fold of each row.
-    n_components : float or int
-        Share of the variance that each fold's subspace keeps, or its dimension.
-    own : int, optional
-        Rows that are held out: the first ones. What follows them are altered copies of theirs, of
-        the same fold, which are only fitted. All rows by default.
+    n_components: Share of the variance that each fold's subspace keeps, or its dimension.
+    own: Rows that are held out: the first ones. What follows them are altered copies of theirs, of
+      the same fold, which are only fitted. All rows by default.
 
-    Returns
-    -------
-    HeldOut
-        Of the own rows.
-
-    Raises
-    ------
-    FitError
-        If there is one fold only, or a fold leaves rows that no subspace can be fitted to.
+    Shapes: x (n, D) float32 or float64; folds (n,) int.
     """
     check_features(x)
     if len(np.unique(folds)) < 2:
@@ -238,17 +182,7 @@ def crossfit(
 def explained_share(fre: float, total: float) -> float:
     """Share of the variance of good rows that their subspace explains of held-out ones.
 
-    Parameters
-    ----------
-    fre : float
-        Mean held-out FRE.
-    total : float
-        Variance of the rows (n - 1 in the denominator), summed over features.
-
-    Returns
-    -------
-    float
-        In [0, 1]; 0 where rows are too few to say anything of others.
+    total: Variance of the rows (n - 1 in the denominator), summed over features.
     """
     return min(1.0, max(0.0, 1 - fre / total)) if total > 0 else 0.0
 
@@ -261,26 +195,10 @@ def fit_without(
 ) -> Subspace:
     """Fit the subspace of rows without a part of them, a point where the rest are equal.
 
-    Parameters
-    ----------
-    whole : Moments
-        Of all rows.
-    part : Moments
-        Of those to leave out.
-    n_components : float or int
-        Share of the variance, or number of directions; as many as there are where it is larger.
-    others : callable, optional
-        Computes the moments of the other rows from the rows. It is called where taking away would
-        leave rounding: where the part holds nearly all of the variance, such as one huge row.
-
-    Returns
-    -------
-    Subspace
-
-    Raises
-    ------
-    FitError
-        If no row is left, or `n_components` is out of range.
+    n_components: Share of the variance, or number of directions; as many as there are where it is
+      larger.
+    others: Computes the moments of the other rows from the rows. It is called where taking away
+      would leave rounding: where the part holds nearly all of the variance, such as one huge row.
     """
     rest = whole.without(part)
     if others is not None and rest.is_rounding_of(whole):

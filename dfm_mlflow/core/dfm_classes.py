@@ -12,52 +12,26 @@ from dfm_mlflow.core.subspace import Subspace, squared_norm
 
 @dataclass(frozen=True, eq=False)
 class FittedClass:
-    """One class of good rows.
-
-    Attributes
-    ----------
-    subspace : Subspace
-    usual : float
-        What its FREs are divided by to be comparable with those of other classes.
-    offset : float
-        Opposite of the anomaly score beyond which a row is an outlier.
-    """
+    """One class of good rows."""
 
     subspace: Subspace
-    usual: float
-    offset: float
+    usual: float  # what its FREs are divided by to be comparable with those of other classes
+    offset: float  # opposite of the anomaly score beyond which a row is an outlier
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores of n rows under each class.
+    """Scores of n rows under each class."""
 
-    Attributes
-    ----------
-    fre : array of shape (n, n_classes)
-    nll : array of shape (n, n_classes)
-        Of the likelihood that was asked for, in nats.
-    winner : array of shape (n,), int
-        Class under which a row is likeliest in the full space.
-    anomaly : array of shape (n,)
-        The anomaly score, under that class.
-    """
-
-    fre: Any
-    nll: Any
-    winner: Any
-    anomaly: Any
+    fre: Any  # (n, n_classes)
+    nll: Any  # (n, n_classes): of the likelihood that was asked for, in nats
+    winner: Any  # (n,) int: class under which a row is likeliest in the full space
+    anomaly: Any  # (n,): the anomaly score, under that class
 
     def of_winner(self, table: Any) -> Any:
         """Column of the winner.
 
-        Parameters
-        ----------
-        table : array of shape (n, n_classes)
-
-        Returns
-        -------
-        array of shape (n,)
+        Shapes: table (n, n_classes); gives (n,).
         """
         return _take(table, self.winner)
 
@@ -68,17 +42,7 @@ def score_rows(classes: Sequence[FittedClass], recipe: Recipe, x: Any) -> Scores
     Only the density over the full space is comparable between classes: a class of small scale has
     the smaller FRE everywhere, one of large scale the smaller share of its usual FRE.
 
-    Parameters
-    ----------
-    classes : sequence of FittedClass
-    recipe : Recipe
-    x : array of shape (n, D)
-        NumPy array or torch tensor.
-
-    Returns
-    -------
-    Scores
-        Of its kind, and on its device.
+    Shapes: x (n, D).
     """
     xp = array_namespace(x)
     columns = []
@@ -96,16 +60,7 @@ def score_rows(classes: Sequence[FittedClass], recipe: Recipe, x: Any) -> Scores
 def as_like(values: Sequence[float], x: Any) -> Any:
     """Give numbers as an array like another one.
 
-    Parameters
-    ----------
-    values : sequence of float
-    x : array
-        NumPy array or torch tensor, of any shape.
-
-    Returns
-    -------
-    array of shape (n,)
-        Of its kind and dtype, and on its device.
+    Gives (n,), of its kind and dtype, and on its device.
     """
     xp = array_namespace(x)
     return xp.asarray(values, dtype=x.dtype, device=device(x))

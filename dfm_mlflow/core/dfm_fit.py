@@ -32,18 +32,7 @@ FOLDS_LARGE = 5  # where each fold takes passes over the rows
 def fit_classes(X: np.ndarray, y: Any, recipe: Recipe) -> tuple[np.ndarray, list[FittedClass]]:
     """Fit each class to its rows.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, D), float32 or float64
-    y : array-like of shape (n,), or None
-        Class of each row.
-    recipe : Recipe
-
-    Returns
-    -------
-    labels : ndarray of shape (n_classes,)
-        Sorted.
-    classes : list of FittedClass
+    Shapes: X (n, D) float32 or float64; y (n,), or None; gives labels (n_classes,): sorted.
     """
     labels, rows = rows_of_classes(X, y)
     alone = len(labels) == 1
@@ -56,11 +45,7 @@ def fit_classes(X: np.ndarray, y: Any, recipe: Recipe) -> tuple[np.ndarray, list
 def fit_sums(labels: np.ndarray, moments: Sequence[Moments], recipe: Recipe) -> list[FittedClass]:
     """Fit each class to the moments of its rows.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n_classes,)
-    moments : sequence of Moments
-    recipe : Recipe
+    Shapes: labels (n_classes,).
     """
     alone, level = len(labels) == 1, recipe.n_components
     return [
@@ -72,22 +57,9 @@ def fit_sums(labels: np.ndarray, moments: Sequence[Moments], recipe: Recipe) -> 
 def fit_in_passes(source: Batches, recipe: Recipe) -> tuple[np.ndarray, list[FittedClass]]:
     """Fit each class in several passes over batches of rows.
 
-    Parameters
-    ----------
-    source : callable
-        Each call gives an iterable over the same batches ``(X, y)``; `y` may be None.
-    recipe : Recipe
+    source: Each call gives an iterable over the same batches ``(X, y)``; `y` may be None.
 
-    Returns
-    -------
-    labels : ndarray of shape (n_classes,)
-        Sorted.
-    classes : list of FittedClass
-
-    Raises
-    ------
-    FitError
-        If there is no batch.
+    Gives labels (n_classes,): sorted.
     """
     found = [labels_of(X, y) for X, y in source()]
     if not found:
@@ -107,21 +79,7 @@ def fit_in_passes(source: Batches, recipe: Recipe) -> tuple[np.ndarray, list[Fit
 def fit_rows(x: np.ndarray, recipe: Recipe, alone: bool) -> FittedClass:
     """Fit one class to its rows, each of which is held out once for noise and offset.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-    recipe : Recipe
-    alone : bool
-        Whether there is no other class.
-
-    Returns
-    -------
-    FittedClass
-
-    Raises
-    ------
-    FitError
-        For rows that no subspace can be fitted to.
+    Shapes: x (n, D) float32 or float64.
     """
     subspace = fit_subspace(x, recipe.n_components, solver=recipe.solver, seed=recipe.random_state)
     recipe.check_rest(subspace)
@@ -156,23 +114,6 @@ def without_rows(subspace: Subspace, recipe: Recipe, alone: bool) -> FittedClass
     1979). The offset is a quantile of the fitted density: under probabilistic PCA twice the NLL
     less its constant is chi-square with D degrees of freedom, and FRE over the noise variance one
     with D - k.
-
-    Parameters
-    ----------
-    subspace : Subspace
-        With the in-sample noise variance.
-    recipe : Recipe
-    alone : bool
-        Whether there is no other class.
-
-    Returns
-    -------
-    FittedClass
-
-    Raises
-    ------
-    FitError
-        As :meth:`Recipe.check_rest`.
     """
     recipe.check_rest(subspace)
     s = _with_noise(subspace, recipe)

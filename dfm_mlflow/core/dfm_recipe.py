@@ -19,22 +19,7 @@ VALUES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Parameters of a :class:`~dfm_mlflow.core.dfm.DFM`, checked, as they were when it was fitted.
-
-    Attributes
-    ----------
-    n_components : float or int
-    score_type, likelihood, noise : str
-    contamination : float
-    n_folds : int or None
-    solver : str
-    random_state : int
-
-    Raises
-    ------
-    FitError
-        For a value that is out of range, or two that do not go together.
-    """
+    """Checked parameters of a :class:`~dfm_mlflow.core.dfm.DFM`, as it was fitted with them."""
 
     n_components: float
     score_type: str
@@ -80,13 +65,7 @@ class Recipe:
         )
 
     def check_rest(self, subspace: Subspace) -> None:
-        """Refuse FRE where a `subspace` keeps every direction.
-
-        Raises
-        ------
-        FitError
-            If the score is FRE, which would be 0 for every row.
-        """
+        """Refuse FRE where a `subspace` keeps every direction."""
         if self.score_type == "fre" and subspace.n_components == subspace.n_features:
             raise FitError(
                 f"All directions of {subspace.n_features} feature(s) are kept and leave "

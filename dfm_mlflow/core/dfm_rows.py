@@ -17,22 +17,7 @@ NOT_FINITE = "X holds NaN or infinite values: leave those rows out."
 def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Any:
     """Check rows as scikit-learn does; a tensor to score stays on its device.
 
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Takes over the number of features, or is asked for it.
-    X : array-like of shape (n, D), or torch tensor
-    reset : bool
-        Whether the rows are to be fitted.
-
-    Returns
-    -------
-    array of shape (n, D), float32 or float64
-
-    Raises
-    ------
-    FitError
-        For another number of features, and values that are not finite.
+    Shapes: X (n, D), or torch tensor; gives (n, D) float32 or float64.
     """
     if is_torch_array(X):
         if not reset:
@@ -66,19 +51,7 @@ def _checked_tensor(X: Any, n_features: int) -> Any:
 def labels_of(X: Sequence[Any] | np.ndarray, y: Any) -> np.ndarray:
     """Label of each row; 0 where there are none.
 
-    Parameters
-    ----------
-    X : array-like of shape (n, D)
-    y : array-like of shape (n,), or None
-
-    Returns
-    -------
-    ndarray of shape (n,)
-
-    Raises
-    ------
-    FitError
-        If there are more or fewer labels than rows.
+    Shapes: X (n, D); y (n,), or None; gives (n,).
     """
     if y is None:
         return np.zeros(len(X), dtype=int)
@@ -93,30 +66,14 @@ def labels_of(X: Sequence[Any] | np.ndarray, y: Any) -> np.ndarray:
 def rows_of_classes(X: np.ndarray, y: Any) -> tuple[np.ndarray, list[np.ndarray]]:
     """Labels that are there, sorted, and the numbers of the rows of each.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n, D)
-    y : array-like of shape (n,), or None
+    Shapes: X (n, D); y (n,), or None.
     """
     classes, codes = np.unique(labels_of(X, y), return_inverse=True)
     return classes, [np.flatnonzero(codes == code) for code in range(len(classes))]
 
 
 def naming(label: Any, alone: bool, fit: Callable[..., FittedClass]) -> FittedClass:
-    """Fit one class; where there are several, an error names it.
-
-    Parameters
-    ----------
-    label : object
-    alone : bool
-        Whether there is no other class.
-    fit : callable
-
-    Raises
-    ------
-    FitError
-        As `fit`.
-    """
+    """Fit one class; where there are several, an error names it."""
     try:
         return fit()
     except FitError as error:

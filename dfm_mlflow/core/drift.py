@@ -24,29 +24,19 @@ _KEPT = 0.95  # of the variance of the ranks: the rest, of what nearly repeats, 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far new images are from the good ones of the calibration.
+    """How far new images are from the good ones of the calibration."""
 
-    Attributes
-    ----------
-    flagged : float
-        Share of the images that are flagged; good ones keep the promised rate.
-    statistic : float
-        How far the share of p-values up to some u exceeds u at most, in [0, 1]: the one-sided
-        Kolmogorov-Smirnov distance, the largest of all categories.
-    appearance : float
-        How far apart the leading coordinates are: the largest ``|2 P(new > calibration) - 1|``, in
-        [0, 1].
-    light : float
-        The same of the mean level of the images, in [-1, 1], negative where new ones are darker;
-        0 where it is not known.
-    significance : float
-        Probability of differences as unlikely as the most unlikely of these, for good images.
-    """
-
-    flagged: float
+    flagged: float  # share of the images that are flagged; good ones keep the promised rate
+    # How far the share of p-values up to some u exceeds u at most, in [0, 1]: the one-sided
+    # Kolmogorov-Smirnov distance, the largest of all categories.
     statistic: float
+    # How far apart the leading coordinates are: the largest ``|2 P(new > calibration) - 1|``, in
+    # [0, 1].
     appearance: float
+    # The same of the mean level of the images, in [-1, 1], negative where new ones are darker; 0
+    # where it is not known.
     light: float
+    # Probability of differences as unlikely as the most unlikely of these, for good images.
     significance: float
 
 
@@ -64,29 +54,19 @@ def measure_drift(
     Images are taken to be independent of each other: several of one part (bursts) count as more
     evidence than they are. What only widens the spread of a coordinate is not looked for.
 
-    Parameters
-    ----------
-    p_values : ndarray of shape (m,)
-        Of each image under its category.
-    flagged : ndarray of shape (m,), bool
-    places : ndarray of shape (m, l)
-        Of :func:`~dfm_mlflow.core.leading.places_among` in each layer, under its category; NaN
-        where there is none.
-    n_calibration : int or ndarray of shape (m,), int
-        Good images of the calibration that each is ranked among (groups, where p-values count
-        them): the fewer, the larger a difference may be by chance.
-    categories : ndarray of shape (m,), optional
-        Category of each image; one for all by default. Each is compared with its own calibration.
-    correlations : mapping, optional
-        :func:`~dfm_mlflow.core.leading.rank_correlation` of the calibration of each of `categories`
-        (of 0 where these are not given). Without it, coordinates are looked at one by one alone.
-    light : ndarray of shape (m,), optional
-        Place of each image's mean level, as `places`, larger for darker ones; NaN where it is not
-        known. A lamp that fades shows there first.
+    places: (m, l): Of :func:`~dfm_mlflow.core.leading.places_among` in each layer, under its
+      category; NaN where there is none.
+    n_calibration: (m,) int: Good images of the calibration that each is ranked among (groups, where
+      p-values count them): the fewer, the larger a difference may be by chance.
+    categories: (m,): Category of each image; one for all by default. Each is compared with its own
+      calibration.
+    correlations: :func:`~dfm_mlflow.core.leading.rank_correlation` of the calibration of each of
+      `categories` (of 0 where these are not given). Without it, coordinates are looked at one by
+      one alone.
+    light: (m,): Place of each image's mean level, as `places`, larger for darker ones; NaN where it
+      is not known. A lamp that fades shows there first.
 
-    Returns
-    -------
-    Drift
+    Shapes: p_values (m,); flagged (m,) bool.
     """
     sizes = np.broadcast_to(n_calibration, p_values.shape)
     labels = np.zeros(len(p_values), int) if categories is None else np.asarray(categories)

@@ -34,19 +34,9 @@ def sketch(x: Any, width: int, seed: int = 0) -> Any:
 
     Each feature gets a random sign, and every `width`-th feature is added up.
 
-    Parameters
-    ----------
-    x : array of shape (n, D)
-        Features; any array API, on any device.
-    width : int
-        Numbers of a sketch.
-    seed : int
-        Of the signs. Sketches are comparable for equal D, width and seed.
+    seed: Of the signs. Sketches are comparable for equal D, width and seed.
 
-    Returns
-    -------
-    array of shape (n, width)
-        Of the same kind as `x`.
+    Shapes: x (n, D); gives (n, width), of the same kind as `x`.
     """
     xp = array_namespace(x)
     n, dimension = x.shape
@@ -60,20 +50,11 @@ def sketch(x: Any, width: int, seed: int = 0) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """Which of n images are near-duplicates of others.
+    """Which of n images are near-duplicates of others."""
 
-    Attributes
-    ----------
-    of : ndarray of shape (n,), int
-        The most alike image of each; -1 where it has no near-duplicate.
-    distance : ndarray of shape (n,), float64
-        How far that one is, 0 to about 1; NaN where there is none.
-    groups : ndarray of shape (n,), int
-        Equal for images that near-duplicates link, directly or by others.
-    """
-
-    of: np.ndarray
-    distance: np.ndarray
+    of: np.ndarray  # (n,) int: the most alike image of each; -1 where it has no near-duplicate
+    distance: np.ndarray  # (n,) float64: how far that one is, 0 to about 1; NaN where there is none
+    # (n,) int: Equal for images that near-duplicates link, directly or by others.
     groups: np.ndarray
 
     @property
@@ -85,10 +66,7 @@ class NearDuplicates:
 class Likeness:
     """What is usual among n images, and so which images are near-duplicates.
 
-    Parameters
-    ----------
-    sketches : ndarray of shape (n, L, s), float32
-        Of the n images in each of L layers.
+    Shapes: sketches (n, L, s) float32.
     """
 
     def __init__(self, sketches: np.ndarray):
@@ -105,13 +83,7 @@ class Likeness:
         self.limit = self._limit()
 
     def within(self) -> NearDuplicates:
-        """Near-duplicates among the images themselves.
-
-        Returns
-        -------
-        NearDuplicates
-            None of them for fewer than 8 images.
-        """
+        """Near-duplicates among the images themselves."""
         n, (i, j, distance) = self._n, self._candidates
         close = distance < self.limit
         return _linked(n, i[close], j[close], distance[close])
@@ -119,16 +91,8 @@ class Likeness:
     def between(self, sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find for each of m other images the one among the n that it nearly equals.
 
-        Parameters
-        ----------
-        sketches : ndarray of shape (m, L, s), float32
-
-        Returns
-        -------
-        of : ndarray of shape (m,), int
-            Place among the n; -1 where none is a near-duplicate.
-        distance : ndarray of shape (m,), float64
-            How far that one is; NaN where there is none.
+        Shapes: sketches (m, L, s) float32; gives of (m,) int: place among the n; -1 where none is a
+        near-duplicate; distance (m,) float64: how far that one is; NaN where there is none.
         """
         others = self._whitened(np.asarray(sketches, dtype=np.float32))
         of, nearest = np.full(len(others), -1), np.full(len(others), np.nan)

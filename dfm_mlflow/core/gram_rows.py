@@ -16,12 +16,7 @@ T = TypeVar("T")
 class RowsByGram:
     """Subspaces of rows that are known by their Gram matrix alone.
 
-    Parameters
-    ----------
-    gram : ndarray of shape (n, n), float64
-        Inner products of the rows, which need not be centred.
-    dimension : int
-        Length D of a row.
+    Shapes: gram (n, n) float64.
     """
 
     def __init__(self, gram: np.ndarray, dimension: int):
@@ -32,17 +27,7 @@ class RowsByGram:
         self._spectrum, self._vectors = symmetric_spectrum(inner)
 
     def n_components(self, level: float) -> int:
-        """Dimension of the subspace; 0 for a single row, or equal ones: a point.
-
-        Parameters
-        ----------
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        int
-        """
+        """Dimension of the subspace; 0 for a single row, or equal ones: a point."""
         if not self._spectrum[0] > 0:
             return 0
         most = min(self._n - 1, self._dimension)
@@ -51,16 +36,7 @@ class RowsByGram:
     def directions(self, level: float) -> np.ndarray:
         """Weights of the rows in the principal directions of their subspace.
 
-        Parameters
-        ----------
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        ndarray of shape (n, k), float64
-            The j-th direction is ``sum_i weights[i, j] x_i``, of length 1. The weights sum to 0, so
-            that a common shift of the rows is not in it.
+        Gives (n, k) float64.
         """
         k = self.n_components(level)
         weights: np.ndarray = self._vectors[:, :k] / np.sqrt(self._spectrum[:k])
@@ -69,19 +45,9 @@ class RowsByGram:
     def project(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Weights of the rows in the projections of others, and their Mahalanobis distances.
 
-        Parameters
-        ----------
-        cross : ndarray of shape (m, n), float64
-            Inner products of the m others with the n rows.
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        weights : ndarray of shape (m, n), float64
-            The projection of the i-th is ``sum_j weights[i, j] x_j``.
-        mahalanobis : ndarray of shape (m,), float64
-            Squared, with no variance below the noise.
+        Shapes: cross (m, n) float64; gives weights (m, n) float64: the projection of the i-th is
+        ``sum_j weights[i, j] x_j``; mahalanobis (m,) float64: squared, with no variance below the
+        noise.
         """
         k = self.n_components(level)
         if not k:
@@ -97,17 +63,7 @@ class RowsByGram:
     def squares(self, cross: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Squared coordinates of others in the subspace, and the variances of the rows in it.
 
-        Parameters
-        ----------
-        cross : ndarray of shape (m, n), float64
-            Inner products of the m others with the n rows.
-        level : float or int
-            Share of the variance in (0, 1], or number of directions.
-
-        Returns
-        -------
-        squares : ndarray of shape (m, k), float64
-        variances : ndarray of shape (k,), float64
+        Shapes: cross (m, n) float64; gives squares (m, k) float64; variances (k,) float64.
         """
         k = self.n_components(level)
         spectrum = self._spectrum[:k]
@@ -126,17 +82,7 @@ def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
 
     The threads of one small eigendecomposition wait for each other, on a busy machine for seconds.
 
-    Parameters
-    ----------
-    work : callable
-        Takes the number of a fold.
-    folds : ndarray of shape (n,), int
-        Fold of each row.
-
-    Returns
-    -------
-    list
-        What it gave for each fold, by ascending number.
+    Shapes: folds (n,) int.
     """
     if len(folds) > SMALL:
         return [work(fold) for fold in np.unique(folds)]

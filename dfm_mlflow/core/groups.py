@@ -15,19 +15,7 @@ def group_rows(
     then. Groups are numbered by a hash of the seed and the keys of their rows, so that other names,
     another order or copies of the same rows change no number.
 
-    Parameters
-    ----------
-    keys : sequence of str
-        Digest of what each row was computed from.
-    groups : sequence of str, optional
-        Name of the group of each row.
-    seed : int
-        Of the hash.
-
-    Returns
-    -------
-    ndarray of shape (n,), int
-        Number of each row's group, from 0.
+    Gives (n,) int: number of each row's group, from 0.
     """
     labels = _joined([keys] if groups is None else [keys, groups])
     members: list[list[str]] = [[] for _ in range(int(labels.max(initial=-1)) + 1)]

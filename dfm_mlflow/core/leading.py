@@ -39,17 +39,7 @@ def leading_directions(fold: Subspace, model: Subspace) -> np.ndarray:
     leading coordinates of a held-out row are ``(x - model.mean) @ directions``. The mean is the
     model's, as of a new row: it shifts all rows alike.
 
-    Parameters
-    ----------
-    fold : Subspace
-        Of all rows but those of the fold, NumPy arrays.
-    model : Subspace
-        Of all rows, NumPy arrays.
-
-    Returns
-    -------
-    ndarray of shape (D, l), float64
-        With l of :func:`n_leading` of the model; 0 where the fold has nothing of a direction.
+    Gives (D, l) float64.
     """
     kept = np.asarray(fold.basis[:, : SPAN * n_leading(model)], dtype=np.float64)
     directions: np.ndarray = kept @ _scaled(kept.T @ _leading_basis(model))
@@ -73,17 +63,7 @@ def leading_by_fold(
 ) -> np.ndarray:
     """Leading coordinates of held-out rows, from the subspace of each fold.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D)
-    parts : sequence of (ndarray of int, Subspace)
-        Rows of a fold, and the subspace of all others.
-    model : Subspace
-        Of all rows.
-
-    Returns
-    -------
-    ndarray of shape (n, l), float64
+    Shapes: x (n, D); gives (n, l) float64.
     """
     found = np.empty((len(x), n_leading(model)))
     for out, fold in parts:
@@ -93,40 +73,20 @@ def leading_by_fold(
 
 @dataclass(frozen=True, eq=False)
 class GramPart:
-    """A fold whose subspace is known by weights of rows.
+    """A fold whose subspace is known by weights of rows."""
 
-    Attributes
-    ----------
-    out : ndarray of shape (m,), int
-        Rows of the fold.
-    rest : ndarray of shape (r,), int
-        All others.
-    weights : ndarray of shape (r, q)
-        First directions of the subspace of `rest`: weighted sums of its rows.
-    coordinates : ndarray of shape (m, q)
-        Of the rows of the fold, centred at the mean of all, along these directions.
-    """
-
-    out: np.ndarray
-    rest: np.ndarray
+    out: np.ndarray  # (m,) int: rows of the fold
+    rest: np.ndarray  # (r,) int: all others
+    # (r, q): First directions of the subspace of `rest`: weighted sums of its rows.
     weights: np.ndarray
+    # (m, q): Of the rows of the fold, centred at the mean of all, along these directions.
     coordinates: np.ndarray
 
 
 def leading_by_gram(x: np.ndarray, parts: Sequence[GramPart], model: Subspace) -> np.ndarray:
     """Leading coordinates of held-out rows as :func:`leading_by_fold` gives them.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D)
-    parts : sequence of GramPart
-        One for each fold.
-    model : Subspace
-        Of all rows.
-
-    Returns
-    -------
-    ndarray of shape (n, l), float64
+    Shapes: x (n, D); gives (n, l) float64.
     """
     basis = _leading_basis(model)
     inside = np.concatenate([(block - model.mean) @ basis for block in row_blocks(x)])
@@ -138,31 +98,16 @@ def leading_by_gram(x: np.ndarray, parts: Sequence[GramPart], model: Subspace) -
 
 
 def not_kept(model: Subspace) -> np.ndarray:
-    """Refuse leading coordinates where only residuals were held out, whatever the `model`.
-
-    Raises
-    ------
-    FitError
-        Always.
-    """
+    """Refuse leading coordinates where only residuals were held out, whatever the `model`."""
     raise FitError("Leading coordinates were not kept: take the held-out rows of crossfit().")
 
 
 def places_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Place of new leading coordinates among those of the calibration.
 
-    Parameters
-    ----------
-    known : ndarray of shape (n, l)
-        Held-out coordinates of the calibration, each column ascending.
-    values : ndarray of shape (m, l)
-        Coordinates of new pictures under the final model.
+    known: (n, l): Held-out coordinates of the calibration, each column ascending.
 
-    Returns
-    -------
-    ndarray of shape (m, MOST_LEADING), float64
-        ``(1/2 + #{known >= value}) / (n + 1)``, 1/2 in the mean where nothing changed; NaN where a
-        class has fewer coordinates.
+    Shapes: values (m, l); gives (m, MOST_LEADING) float64.
     """
     places = np.full((len(values), MOST_LEADING), np.nan)
     for j, column in enumerate(known.T):
@@ -174,15 +119,9 @@ def places_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
 def rank_correlation(leading: Sequence[np.ndarray]) -> np.ndarray:
     """Spearman's correlation of the leading coordinates of a calibration, of all layers together.
 
-    Parameters
-    ----------
-    leading : sequence of ndarray of shape (n, l)
-        Held-out coordinates in each layer, the rows in the same order in all.
+    leading: (n, l): Held-out coordinates in each layer, the rows in the same order in all.
 
-    Returns
-    -------
-    ndarray of shape (L, L), float32
-        With L the coordinates of all layers.
+    Gives (L, L) float32, with L the coordinates of all layers.
     """
     rows = np.concatenate(leading, axis=1)
     if len(rows) < 2:  # one picture has no ranks

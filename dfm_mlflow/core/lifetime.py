@@ -41,31 +41,6 @@ class LifetimeTest:
     A picture costs the same whether it is the first or the millionth, and the state has a few dozen
     numbers. Watch one category by one test; with several, divide the promise by their number.
 
-    Parameters
-    ----------
-    n : int
-        Good pictures of the calibration (groups, where p-values count them), at least 2.
-    fpr : float
-        False-positive rate of the decision, in (0, 1); ``1 / (n + 1)`` where that is larger.
-    expected_flagged : float, optional
-        Share of flagged pictures, good and defective, that is expected; the rate that the
-        calibration can promise by default, and never less.
-    promise : float
-        Probability that either signal raises a false alarm in a whole life, in (0, 1).
-    shape : tuple of int
-        Lives side by side, for simulations; one by default.
-
-    Raises
-    ------
-    ConfigError
-        For a parameter out of its range.
-
-    Attributes
-    ----------
-    flagged, drift : ShareTest
-        Evidence and alarm of each signal. ``flagged.limit`` is the share of flagged pictures above
-        which it is sure to alarm, even if it was that high from the first picture on.
-
     Examples
     --------
     >>> import numpy as np
@@ -118,15 +93,8 @@ class LifetimeTest:
     def update(self, p_values: np.ndarray | Sequence[float] | float) -> None:
         """Look at more pictures, one after another.
 
-        Parameters
-        ----------
-        p_values : float or array-like of shape (..., m)
-            Of one picture, or of m in the order in which they came, under their category.
-
-        Raises
-        ------
-        ConfigError
-            For a p-value outside (0, 1].
+        p_values: (..., m): Of one picture, or of m in the order in which they came, under their
+          category.
         """
         p = np.atleast_1d(np.asarray(p_values, dtype=np.float64))
         wrong = ~((p > 0) & (p <= 1))
@@ -146,21 +114,7 @@ class LifetimeTest:
 
     @classmethod
     def from_json(cls, text: str) -> "LifetimeTest":
-        """Go on with one life where :meth:`to_json` left it: all further numbers are the same.
-
-        Parameters
-        ----------
-        text : str
-
-        Returns
-        -------
-        LifetimeTest
-
-        Raises
-        ------
-        DataError
-            If the text is something else.
-        """
+        """Go on with one life where :meth:`to_json` left it: all further numbers are the same."""
         try:
             data = json.loads(text)
             test = cls(data["n"], **{name: data[name] for name in _PARAMETERS if name != "n"})

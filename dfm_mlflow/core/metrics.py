@@ -7,15 +7,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 def auroc(defective: np.ndarray, scores: np.ndarray) -> float | None:
     """Area under the ROC curve, or None where one of the two kinds is missing.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-    scores : ndarray of shape (n,)
-        Higher is more anomalous.
-
-    Returns
-    -------
-    float or None
+    Shapes: defective (n,) bool; scores (n,).
     """
     if defective.all() or not defective.any():
         return None
@@ -28,16 +20,7 @@ def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, floa
     ``image_f1_max`` takes the best threshold on these very images and is optimistic; it is there
     because published tables report it.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-    scores : ndarray of shape (n,)
-        Higher is more anomalous.
-
-    Returns
-    -------
-    dict of str to float
-        Empty where one of the two kinds is missing.
+    Shapes: defective (n,) bool; scores (n,).
     """
     area = auroc(defective, scores)
     if area is None:
@@ -60,14 +43,7 @@ def decision_metrics(defective: np.ndarray, flagged: np.ndarray) -> dict[str, fl
 
     ``false_positive_rate`` is the line's overkill, ``false_negative_rate`` its escapes.
 
-    Parameters
-    ----------
-    defective, flagged : ndarray of shape (n,), bool
-        The truth and the decision.
-
-    Returns
-    -------
-    dict of str to float
+    Shapes: defective, flagged (n,) bool.
     """
     hits = int((defective & flagged).sum())
     false_alarms = int((~defective & flagged).sum())

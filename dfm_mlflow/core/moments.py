@@ -19,39 +19,17 @@ _DIGITS = 1e-6  # of 1e-16: share of the variance that must be left after taking
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean and scatter matrix of rows; merging gives a new one.
+    """Count, mean and scatter matrix of rows; merging gives a new one."""
 
-    Attributes
-    ----------
-    n : int
-        Rows.
-    mean : ndarray of shape (D,), float64
-    scatter : ndarray of shape (D, D), float64
-        ``sum (x - mean) (x - mean)^T``.
-    """
-
-    n: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    n: int  # rows
+    mean: np.ndarray  # (D,) float64
+    scatter: np.ndarray  # (D, D) float64: ``sum (x - mean) (x - mean)^T``
 
     @classmethod
     def of(cls, x: np.ndarray, *, limit: int | None = MAX_FEATURES) -> "Moments":
         """Moments of the rows of an array.
 
-        Parameters
-        ----------
-        x : ndarray of shape (n, D)
-        limit : int or None
-            Largest D; None for any.
-
-        Returns
-        -------
-        Moments
-
-        Raises
-        ------
-        FitError
-            If D is above the limit.
+        Shapes: x (n, D).
         """
         _check_width(x.shape[1], limit)
         if not len(x):
@@ -66,13 +44,7 @@ class Moments:
         return len(self.mean)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of these and `other` rows together; associative and commutative up to rounding.
-
-        Raises
-        ------
-        FitError
-            If the two have rows of different length.
-        """
+        """Moments of these and `other` rows; associative and commutative up to rounding."""
         if other.n_features != self.n_features:
             raise FitError(
                 f"Moments of {self.n_features} and of {other.n_features} features do not merge: "
@@ -92,11 +64,6 @@ class Moments:
 
         The digits that the part has taken from the sums do not come back: see
         :meth:`is_rounding_of`.
-
-        Raises
-        ------
-        FitError
-            If no row is left.
         """
         n = self.n - part.n
         if n < 1:
@@ -115,13 +82,7 @@ class Moments:
         return bool(np.trace(self.scatter) < _DIGITS * np.trace(whole.scatter))
 
     def update(self, x: np.ndarray) -> "Moments":
-        """Moments with further rows `x`, of shape (m, D).
-
-        Raises
-        ------
-        FitError
-            As :meth:`of` and :meth:`merge`.
-        """
+        """Moments with further rows `x`, of shape (m, D)."""
         return self.merge(Moments.of(x))
 
     def to_bytes(self) -> bytes:
@@ -132,13 +93,7 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Moments":
-        """Read `data` that :meth:`to_bytes` wrote.
-
-        Raises
-        ------
-        FitError
-            If the bytes are something else.
-        """
+        """Read `data` that :meth:`to_bytes` wrote."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 n, mean, scatter = int(arrays["n"]), arrays["mean"], arrays["scatter"]
@@ -155,13 +110,7 @@ class Moments:
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:
-    """Moments of the rows of all `batches`, each of shape (m, D).
-
-    Raises
-    ------
-    FitError
-        For no batch; as :meth:`Moments.of` and :meth:`Moments.merge`.
-    """
+    """Moments of the rows of all `batches`, each of shape (m, D)."""
     moments = None
     for batch in batches:
         moments = moments.update(batch) if moments else Moments.of(batch)

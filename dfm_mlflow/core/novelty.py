@@ -22,17 +22,7 @@ def seems_fitted(p_values: np.ndarray, n: int) -> float | None:
     The bound is that of the one-sided two-sample Kolmogorov-Smirnov test (Hodges, Arkiv for
     Matematik 3, 1958): ``P(D >= d) <= exp(-2 d^2 m n / (m + n))`` for m new pictures.
 
-    Parameters
-    ----------
-    p_values : ndarray of shape (m,)
-        Of the pictures, under a calibration that they have no part in.
-    n : int
-        Images, or groups, of that calibration.
-
-    Returns
-    -------
-    float or None
-        None where they can be new.
+    p_values: (m,): Of the pictures, under a calibration that they have no part in.
     """
     p = np.sort(np.asarray(p_values, dtype=np.float64))
     m = len(p)

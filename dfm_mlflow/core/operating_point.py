@@ -22,19 +22,12 @@ _ROUNDING = 1e-9  # makes good what rounding takes from a rate that is met exact
 
 @dataclass(frozen=True)
 class Promise:
-    """How many good images a threshold may flag.
+    """How many good images a threshold may flag."""
 
-    Attributes
-    ----------
-    k : float
-        Place of the threshold among the held-out scores, from the top; a fraction where a fitted
-        tail lies beyond all of them.
-    n : int
-        Held-out images, or groups, of the calibration.
-    """
-
+    # Place of the threshold among the held-out scores, from the top; a fraction where a fitted tail
+    # lies beyond all of them.
     k: float
-    n: int
+    n: int  # held-out images, or groups, of the calibration
 
     @classmethod
     def of(cls, calibration: Calibration, fpr: float) -> "Promise":
@@ -52,17 +45,7 @@ class Promise:
 def false_alarm_chance(flagged: int, parts: Sequence[tuple[int, Promise]]) -> float:
     """How likely at least so many of new good images are flagged while every promise holds.
 
-    Parameters
-    ----------
-    flagged : int
-        Good images that are flagged, of all parts together.
-    parts : sequence of (int, Promise)
-        Good images of each category, and what its calibration promises.
-
-    Returns
-    -------
-    float
-        ``P(X >= flagged)`` for X a sum of independent beta-binomial counts.
+    parts: Good images of each category, and what its calibration promises.
     """
     from scipy.stats import betabinom  # 50 MB, which no scoring needs
 
@@ -80,19 +63,7 @@ def false_alarm_chance(flagged: int, parts: Sequence[tuple[int, Promise]]) -> fl
 
 
 def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Give the exact interval of a share (Clopper & Pearson, Biometrika 26, 1934).
-
-    Parameters
-    ----------
-    k, n : int
-        Images that have the property, and all of them, at least 1.
-    confidence : float
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper bound.
-    """
+    """Give the exact interval of a share (Clopper & Pearson, Biometrika 26, 1934)."""
     from scipy.stats import binomtest
 
     found = binomtest(int(k), int(n)).proportion_ci(confidence, method="exact")
@@ -101,35 +72,13 @@ def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class Costs:
-    """What mistakes cost.
+    """What mistakes cost."""
 
-    Attributes
-    ----------
-    escape : float
-        Of a defective piece that passes, in any unit.
-    overkill : float
-        Of a good piece that is flagged, in the same.
-    defect_rate : float
-        Share of pieces that are defective, in (0, 1).
-    """
-
-    escape: float
-    overkill: float
-    defect_rate: float
+    escape: float  # of a defective piece that passes, in any unit
+    overkill: float  # of a good piece that is flagged, in the same
+    defect_rate: float  # share of pieces that are defective, in (0, 1)
 
     def expected(self, recall: float, false_positive_rate: float) -> float:
-        """Cost of a piece, on average.
-
-        Parameters
-        ----------
-        recall : float
-            Share of the defective pieces that is flagged.
-        false_positive_rate : float
-            Share of the good pieces that is flagged.
-
-        Returns
-        -------
-        float
-        """
+        """Cost of a piece, on average."""
         escapes = self.defect_rate * (1 - recall) * self.escape
         return escapes + (1 - self.defect_rate) * false_positive_rate * self.overkill

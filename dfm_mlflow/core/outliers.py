@@ -15,19 +15,7 @@ RARE = 0.1
 def held_out_p_values(scores: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """P-value of each held-out score among the others.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-        Held-out scores of good images.
-    groups : ndarray of shape (n,), int, optional
-        Group of each image; by default each is a group by itself.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        ``(1 + sum over the other groups of the share that scores at least as high) / G``: uniform
-        for images, or groups, that are exchangeable; without groups the share of all images that
-        score at least as high.
+    Shapes: scores (n,); groups (n,) int; gives (n,) float64.
     """
     scores = np.asarray(scores, dtype=np.float64)
     labels = np.arange(len(scores))
@@ -55,27 +43,13 @@ def _at_least(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Setter:
-    """The image with the largest held-out score of a class, and what hangs on it.
+    """The image with the largest held-out score of a class, and what hangs on it."""
 
-    Attributes
-    ----------
-    index : int
-        Its place.
-    threshold : float
-        Of the calibration with it.
-    without : float
-        Of the calibration without it, or without its group.
-    chance : float
-        Probability that good images alone leave so large a gap below the largest score.
-    apart : bool
-        Whether it alone sets the threshold, and stands apart: to be looked at.
-    """
-
-    index: int
-    threshold: float
-    without: float
-    chance: float
-    apart: bool
+    index: int  # its place
+    threshold: float  # of the calibration with it
+    without: float  # of the calibration without it, or without its group
+    chance: float  # probability that good images alone leave so large a gap below the largest score
+    apart: bool  # whether it alone sets the threshold, and stands apart: to be looked at
 
 
 def find_setter(
@@ -88,21 +62,10 @@ def find_setter(
 ) -> Setter | None:
     """Look at the image with the largest held-out score of a class.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-        Held-out scores.
-    groups : ndarray of shape (n,), int, or None
-        Group of each image.
-    fpr : float
-        False-positive rate of the decision, in (0, 1).
-    method, contamination : str and float
-        Of the calibration, as :meth:`~dfm_mlflow.core.calibration.Calibration.of` takes them.
+    method, contamination: Of the calibration, as
+      :meth:`~dfm_mlflow.core.calibration.Calibration.of` takes them.
 
-    Returns
-    -------
-    Setter or None
-        None for fewer than 4 images or groups.
+    Shapes: scores (n,); groups (n,) int, or None.
     """
     scores = np.asarray(scores, dtype=np.float64)
     labels = np.arange(len(scores)) if groups is None else np.asarray(groups)
@@ -133,15 +96,7 @@ def gap_by_chance(scores: np.ndarray) -> float:
     prod_{i=2..m} i / (i + r)``. Logarithms of scores have such a tail where the scores have a power
     law (Hill, 1975), and a lighter one elsewhere.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-        At least 4; on a logarithmic scale where all are positive.
-
-    Returns
-    -------
-    float
-        In [0, 1].
+    Shapes: scores (n,).
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     if ordered[-1] > 0:

@@ -17,15 +17,7 @@ _AT_ONCE = 64  # columns
 def on_grid(basis: np.ndarray) -> np.ndarray:
     """Round a basis to what half precision and, after the leading directions, 8 bits hold.
 
-    Parameters
-    ----------
-    basis : ndarray of shape (D, k)
-        Entries within [-1, 1].
-
-    Returns
-    -------
-    ndarray of shape (D, k), float16
-        After the leading directions within 2^-7 of the largest entry of each block.
+    Shapes: basis (D, k); gives (D, k) float16.
     """
     result = np.empty(basis.shape, np.float16)
     result[:, :LEADING] = basis[:, :LEADING]
@@ -40,15 +32,8 @@ def on_grid(basis: np.ndarray) -> np.ndarray:
 def pack(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Split what follows the leading directions into whole numbers and exponents.
 
-    Parameters
-    ----------
-    basis : ndarray of shape (D, k), float16
-
-    Returns
-    -------
-    numbers : ndarray of shape (D, k - 32), int8
-    exponents : ndarray of shape (ceil(D / 32), k - 32), int8
-        None for both where nothing follows, or an entry is not on the grid of :func:`on_grid`.
+    Shapes: basis (D, k) float16; gives numbers (D, k - 32) int8; exponents (ceil(D / 32), k - 32)
+    int8.
     """
     rest = basis[:, LEADING:]
     if not rest.shape[1]:
@@ -74,15 +59,7 @@ def n_blocks(n_rows: int) -> int:
 def unpack(numbers: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """Put together what :func:`pack` has split.
 
-    Parameters
-    ----------
-    numbers : ndarray of shape (D, m), int8
-    exponents : ndarray of shape (ceil(D / 32), m), int8
-        From -24 to 8.
-
-    Returns
-    -------
-    ndarray of shape (D, m), float16
+    Shapes: numbers (D, m) int8; exponents (ceil(D / 32), m) int8; gives (D, m) float16.
     """
     result = np.empty(numbers.shape, np.float16)
     for start in range(0, numbers.shape[1], _AT_ONCE):

@@ -28,25 +28,10 @@ def pixel_metrics(
     Pixels of equal score cross the threshold together, and the curve is a straight line there.
     float32 maps are compared in float32; where any map is of another type, all in float64.
 
-    Parameters
-    ----------
-    pairs : iterable of (ndarray of shape (h, w), ndarray of shape (h, w))
-        Map (higher is more anomalous) and mask (nonzero is defective) of each image. It is read
-        once, so a generator will do. Sizes may differ between images.
-    fpr_limit : float
-        AUPRO is the area up to this false-positive rate, divided by it; in ``(0, 1]``.
-
-    Returns
-    -------
-    dict of str to float
-        ``pixel_auroc`` and ``pixel_aupro``; empty where no pixel is good or none is defective.
-
-    Raises
-    ------
-    DataError
-        If a map and its mask are not of one shape (h, w), or a map holds NaN.
-    ConfigError
-        For an `fpr_limit` outside (0, 1].
+    pairs: (h, w), ndarray of shape (h, w)): Map (higher is more anomalous) and mask (nonzero is
+      defective) of each image. It is read once, so a generator will do. Sizes may differ between
+      images.
+    fpr_limit: AUPRO is the area up to this false-positive rate, divided by it; in ``(0, 1]``.
 
     Examples
     --------
@@ -127,16 +112,10 @@ def _area_above(above: np.ndarray, at_least: np.ndarray, limit: float) -> np.nda
     score, a straight line. Up to a limit of 1 its area is ``1 - (above + at_least) / 2``, whose
     mean is the Mann-Whitney statistic.
 
-    Parameters
-    ----------
-    above, at_least : ndarray of shape (n,), float64
-        Share of good pixels that score above the pixel, and at least as high.
-    limit : float
+    above, at_least: (n,) float64: Share of good pixels that score above the pixel, and at least as
+      high.
 
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        In ``[0, 1]``.
+    Gives (n,) float64, in ``[0, 1]``.
     """
     stop = np.minimum(at_least, limit)
     run = stop - np.minimum(above, limit)

@@ -23,20 +23,10 @@ def refit_ratio(
     ``exp(mean(log h_a - log h_b) (1 / a - 1) / (1 / b - 1 / a))``: an exponent of 0.9 for 20 folds.
     Of the exponent 0.7 is taken, so that chance errs on the side of the promise.
 
-    Parameters
-    ----------
-    fre : ndarray of shape (n,), float64
-        Held-out FRE of each row.
-    folds : ndarray of shape (n,), int
-        Fold of each row.
-    fre_without : callable
-        Takes the numbers of rows, of shape (m,), and gives their FRE, of shape (m,), under the
-        subspace of all other rows.
+    fre_without: Takes the numbers of rows, of shape (m,), and gives their FRE, of shape (m,), under
+      the subspace of all other rows.
 
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        What the FRE of each row is to be multiplied by; 1 for fewer than 4 folds.
+    Shapes: fre (n,) float64; folds (n,) int; gives (n,) float64.
     """
     n, sizes = len(fre), np.bincount(folds)
     numbers = np.flatnonzero(sizes)

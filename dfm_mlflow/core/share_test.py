@@ -25,31 +25,7 @@ class ShareTest:
     weight), that the odds are one of :data:`LIFTS` times those expected, against the share seen so
     far, or the expected one where that is larger. The evidence of several u is averaged.
 
-    Parameters
-    ----------
-    n : int
-        Good pictures that p-values count.
-    hits : sequence of int
-        ``a = u (n + 1)`` of each u: ``p <= u`` is a rank of at most a among n + 1.
-    promise : float
-        Probability of a false alarm in a whole life.
-    expected : float, optional
-        Share of ``p <= u`` that is expected; ``a / (n + 1)`` by default, and never less. It counts
-        as known as well as n pictures tell.
-    shape : tuple of int
-        Lives side by side, for simulations; one by default.
-
-    Attributes
-    ----------
-    alarmed_at : ndarray of the given shape, int
-        How many pictures it had been shown when the evidence first reached ``1 / promise``; 0 as
-        long as it has not.
-    seen : ndarray of the given shape, int
-        Pictures among those shown that count.
-    counts : ndarray of shape (..., len(hits)), int
-        Those of them with ``p <= u``.
-    limit : ndarray of shape (len(hits),)
-        A larger share is sure to be found, even if it was there from the first picture on.
+    Shapes: counts (..., len(hits)) int; limit (len(hits),).
     """
 
     _STATE = ("shown", "seen", "counts", "alarmed_at", "_tail", "_log_density", "_bets")
@@ -94,12 +70,7 @@ class ShareTest:
     def update(self, ranks: np.ndarray, among: np.ndarray | None = None) -> None:
         """Look at more pictures, one after another.
 
-        Parameters
-        ----------
-        ranks : ndarray of shape (..., m), int
-            ``p (n + 1)`` of m pictures, from 1 to n + 1.
-        among : ndarray of shape (..., m), bool, optional
-            Which of them count; all by default.
+        Shapes: ranks (..., m) int; among (..., m) bool.
         """
         among = np.ones(ranks.shape, bool) if among is None else among
         for start in range(0, ranks.shape[-1], _BLOCK):
@@ -163,13 +134,7 @@ class ShareTest:
         return {name.lstrip("_"): getattr(self, name).tolist() for name in self._STATE}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over the `state` of a test with the same parameters.
-
-        Raises
-        ------
-        DataError
-            If it is not one.
-        """
+        """Take over the `state` of a test with the same parameters."""
         for name in self._STATE:
             old = getattr(self, name)
             try:

@@ -38,28 +38,10 @@ def fit_subspace(
 ) -> Subspace:
     """Fit the subspace that keeps a share of the variance.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-        Good features; not changed.
-    n_components : float or int
-        A share of the variance in (0, 1], which the smallest sufficient number of directions
-        keeps; or that number itself, an integer of at least 1.
-    solver : {"auto", "gram", "covariance", "randomized"}
-        See the table of :mod:`dfm_mlflow.core.solvers`.
-    seed : int
-        Of the randomised solver's start.
+    n_components: A share of the variance in (0, 1], which the smallest sufficient number of
+      directions keeps; or that number itself, an integer of at least 1.
 
-    Returns
-    -------
-    Subspace
-        In float64, with the in-sample noise variance.
-
-    Raises
-    ------
-    FitError
-        For fewer than 2 rows, values that are not finite, no variance at all, or a number of
-        components that the rows do not have.
+    Shapes: x (n, D) float32 or float64.
     """
     check_features(x)
     n, dimension = x.shape
@@ -87,23 +69,7 @@ def fit_subspace(
 def fit_moments(moments: Moments, n_components: float = 0.97, *, strict: bool = True) -> Subspace:
     """Fit the subspace from count, mean and scatter alone.
 
-    Parameters
-    ----------
-    moments : Moments
-    n_components : float or int
-        As :func:`fit_subspace` takes it.
-    strict : bool
-        Refuse a number of components that the rows do not have, or take the largest they have.
-
-    Returns
-    -------
-    Subspace
-        In float64, with the in-sample noise variance.
-
-    Raises
-    ------
-    FitError
-        As :func:`fit_subspace`.
+    strict: Refuse a number of components that the rows do not have, or take the largest they have.
     """
     if moments.n < 2:
         raise FitError(too_few(moments.n))
@@ -115,24 +81,7 @@ def fit_moments(moments: Moments, n_components: float = 0.97, *, strict: bool = 
 
 
 def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bool = True) -> int:
-    """Number of directions that an ``n_components`` asks for, at least 1.
-
-    Parameters
-    ----------
-    spectrum : ndarray
-        Variances, descending, up to a common factor.
-    n_components : float or int
-        Share of their sum in (0, 1], or the number itself.
-    most : int
-        Directions in which n rows can vary.
-    strict : bool
-        Refuse a number above that, or take that instead.
-
-    Raises
-    ------
-    FitError
-        If all variances are 0, or the number is out of range.
-    """
+    """Number of directions that an ``n_components`` asks for, at least 1."""
     if not spectrum[0] > 0:
         raise FitError(EQUAL_ROWS)
     check_n_components(n_components)
@@ -150,13 +99,7 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
 
 
 def check_features(x: np.ndarray) -> None:
-    """Refuse features `x`, of shape (n, D), that no subspace can be fitted to.
-
-    Raises
-    ------
-    FitError
-        For fewer than 2 rows, and values that are not finite.
-    """
+    """Refuse features `x`, of shape (n, D), that no subspace can be fitted to."""
     if x.shape[0] < 2:
         raise FitError(too_few(x.shape[0]))
     # A sum is finite only if its terms are, and needs no array of n x D flags.
@@ -167,16 +110,7 @@ def check_features(x: np.ndarray) -> None:
 def row_blocks(x: np.ndarray, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Give an array, or some of its rows, in blocks of rows.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D)
-    rows : ndarray of int, optional
-        Numbers of the rows to give; all by default.
-
-    Yields
-    ------
-    ndarray of shape (m, D)
-        Of at most :data:`BLOCK` values, or a single row; a view where all rows are given.
+    Shapes: x (n, D); gives (m, D).
     """
     step = max(1, BLOCK // x.shape[1])
     for start in range(0, len(x) if rows is None else len(rows), step):
@@ -190,13 +124,7 @@ def bulk_mean(x: np.ndarray) -> np.ndarray:
     Inner products of rows keep their digits if the rows lie around the origin. The mean of all
     would not do: a row of 1e9 moves it far away from every other one.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-
-    Returns
-    -------
-    ndarray of shape (D,), float64
+    Shapes: x (n, D) float32 or float64; gives (D,) float64.
     """
     mean: np.ndarray = x.mean(axis=0, dtype=np.float64)
     for _ in range(3):
@@ -211,15 +139,7 @@ def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     They square the condition number: summed up in float32, one direction of hundredfold spread
     would leave three digits of all others.
 
-    Parameters
-    ----------
-    a : ndarray of shape (n, D), float32 or float64
-    b : ndarray of shape (m, D), float32 or float64
-        May be `a` itself, which takes half the time.
-
-    Returns
-    -------
-    ndarray of shape (n, m), float64
+    Shapes: a (n, D) float32 or float64; b (m, D) float32 or float64; gives (n, m) float64.
     """
     products, step = np.zeros((len(a), len(b))), max(1, BLOCK // max(1, len(a), len(b)))
     for start in range(0, a.shape[1], step):
@@ -232,21 +152,8 @@ def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def symmetric_spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors of a symmetric matrix without negative eigenvalues.
 
-    Parameters
-    ----------
-    matrix : ndarray of shape (n, n), float64
-
-    Returns
-    -------
-    values : ndarray of shape (n,)
-        Descending; what rounding made negative is 0.
-    vectors : ndarray of shape (n, n)
-        Columns, in that order.
-
-    Raises
-    ------
-    FitError
-        If the matrix has values that are not finite, as those of 1e160 and more are when squared.
+    Shapes: matrix (n, n) float64; gives values (n,): descending; what rounding made negative is 0;
+    vectors (n, n): columns, in that order.
     """
     if not np.isfinite(matrix).all():
         raise FitError(TOO_LARGE)

@@ -41,19 +41,11 @@ class TooManyComponents(FitError):  # noqa: N818
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """Count, mean and total variance of rows; merging gives a new one.
-
-    Attributes
-    ----------
-    n : int
-    mean : ndarray of shape (D,), float64
-    total : float
-        ``sum |x - mean|^2``.
-    """
+    """Count, mean and total variance of rows; merging gives a new one."""
 
     n: int
-    mean: np.ndarray
-    total: float
+    mean: np.ndarray  # (D,) float64
+    total: float  # ``sum |x - mean|^2``
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Summary":
@@ -74,23 +66,6 @@ class SubspaceIteration:
 
     Send :attr:`block` to where the rows are, add up what :func:`contribution` gives there, and
     call :meth:`advance` with the sum until it returns True; then ask for :meth:`subspace`.
-
-    Parameters
-    ----------
-    summary : Summary
-        Of all rows.
-    n_components : float or int
-        Share of the variance in (0, 1], or number of directions.
-    seed : int
-        Of the first block.
-
-    Raises
-    ------
-    FitError
-        For fewer than 2 rows, values that are not finite, equal rows, or a number of components
-        that is out of range or that the rows do not have.
-    TooManyComponents
-        As :meth:`advance`.
     """
 
     def __init__(self, summary: Summary, n_components: float, seed: int = 42):
@@ -121,15 +96,7 @@ class SubspaceIteration:
     def advance(self, product: np.ndarray) -> bool:
         """Take ``scatter @ block`` of all rows; True when the subspace has settled.
 
-        Parameters
-        ----------
-        product : ndarray of shape (D, l)
-            Sum of the contributions.
-
-        Raises
-        ------
-        TooManyComponents
-            If the subspace needs more than half of the dimensions that the rows have.
+        Shapes: product (D, l).
         """
         self.n_passes += 1
         values, vectors = np.linalg.eigh(self.block.T @ product)
@@ -196,16 +163,7 @@ class SubspaceIteration:
 def contribution(x: np.ndarray, mean: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Share of one batch of rows in ``scatter @ block``.
 
-    Parameters
-    ----------
-    x : ndarray of shape (m, D)
-    mean : ndarray of shape (D,), float64
-        Of all rows.
-    block : ndarray of shape (D, l), float64
-
-    Returns
-    -------
-    ndarray of shape (D, l), float64
+    Shapes: x (m, D); mean (D,) float64; block (D, l) float64; gives (D, l) float64.
     """
     centred = x - mean
     share: np.ndarray = centred.T @ (centred @ block)
@@ -215,26 +173,9 @@ def contribution(x: np.ndarray, mean: np.ndarray, block: np.ndarray) -> np.ndarr
 def fit_stream(source: Source, n_components: float = 0.97, *, seed: int = 42) -> Subspace:
     """Fit a subspace in several passes over batches of rows.
 
-    Parameters
-    ----------
-    source : callable
-        Each call gives an iterable over the same rows, as arrays of shape (m, D), in any batches.
-    n_components : float or int
-        Share of the variance in (0, 1], or number of directions.
-    seed : int
-        Of the first block; the result depends on it and on how rows are batched by rounding only.
-
-    Returns
-    -------
-    Subspace
-        In float64, with the in-sample noise variance.
-
-    Raises
-    ------
-    FitError
-        As :func:`dfm_mlflow.core.solvers.fit_subspace`.
-    TooManyComponents
-        If the subspace needs more than half of the dimensions.
+    source: Each call gives an iterable over the same rows, as arrays of shape (m, D), in any
+      batches.
+    seed: Of the first block; the result depends on it and on how rows are batched by rounding only.
     """
     summary: Summary | None = None
     for x in source():

@@ -19,26 +19,15 @@ from array_api_compat import array_namespace, device
 
 @dataclass(frozen=True)
 class Subspace:
-    """Mean, basis and spectrum of one class; NumPy arrays or torch tensors.
+    """Mean, basis and spectrum of one class; NumPy arrays or torch tensors."""
 
-    Attributes
-    ----------
-    mean : array of shape (D,)
-    basis : array of shape (D, k)
-        Orthonormal columns.
-    variances : array of shape (k,)
-        Variance of the good features along each column (n - 1 in the denominator), descending.
-    noise_variance : float
-        Variance of each direction outside the subspace, from held-out rows where there are any.
-    n_samples : int
-        Rows it was fitted to.
-    """
-
-    mean: Any
-    basis: Any
+    mean: Any  # (D,)
+    basis: Any  # (D, k): orthonormal columns
+    # (k,): Variance of the good features along each column (n - 1 in the denominator), descending.
     variances: Any
+    # Variance of each direction outside the subspace, from held-out rows where there are any.
     noise_variance: float
-    n_samples: int
+    n_samples: int  # rows it was fitted to
 
     @property
     def n_features(self) -> int:
@@ -56,16 +45,8 @@ class Subspace:
         The residual is formed explicitly: a difference of norms would lose the digits of rows that
         lie near the subspace. Where k = D there is none, and it is exactly 0.
 
-        Parameters
-        ----------
-        x : array of shape (n, D)
-
-        Returns
-        -------
-        coordinates : array of shape (n, k)
-            ``z = V^T (x - mean)``.
-        residual : array of shape (n, D)
-            ``e = (x - mean) - V z``.
+        Shapes: x (n, D); gives coordinates (n, k): ``z = V^T (x - mean)``; residual (n, D): ``e =
+        (x - mean) - V z``.
         """
         centred = x - self.mean
         coordinates = centred @ self.basis
@@ -76,41 +57,21 @@ class Subspace:
     def residual(self, x: Any) -> Any:
         """Residuals ``e`` of rows.
 
-        Parameters
-        ----------
-        x : array of shape (n, D)
-
-        Returns
-        -------
-        array of shape (n, D)
+        Shapes: x (n, D); gives (n, D).
         """
         return self.split(x)[1]
 
     def fre(self, x: Any) -> Any:
         """Feature reconstruction error ``sum(e^2)`` of rows (Ndiour et al., arXiv 2203.10422).
 
-        Parameters
-        ----------
-        x : array of shape (n, D)
-
-        Returns
-        -------
-        array of shape (n,)
-            Never negative.
+        Shapes: x (n, D); gives (n,): never negative.
         """
         return squared_norm(self.residual(x))
 
     def nll(self, x: Any) -> Any:
         """Negative log-likelihood of rows under probabilistic PCA (Tipping & Bishop 1999).
 
-        Parameters
-        ----------
-        x : array of shape (n, D)
-
-        Returns
-        -------
-        array of shape (n,)
-            In nats.
+        Shapes: x (n, D); gives (n,), in nats.
         """
         coordinates, residual = self.split(x)
         return self.nll_of(coordinates, squared_norm(residual))
@@ -118,15 +79,7 @@ class Subspace:
     def nll_of(self, coordinates: Any, fre: Any) -> Any:
         """Negative log-likelihood from coordinates and FRE.
 
-        Parameters
-        ----------
-        coordinates : array of shape (n, k)
-        fre : array of shape (n,)
-
-        Returns
-        -------
-        array of shape (n,)
-            In nats.
+        Shapes: coordinates (n, k); fre (n,); gives (n,), in nats.
         """
         return self.nll_from(self.mahalanobis(coordinates), fre)
 
@@ -136,18 +89,9 @@ class Subspace:
         ``1/2 [m + FRE / s + sum log max(lambda, s) + (D - k) log s + D log 2 pi]`` with the noise
         variance ``s``; where k = D nothing of ``s`` is in it.
 
-        Parameters
-        ----------
-        mahalanobis : array of shape (n,)
-            ``m``, from :meth:`mahalanobis`.
-        fre : array of shape (n,)
-        n_rows : int
-            Rows, such as the cells of a picture, that each of both is a sum over.
+        n_rows: Rows, such as the cells of a picture, that each of both is a sum over.
 
-        Returns
-        -------
-        array of shape (n,)
-            In nats.
+        Shapes: mahalanobis (n,); fre (n,); gives (n,), in nats.
         """
         rest = self.n_features - self.n_components
         constant = self.n_features * math.log(2 * math.pi)
@@ -163,13 +107,7 @@ class Subspace:
 
         No variance counts for less than the noise variance ``s``; where k = D there is no noise.
 
-        Parameters
-        ----------
-        coordinates : array of shape (n, k)
-
-        Returns
-        -------
-        array of shape (n,)
+        Shapes: coordinates (n, k); gives (n,).
         """
         xp = array_namespace(coordinates)
         return xp.sum(coordinates**2 / self._floored_variances(), axis=1)
@@ -181,14 +119,7 @@ class Subspace:
         nothing of what lies outside the subspace, is not comparable between subspaces of different
         k, and its smallest sample variances are far too small where n is near k.
 
-        Parameters
-        ----------
-        x : array of shape (n, D)
-
-        Returns
-        -------
-        array of shape (n,)
-            In nats.
+        Shapes: x (n, D); gives (n,), in nats.
         """
         coordinates = self.split(x)[0]
         xp = array_namespace(coordinates)
@@ -197,15 +128,7 @@ class Subspace:
     def subspace_nll_from(self, distance: Any) -> Any:
         """Negative log-likelihood of the coordinates alone, from their distances.
 
-        Parameters
-        ----------
-        distance : array of shape (n,)
-            ``sum z^2 / lambda``.
-
-        Returns
-        -------
-        array of shape (n,)
-            In nats.
+        Shapes: distance (n,); gives (n,), in nats.
         """
         xp = array_namespace(self.variances)
         constant = xp.sum(xp.log(self.variances)) + self.n_components * math.log(2 * math.pi)
@@ -216,17 +139,7 @@ class Subspace:
         return replace(self, noise_variance=noise_variance)
 
     def like(self, x: Any) -> "Subspace":
-        """Return a copy whose arrays are of the kind, dtype and device of an array.
-
-        Parameters
-        ----------
-        x : array
-            NumPy array or torch tensor; its values do not matter.
-
-        Returns
-        -------
-        Subspace
-        """
+        """Return a copy whose arrays are of the kind, dtype and device of an array."""
         xp = array_namespace(x)
 
         def convert(array: Any) -> Any:
@@ -250,13 +163,7 @@ class Subspace:
 def squared_norm(rows: Any) -> Any:
     """Sum of squares of each row.
 
-    Parameters
-    ----------
-    rows : array of shape (n, D)
-
-    Returns
-    -------
-    array of shape (n,)
+    Shapes: rows (n, D); gives (n,).
     """
     return array_namespace(rows).sum(rows**2, axis=1)
 
@@ -264,15 +171,7 @@ def squared_norm(rows: Any) -> Any:
 def fixed_signs(basis: np.ndarray) -> np.ndarray:
     """Make the largest entry of each column positive, so that equal data give equal bases.
 
-    Parameters
-    ----------
-    basis : ndarray of shape (D, k)
-        Changed in place.
-
-    Returns
-    -------
-    ndarray of shape (D, k)
-        The same array.
+    Shapes: basis (D, k); gives (D, k): the same array.
     """
     top, bottom = basis.max(axis=0), -basis.min(axis=0)  # many times faster than argmax of |basis|
     flipped = bottom > top

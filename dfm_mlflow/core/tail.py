@@ -13,33 +13,17 @@ REACH = 10  # a tail extends p-values by this factor below what counting gives
 
 @dataclass(frozen=True)
 class Tail:
-    """Generalised Pareto tail: ``P(score > start + y) = share (1 + shape y / scale)^(-1/shape)``.
+    """Pareto tail: ``P(score > start + y) = share (1 + shape y / scale)^(-1/shape)``."""
 
-    Attributes
-    ----------
-    start : float
-        Score at which it begins.
-    share : float
-        P-value there.
-    scale, shape : float
-        Shape 0 is the exponential; it is never negative, so that no score is impossible.
-    """
-
-    start: float
-    share: float
+    start: float  # score at which it begins
+    share: float  # P-value there
     scale: float
     shape: float
 
     def p_value(self, scores: np.ndarray) -> np.ndarray:
         """P-values of scores above :attr:`start`.
 
-        Parameters
-        ----------
-        scores : ndarray of shape (m,)
-
-        Returns
-        -------
-        ndarray of shape (m,), float64
+        Shapes: scores (m,); gives (m,) float64.
         """
         beyond = np.maximum(scores - self.start, 0) / self.scale
         if self.shape == 0:
@@ -61,16 +45,9 @@ def fit_tail(ascending: np.ndarray, groups: np.ndarray | None = None) -> Tail | 
     The shape is raised by ``1 / sqrt(m)``, about its standard error, and the scale at the largest
     score follows the raised one: from so few scores a heavy tail cannot be told from a light one.
 
-    Parameters
-    ----------
-    ascending : ndarray of shape (n,)
-    groups : ndarray of shape (n,), int, optional
-        Group of each score: each group counts as one score, and m counts groups.
+    groups: (n,) int: Group of each score: each group counts as one score, and m counts groups.
 
-    Returns
-    -------
-    Tail or None
-        None for fewer than 20 scores (or groups), or equal ones.
+    Shapes: ascending (n,).
     """
     weights = np.ones(len(ascending))
     if groups is not None:
@@ -95,14 +72,7 @@ def fit_tail(ascending: np.ndarray, groups: np.ndarray | None = None) -> Tail | 
 def fit_tail_of_format_1(ascending: np.ndarray) -> Tail | None:
     """Fit the tail of models of format 1, which replaces p-values over the whole top fifth.
 
-    Parameters
-    ----------
-    ascending : ndarray of shape (n,)
-
-    Returns
-    -------
-    Tail or None
-        None for fewer than 20 scores or equal ones.
+    Shapes: ascending (n,).
     """
     n = len(ascending)
     m = max(_LEAST, int(0.2 * n))

@@ -73,10 +73,6 @@ def single_threaded() -> Iterator[None]:
 
     Contexts may nest, and overlap between threads; the last one to leave restores what the first
     one found.
-
-    Yields
-    ------
-    None
     """
     _LIMIT.enter()
     try:

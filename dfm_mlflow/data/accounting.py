@@ -14,20 +14,12 @@ _MOST_LABELS = 4  # named in the line
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the files of a source.
+    """What became of the files of a source."""
 
-    Attributes
-    ----------
-    used : str
-        What was used, in words.
-    unused : dict of str to int
-        Files that were not, by the reason in words.
-    n_missed : int
-        Pictures, masks and broken links among them, which somebody may have meant to be used.
-    """
-
-    used: str = ""
+    used: str = ""  # what was used, in words
+    # Files that were not, by the reason in words.
     unused: dict[str, int] = field(default_factory=dict)
+    # Pictures, masks and broken links among them, which somebody may have meant to be used.
     n_missed: int = 0
 
     @property
@@ -59,22 +51,7 @@ def total(accounts: Iterable[Account]) -> Account:
 
 
 def used_of(name: str, items: Iterable[Item], layout: str) -> str:
-    """Say what pictures of a category there are.
-
-    Parameters
-    ----------
-    name : str
-        Of the category.
-    items : iterable of Item
-    layout : str
-        How they lie, in a few words.
-
-    Returns
-    -------
-    str
-        Such as ``12 pictures of caps (train and test): 8 to fit on, 4 to test on (2 good, 2 of
-        hole; 2 masks)``.
-    """
+    """Say what pictures of a category there are."""
     items = list(items)
     test = [item for item in items if item.split == "test"]
     n_fit = len(items) - len(test)
@@ -101,19 +78,7 @@ def reason_of(file: File) -> str | None:
 
 
 def count(reasons: Iterable[str], left_out: Counter[str]) -> dict[str, int]:
-    """Count files by the reason that they are not used, the most frequent first.
-
-    Parameters
-    ----------
-    reasons : iterable of str
-        One for each file.
-    left_out : Counter of str
-        Of a :class:`~dfm_mlflow.storage.walk.Walk`.
-
-    Returns
-    -------
-    dict of str to int
-    """
+    """Count files by the reason that they are not used, the most frequent first."""
     counted = Counter(reasons)
     for why, n in left_out.items():
         counted["hidden files or folders" if why == HIDDEN else why] += n

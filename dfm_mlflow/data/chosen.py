@@ -15,23 +15,7 @@ T = TypeVar("T", bound=Options)
 
 
 def located(options: T) -> T:
-    """Fill in what only the data know: the category, and where a relative path starts.
-
-    Parameters
-    ----------
-    options : Options
-        Of training, tuning or a sweep.
-
-    Returns
-    -------
-    Options
-        Of the same class, without ``auto`` for the category.
-
-    Raises
-    ------
-    DataError
-        If the data do not say which category is meant.
-    """
+    """Fill in what only the data know: the category, and where a relative path starts."""
     naming = Naming.of(options.good, options.bad, options.masks)
     found = {
         "category": category_of(options.data, options.category, naming),
@@ -41,25 +25,7 @@ def located(options: T) -> T:
 
 
 def pictures_to_fit(options: Options, *, of_several: bool = False) -> Catalog:
-    """List what a training run fits and tests on, and look at its masks.
-
-    Parameters
-    ----------
-    options : Options
-        Of :func:`located`.
-    of_several : bool
-        Whether ``exclude`` may name pictures of other categories, too.
-
-    Returns
-    -------
-    Catalog
-
-    Raises
-    ------
-    DataError
-        As :func:`~dfm_mlflow.data.catalog.load_catalog`, and
-        :func:`~dfm_mlflow.data.exclude.without_excluded`.
-    """
+    """List what a training run fits and tests on, and look at its masks."""
     naming = Naming.of(options.good, options.bad, options.masks)
     fewest = options.resolve().fewest_pictures
     catalog = load_catalog(options.data, options.categories, naming=naming, fewest=fewest)
@@ -71,27 +37,7 @@ def pictures_to_fit(options: Options, *, of_several: bool = False) -> Catalog:
 def pictures_to_judge(
     options: EvaluateOptions | PromoteOptions, model: Options, categories: Sequence[str]
 ) -> Catalog:
-    """List what a model is to be judged by.
-
-    Parameters
-    ----------
-    options : EvaluateOptions or PromoteOptions
-        With ``data=auto``, the model's own data are meant, with the folders that it was told of.
-    model : Options
-        Of the model.
-    categories : sequence of str
-
-    Returns
-    -------
-    Catalog
-        Of other data than the model's own, every good picture that no folder deals to fitting or
-        testing is tested on.
-
-    Raises
-    ------
-    DataError
-        As :func:`~dfm_mlflow.data.catalog.load_catalog`.
-    """
+    """List what a model is to be judged by."""
     own = options.data == "auto" or absolute(options.data) == absolute(model.data)
     folders = {name: getattr(options, name) for name in ("good", "bad", "masks")}
     if own:
@@ -103,22 +49,7 @@ def pictures_to_judge(
 
 
 def pictures_to_calibrate(options: RecalibrateOptions, category: str) -> Catalog:
-    """List new good pictures of a category.
-
-    Parameters
-    ----------
-    options : RecalibrateOptions
-    category : str
-
-    Returns
-    -------
-    Catalog
-
-    Raises
-    ------
-    DataError
-        As :func:`~dfm_mlflow.data.catalog.load_catalog`.
-    """
+    """List new good pictures of a category."""
     return load_catalog(options.images, (category,), naming=Naming.of(options.good, options.bad))
 
 

@@ -13,28 +13,7 @@ REASON = "named by exclude"
 
 
 def without_excluded(catalog: Catalog, address: str, *, of_several: bool = False) -> Catalog:
-    """Mark the training pictures that a file names, so that nothing is fitted to them.
-
-    Parameters
-    ----------
-    catalog : Catalog
-    address : str
-        Of a text file, or of a CSV with a column ``path`` or ``sha256`` and, where wanted,
-        ``reason``; ``none`` leaves out nothing.
-    of_several : bool
-        Whether the file may name pictures of other categories, which are not in the catalog.
-
-    Returns
-    -------
-    Catalog
-        With :attr:`~dfm_mlflow.data.item.Item.excluded` of these pictures; they stay in it.
-
-    Raises
-    ------
-    DataError
-        For a line that names no training picture, or several; and where fewer than 2 pictures of a
-        category are left to fit on.
-    """
+    """Mark the training pictures that a file names, so that nothing is fitted to them."""
     if address == "none":
         return catalog
     lines = read_list(address, "exclude")

@@ -25,40 +25,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """Pictures to score.
+    """Pictures to score."""
 
-    Attributes
-    ----------
-    sources : list of Path or S3Object
-        In the order of their names, or of the rows of a manifest.
-    parts : list of str or None
-        Which part each shows, where a manifest says so.
-    account : Account
-        What was used, and what was not.
-    """
-
-    sources: list[Path | S3Object]
-    parts: list[str | None]
-    account: Account
+    sources: list[Path | S3Object]  # in the order of their names, or of the rows of a manifest
+    parts: list[str | None]  # which part each shows, where a manifest says so
+    account: Account  # what was used, and what was not
 
 
 def find_all(addresses: Sequence[str]) -> Found:
-    """List the pictures of several addresses, each once, in the order of the addresses.
-
-    Parameters
-    ----------
-    addresses : sequence of str
-        As :func:`find_pictures` takes one.
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    DataError
-        As :func:`find_pictures`.
-    """
+    """List the pictures of several addresses, each once, in the order of the addresses."""
     if len(addresses) == 1:
         return find_pictures(addresses[0])
     several = [_found(address) for address in addresses]
@@ -79,23 +54,6 @@ def find_pictures(address: str) -> Found:
 
     Hidden files are left out, and so is everything below a folder ``ground_truth`` that the address
     does not spell. Links to folders are followed once.
-
-    Parameters
-    ----------
-    address : str
-        A folder or ``s3://`` prefix, which is searched at any depth for pictures; one file or
-        object; a pattern, local or ``s3://``: ``*`` and ``?`` stay within a folder's name and
-        ``**`` goes to any depth (what it names need not end like a picture); or a manifest, of
-        which the columns ``path`` and ``part`` are used.
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    DataError
-        If there is nothing, the store cannot be reached, or a name is no text.
     """
     found = _found(address)
     found.account.log(_logger)
@@ -205,26 +163,7 @@ def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
 
 
 def parts_by(pattern: str, found: Found) -> list[str] | None:
-    """Say which part each picture shows, by a manifest or a regular expression on its path.
-
-    Parameters
-    ----------
-    pattern : str
-        Regular expression, or ``none``. A manifest goes before it. The first group of the
-        expression counts if it has one, else the whole match.
-    found : Found
-
-    Returns
-    -------
-    list of str or None
-        None where nothing says so. A picture that shows no part is a part by itself, called by its
-        path.
-
-    Raises
-    ------
-    DataError
-        If the expression matches no picture.
-    """
+    """Say which part each picture shows, by a manifest or a regular expression on its path."""
     if pattern == "none" and not any(found.parts):
         return None
     named = [part or _part_of(pattern, str(s)) for s, part in _pairs(found)]

@@ -32,12 +32,7 @@ _NOT_NAMED = "in folders that neither good= nor bad= names"
 
 @dataclass(frozen=True)
 class Naming:
-    """Folders whose pictures an option says what they are, from the category's folder on.
-
-    Attributes
-    ----------
-    good, bad, masks : Named
-    """
+    """Folders whose pictures an option says what they are, from the category's folder on."""
 
     good: Named
     bad: Named
@@ -45,17 +40,7 @@ class Naming:
 
     @classmethod
     def of(cls, good: str = "auto", bad: str = "auto", masks: str = "auto") -> "Naming":
-        """Read the options of these names.
-
-        Parameters
-        ----------
-        good, bad, masks : str
-            As a run has them.
-
-        Returns
-        -------
-        Naming
-        """
+        """Read the options of these names."""
         return cls(Named(good), Named(bad), Named(masks))
 
     def __bool__(self) -> bool:
@@ -71,30 +56,7 @@ class Naming:
 def read_folder(
     root: Path | S3Folder, category: str, naming: Naming, *, all_tested: bool = False
 ) -> tuple[list[Item], Account]:
-    """List the pictures of one category, in the order of their places.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-        The category's own folder.
-    category : str
-    naming : Naming
-    all_tested : bool
-        Whether good pictures that no folder deals to fitting or testing are all tested on.
-
-    Returns
-    -------
-    items : list of Item
-    account : Account
-
-    Raises
-    ------
-    DataError
-        If nothing says what the pictures are, a name may mean either way, or more than half of the
-        pictures would not be used.
-    OSError
-        If a folder cannot be listed.
-    """
+    """List the pictures of one category, in the order of their places."""
     naming = naming.below(root)
     walked = _with_far(walk(root), naming)
     masks, others = mask_files.apart(walked.files, naming.masks)

@@ -16,25 +16,7 @@ _USUAL = (
 
 
 def groups_of(pattern: str, items: list[Item]) -> list[str] | None:
-    """Give the group of each picture, from a manifest, a list, or an expression on its path.
-
-    Parameters
-    ----------
-    pattern : str
-        Regular expression, the address of a ``.csv`` with the columns ``path`` and ``group``, or
-        ``none``.
-    items : list of Item
-
-    Returns
-    -------
-    list of str or None
-        None where nothing groups them; the path of a picture that belongs to no group.
-
-    Raises
-    ------
-    DataError
-        If the expression matches no picture, or a line of the list names none.
-    """
+    """Give the group of each picture, from a manifest, a list, or an expression on its path."""
     if pattern == "none" and not any(item.group for item in items):
         return None
     if is_list(pattern):
@@ -88,20 +70,7 @@ def _listed_groups(address: str, items: list[Item]) -> list[str]:
 
 
 def expression_for(paths: Sequence[str], groups: Sequence[int]) -> str | None:
-    """Find an expression for ``group_by`` that holds these groups together, and little else.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Of n pictures.
-    groups : sequence of int
-        Group of each.
-
-    Returns
-    -------
-    str or None
-        None where names say nothing of the groups.
-    """
+    """Find an expression for ``group_by`` that holds these groups together, and little else."""
     n_groups = len(set(groups))
     for pattern in _USUAL:
         matches = [re.search(pattern, path) for path in paths]

@@ -27,25 +27,7 @@ from dfm_mlflow.storage.walk import File
 
 
 def recognise(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
-    """Say what each picture is, by the first recogniser that knows the layout.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-        Folder of the category.
-    pictures : sequence of File
-        Without masks.
-
-    Returns
-    -------
-    Layout or None
-        None where no recogniser knows it.
-
-    Raises
-    ------
-    DataError
-        For a name that may mean either way.
-    """
+    """Say what each picture is, by the first recogniser that knows the layout."""
     for recogniser in RECOGNISERS:
         if layout := recogniser(root, pictures):
             return layout
@@ -53,17 +35,7 @@ def recognise(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
 
 
 def visa(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
-    """VisA with its split: ``Data/Images/Normal`` and ``Anomaly``, ``split_csv/1cls.csv`` beside.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-    pictures : sequence of File
-
-    Returns
-    -------
-    Layout or None
-    """
+    """VisA: ``Data/Images/Normal`` and ``Anomaly``, with ``split_csv/1cls.csv`` beside."""
     inside = [f for f in pictures if [n.casefold() for n in f.folders[:2]] == ["data", "images"]]
     table = _split_of_visa(root) if inside else None
     if table is None:
@@ -79,22 +51,7 @@ def visa(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
 
 
 def splits(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
-    """MVTec AD, MVTec LOCO, BTAD: ``train/good``, ``validation/good``, ``test/<label>``.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-    pictures : sequence of File
-
-    Returns
-    -------
-    Layout or None
-
-    Raises
-    ------
-    DataError
-        For other folders than good ones in ``train``, and for names that may mean either way.
-    """
+    """MVTec AD, MVTec LOCO, BTAD: ``train/good``, ``validation/good``, ``test/<label>``."""
     to_fit, known = TRAIN_NAMES | VALIDATION_NAMES, TRAIN_NAMES | VALIDATION_NAMES | TEST_NAMES
     tops = {f.folders[0].casefold() for f in pictures if f.folders} & known
     if not tops:
@@ -125,22 +82,7 @@ def splits(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
 
 
 def side_by_side(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
-    """``good`` and ``bad`` beside each other, at any depth; ``bad`` may have kinds below it.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-    pictures : sequence of File
-
-    Returns
-    -------
-    Layout or None
-
-    Raises
-    ------
-    DataError
-        For a folder beside these whose name says neither.
-    """
+    """``good`` and ``bad`` beside each other, at any depth; ``bad`` may have kinds below it."""
     names: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for file in pictures:
         for i, name in enumerate(file.folders):
@@ -164,17 +106,7 @@ def side_by_side(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | No
 
 
 def flat(root: Path | S3Folder, pictures: Sequence[File]) -> Layout | None:
-    """Pictures in the folder itself, all of them good.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-    pictures : sequence of File
-
-    Returns
-    -------
-    Layout or None
-    """
+    """Pictures in the folder itself, all of them good."""
     layout = Layout("one folder of good pictures")
     for file in pictures:
         if file.folders:

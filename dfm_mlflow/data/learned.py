@@ -23,21 +23,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one picture.
-
-    Attributes
-    ----------
-    sha256, path, category : str
-    verdict : PictureVerdict or None
-        None for one that was removed by a list.
-    before, after : str
-        ``training``, ``test: <label>``, ``excluded``, ``new`` or ``removed``.
-    """
+    """What became of one picture."""
 
     sha256: str
     path: str
     category: str
-    verdict: PictureVerdict | None
+    verdict: PictureVerdict | None  # none for one that was removed by a list
     before: str
     after: str
 
@@ -49,18 +40,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Learned:
-    """A list of pictures after verdicts and removals.
-
-    Attributes
-    ----------
-    rows : list of Row
-    changes : list of Change
-        One for each picture with a verdict, good or bad, or a removal.
-    n_unsure : int
-    """
+    """A list of pictures after verdicts and removals."""
 
     rows: list[Row]
-    changes: list[Change]
+    changes: list[Change]  # one for each picture with a verdict, good or bad, or a removal
     n_unsure: int = 0
 
     def count(self, *, before: str | None = None, after: str | None = None) -> int:
@@ -107,31 +90,7 @@ def learn(
     removed: Collection[str],
     categories: Sequence[str],
 ) -> Learned:
-    """Apply verdicts to a list: good pictures train, bad ones test, removed ones are gone.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-        Each with its SHA-256.
-    verdicts : sequence of PictureVerdict
-        One a picture.
-    places : mapping of str to str
-        Where pictures are that are in no row, by SHA-256.
-    removed : collection of str
-        SHA-256 of pictures that leave; their verdicts are passed over.
-    categories : sequence of str
-        Of the model.
-
-    Returns
-    -------
-    Learned
-
-    Raises
-    ------
-    DataError
-        If a picture is nowhere to be found, its category is not known, or a category keeps fewer
-        than two pictures to fit on.
-    """
+    """Apply verdicts to a list: good pictures train, bad ones test, removed ones are gone."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row.sha256, []).append(row)
@@ -198,19 +157,7 @@ def _check(before: Sequence[Row], after: Sequence[Row], categories: Sequence[str
 def places_of_verdicts(
     verdicts: Sequence[PictureVerdict], known: Collection[str]
 ) -> dict[str, str]:
-    """Say where pictures are that verdicts name, if what lies there has the contents they say.
-
-    Parameters
-    ----------
-    verdicts : sequence of PictureVerdict
-    known : collection of str
-        SHA-256 of pictures that are not looked for.
-
-    Returns
-    -------
-    dict of str to str
-        Path by SHA-256.
-    """
+    """Say where pictures are that verdicts name, if what lies there has the contents they say."""
     wanted = {
         v.sha256: v.path if v.path.startswith(SCHEME) else str(local_path(v.path).absolute())
         for v in verdicts
@@ -229,24 +176,7 @@ def places_of_verdicts(
 
 
 def digests_to_remove(rows: Sequence[Row], address: str) -> set[str]:
-    """Find the pictures that a list names.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-    address : str
-        Of a text file, or a CSV with a column ``path`` or ``sha256``; ``none`` names nothing.
-
-    Returns
-    -------
-    set of str
-        SHA-256: copies of a picture go with it.
-
-    Raises
-    ------
-    DataError
-        For a line that names no picture of the list, or several.
-    """
+    """Find the pictures that a list names."""
     if address == "none":
         return set()
     items = [

@@ -17,22 +17,12 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a list of pictures.
+    """One line of a list of pictures."""
 
-    Attributes
-    ----------
-    number : int
-        In the file, from 1.
-    path, sha256 : str
-        What names the picture; one of them may be empty.
-    cells : dict of str to str
-        Further columns of a CSV.
-    """
-
-    number: int
+    number: int  # in the file, from 1
     path: str
     sha256: str
-    cells: dict[str, str]
+    cells: dict[str, str]  # further columns of a CSV
 
     @property
     def name(self) -> str:
@@ -41,26 +31,7 @@ class Line:
 
 
 def read_list(address: str, option: str) -> list[Line]:
-    """Read a text file of paths or digests, one a line, or a CSV with a column of them.
-
-    Parameters
-    ----------
-    address : str
-        Path or ``s3://`` address, in UTF-8. A file that ends in ``.csv`` has a header with a column
-        ``path`` or ``sha256``; any other holds one path or SHA-256 a line, and what follows ``#``
-        at a line's beginning is a comment.
-    option : str
-        That names the file, for messages.
-
-    Returns
-    -------
-    list of Line
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, is no UTF-8, or a CSV without such a column.
-    """
+    """Read a text file of paths or digests, one a line, or a CSV with a column of them."""
     text = _text(address, option)
     if not address.lower().endswith(".csv"):
         stripped = ((i, line.strip()) for i, line in enumerate(text.splitlines(), 1))
@@ -98,14 +69,7 @@ def _text(address: str, option: str) -> str:
 
 
 class Finder:
-    """Finds the pictures that lines name.
-
-    Parameters
-    ----------
-    items : iterable of Item
-    digests : mapping of str to str, optional
-        SHA-256 of pictures by path, where lines may name them so.
-    """
+    """Finds the pictures that lines name."""
 
     def __init__(self, items: Iterable[Item], digests: dict[str, str] | None = None):
         self._by_path: dict[str, list[Item]] = {}
@@ -153,22 +117,7 @@ def _whole(path: str) -> str:
 def nothing_found(
     option: str, address: str, line: Line, finder: Finder, kind: str = "training picture"
 ) -> DataError:
-    """Say that a `line` names no picture, or several.
-
-    Parameters
-    ----------
-    option, address : str
-        Where the line stands.
-    line : Line
-    finder : Finder
-        That found nothing.
-    kind : str
-        What it looked for.
-
-    Returns
-    -------
-    DataError
-    """
+    """Say that a `line` names no picture, or several."""
     several = finder.ambiguous(line)
     if several:
         kinds = kind.replace("picture", "pictures", 1)

@@ -41,28 +41,7 @@ def read_manifest(
     good: Named | None = None,
     bad: Named | None = None,
 ) -> list[Item]:
-    """Read the rows of the asked categories.
-
-    Parameters
-    ----------
-    address : str
-        Path or ``s3://`` address of the CSV file, in UTF-8. Relative paths in it start at the
-        folder that holds it.
-    categories : tuple of str
-        Which classes; a row with an empty class belongs to the only category.
-    good, bad : Named, optional
-        Labels that mean good, or a defect, beside those whose names say so.
-
-    Returns
-    -------
-    list of Item
-        In the order of the rows.
-
-    Raises
-    ------
-    DataError
-        For a missing column, and for the first row that is wrong, by its line number.
-    """
+    """Read the rows of the asked categories."""
     rows = _labelled(address, list(_rows(address, categories)), good, bad)
     wanted = [r for r in rows if r.category in categories]
     for category in categories:
@@ -88,23 +67,7 @@ def read_manifest(
 
 
 def read_list(address: str) -> list[tuple[Path | S3Object, str | None]]:
-    """Read the pictures of a manifest that are to be scored; only the column ``path`` is needed.
-
-    Parameters
-    ----------
-    address : str
-        As for :func:`read_manifest`.
-
-    Returns
-    -------
-    list of (Path or S3Object, str or None)
-        Pictures with their parts, in the order of the rows.
-
-    Raises
-    ------
-    DataError
-        For a missing column, and for the first row that is wrong, by its line number.
-    """
+    """Read the pictures of a manifest that are to be scored; only the column ``path`` is needed."""
     rows = [(r, _places(address, r, "path")) for r in _rows(address, ("",), required=("path",))]
     _refuse_repetition(address, [(row, path[0]) for row, path in rows])
     found = _found(address, rows)
@@ -112,22 +75,7 @@ def read_list(address: str) -> list[tuple[Path | S3Object, str | None]]:
 
 
 def categories_of(address: str) -> list[str]:
-    """Classes that a manifest names, in the order of its rows.
-
-    Parameters
-    ----------
-    address : str
-        As for :func:`read_manifest`.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    DataError
-        As :func:`read_manifest`.
-    """
+    """Classes that a manifest names, in the order of its rows."""
     found = dict.fromkeys(row.cells["class"] for row in _rows(address, ("",)))
     return [name for name in found if name]
 

@@ -15,21 +15,11 @@ SUFFIX = "_mask"  # of a name, before the ending
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks of the pictures of a folder.
+    """Masks of the pictures of a folder."""
 
-    Attributes
-    ----------
-    of : dict of str to Mask
-        By the place of the picture.
-    unmatched : list of str
-        Places of the masks that match no picture.
-    n : int
-        Files in all.
-    """
-
-    of: dict[str, Mask]
-    unmatched: list[str]
-    n: int
+    of: dict[str, Mask]  # by the place of the picture
+    unmatched: list[str]  # places of the masks that match no picture
+    n: int  # files in all
 
 
 def apart(files: Iterable[File], named: Named) -> tuple[list[File], list[File]]:
@@ -37,16 +27,6 @@ def apart(files: Iterable[File], named: Named) -> tuple[list[File], list[File]]:
 
     Masks lie in a folder that is called as such, in one that is named, or beside their picture,
     with ``_mask`` at the end of the name.
-
-    Parameters
-    ----------
-    files : iterable of File
-    named : Named
-        Of the option ``masks``.
-
-    Returns
-    -------
-    masks, others : list of File
     """
     files = list(files)
     there = {(file.folders, _stem(file)) for file in files if is_picture(file)}
@@ -65,16 +45,6 @@ def match(masks: Sequence[File], pictures: Sequence[tuple[File, str]]) -> Masks:
 
     The names are the same, or the mask's ends with ``_mask``, under any ending and case; or the
     mask lies in a folder that is called as the picture (MVTec LOCO). Labels are folders of both.
-
-    Parameters
-    ----------
-    masks : sequence of File
-    pictures : sequence of (File, str)
-        Pictures to test on, with their labels.
-
-    Returns
-    -------
-    Masks
     """
     by_stem: dict[str, list[int]] = defaultdict(list)
     for i, (file, _) in enumerate(pictures):

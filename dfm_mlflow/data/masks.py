@@ -27,20 +27,7 @@ _logger = logging.getLogger(__name__)
 def read_mask(mask: Mask) -> np.ndarray:
     """Read what a mask, in one file or several, marks.
 
-    Parameters
-    ----------
-    mask : Mask
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-
-    Raises
-    ------
-    ImageError
-        If a file cannot be read, or two have different sizes; the message names it.
-    DataError
-        If an object cannot be read, or is no longer the one that was listed.
+    Gives (height, width) bool.
     """
     return _read(mask)[0]
 
@@ -50,25 +37,7 @@ def fitted_mask(mask: Mask, size: tuple[int, int], picture: Path | S3Object) -> 
 
     A mask that was drawn on a picture before EXIF turned it is turned as the picture is.
 
-    Parameters
-    ----------
-    mask : Mask
-    size : tuple of int
-        Height and width of the picture in pixels, as it is shown.
-    picture : Path or S3Object
-        Looked at where the proportions differ.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-        At the size of the mask.
-
-    Raises
-    ------
-    ImageError
-        If it cannot be read or has other proportions than the picture; the message names it.
-    DataError
-        If an object cannot be read, or is no longer the one that was listed.
+    Gives (height, width) bool: at the size of the mask.
     """
     marked = read_mask(mask)
     if _alike(marked.shape, size):
@@ -88,17 +57,6 @@ def check_masks(items: Sequence[Item], max_pixels: int = MAX_PIXELS) -> list[Ite
 
     These are the broken ones, those that mark nothing of a defect or more than half of a picture,
     and those that mark something of a good picture.
-
-    Parameters
-    ----------
-    items : sequence of Item
-    max_pixels : int
-        Limit of a mask: that of the pictures.
-
-    Returns
-    -------
-    list of Item
-        Without the masks that are not used.
     """
     items = [
         replace(item, mask=replace(item.mask, max_pixels=max_pixels)) if item.mask else item

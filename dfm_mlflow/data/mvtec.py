@@ -42,14 +42,7 @@ _logger = logging.getLogger(__name__)
 
 
 def mvtec_ad() -> Path:
-    """Give the folder of MVTec AD, and fetch it first where it is not there.
-
-    Raises
-    ------
-    DataError
-        If it is neither there nor can be fetched, checked and unpacked; the message says what to do
-        by hand. Only a part of the archive that the next call continues is ever left behind.
-    """
+    """Give the folder of MVTec AD, and fetch it first where it is not there."""
     home = Path(os.environ.get("DFM_DATA_HOME") or "~/.local/share/dfm-mlflow").expanduser()
     root = home / "mvtec_ad"
     _show_licence(home)

@@ -49,71 +49,24 @@ MASK_FOLDERS = {"ground_truth", "groundtruth", "gt", "masks", "mask"}
 
 
 def means_good(name: str, beside: Iterable[str] = ()) -> bool:
-    """Whether a label or the name of a folder says that pictures are good.
-
-    Parameters
-    ----------
-    name : str
-        Under any case; ``0`` only counts where ``1`` stands beside it.
-    beside : iterable of str
-        All labels, or the names of all folders, that stand with it.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a label or the name of a folder says that pictures are good."""
     return name.casefold() in GOOD_NAMES or (name == "0" and "1" in beside)
 
 
 def means_bad(name: str, beside: Iterable[str] = ()) -> bool:
-    """Whether a label or the name of a folder says that pictures are defective.
-
-    Parameters
-    ----------
-    name : str
-        Under any case; ``1`` only counts where ``0`` stands beside it.
-    beside : iterable of str
-        All labels, or the names of all folders, that stand with it.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a label or the name of a folder says that pictures are defective."""
     return name.casefold() in BAD_NAMES or (name == "1" and "0" in beside)
 
 
 def may_be_either(name: str, beside: Iterable[str] = ()) -> bool:
-    """Whether a name is used for good pictures by some and for defective ones by others.
-
-    Parameters
-    ----------
-    name : str
-        Under any case, with spaces and hyphens for underscores.
-    beside : iterable of str
-        All labels, or the names of all folders, that stand with it.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a name is used for good pictures by some and for defective ones by others."""
     if means_good(name, beside) or means_bad(name, beside):
         return False
     return name.casefold().replace(" ", "_").replace("-", "_") in EITHER_NAMES
 
 
 def label_of(name: str, beside: Iterable[str] = ()) -> str:
-    """Give the label that a name stands for: ``good``, or itself.
-
-    Parameters
-    ----------
-    name : str
-    beside : iterable of str
-        As for :func:`means_good`.
-
-    Returns
-    -------
-    str
-    """
+    """Give the label that a name stands for: ``good``, or itself."""
     return GOOD if means_good(name, beside) else name
 
 
@@ -136,13 +89,7 @@ _FAR = (SCHEME, "/")
 
 
 class Named:
-    """Folders, or labels of a manifest, that an option names.
-
-    Parameters
-    ----------
-    given : str
-        ``auto``, or names or paths separated by commas.
-    """
+    """Folders, or labels of a manifest, that an option names."""
 
     def __init__(self, given: str) -> None:
         parts = [] if given == "auto" else [part.strip().rstrip("/") for part in given.split(",")]
@@ -159,18 +106,7 @@ class Named:
         return [folder(n) for n in self.names if n.startswith(_FAR)]
 
     def depth(self, folders: tuple[str, ...]) -> int:
-        """How many of the folders above a file lead to the one that is named; 0 where none is.
-
-        Parameters
-        ----------
-        folders : tuple of str
-            Names of the folders between the root and the file; of a far one the first is its
-            address. A path counts from the root, a bare name anywhere.
-
-        Returns
-        -------
-        int
-        """
+        """How many of the folders above a file lead to the one that is named; 0 where none is."""
         inside = "/".join(folders) + "/"
         found = 0
         for name in self.names:

@@ -28,15 +28,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of a list: the columns of ``training.csv``.
-
-    Attributes
-    ----------
-    path, sha256 : str
-        Where it is, and the digest of its contents; the latter is empty where it is not known.
-    split, label, mask, category, group, excluded, part : str
-        As :class:`~dfm_mlflow.data.item.Item` has them; empty where there is none.
-    """
+    """One picture of a list: the columns of ``training.csv``."""
 
     path: str
     sha256: str
@@ -55,22 +47,7 @@ class Row:
 
 
 def read_rows(address: str) -> list[Row]:
-    """Read a list that a run wrote; its pictures need not be there.
-
-    Parameters
-    ----------
-    address : str
-        Of a CSV with at least ``path``, ``sha256``, ``split`` and ``label``.
-
-    Returns
-    -------
-    list of Row
-
-    Raises
-    ------
-    DataError
-        If it cannot be read or lacks a column.
-    """
+    """Read a list that a run wrote; its pictures need not be there."""
     try:
         text = store.read_address(address).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -104,18 +81,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def rows_of(items: Sequence[Item], contents: dict[str, str]) -> list[Row]:
-    """Write pictures as rows.
-
-    Parameters
-    ----------
-    items : sequence of Item
-    contents : dict of str to str
-        SHA-256 by path.
-
-    Returns
-    -------
-    list of Row
-    """
+    """Write pictures as rows."""
     return [
         Row(
             path=_from("", str(i.path)),
@@ -133,18 +99,7 @@ def rows_of(items: Sequence[Item], contents: dict[str, str]) -> list[Row]:
 
 
 def looks_at(paths: Sequence[str]) -> dict[str, Look]:
-    """Read pictures for their digests.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        Paths and addresses.
-
-    Returns
-    -------
-    dict of str to Look
-        By path; without those that are not there.
-    """
+    """Read pictures for their digests."""
     remote = store.find_all(sorted({p for p in paths if p.startswith(SCHEME)}))
     there: dict[str, Path | S3Object] = {}
     for path in paths:
@@ -156,23 +111,7 @@ def looks_at(paths: Sequence[str]) -> dict[str, Look]:
 
 
 def places_in(address: str) -> dict[str, str]:
-    """Say where contents are below a folder, a prefix or a pattern.
-
-    Parameters
-    ----------
-    address : str
-        As :func:`~dfm_mlflow.data.find.find_pictures` takes it.
-
-    Returns
-    -------
-    dict of str to str
-        Path by SHA-256.
-
-    Raises
-    ------
-    DataError
-        As that function.
-    """
+    """Say where contents are below a folder, a prefix or a pattern."""
     sources = find_pictures(address).sources
     looks = map_in_threads(look_at, sources)
     pairs = zip(sources, looks, strict=True)
@@ -184,28 +123,7 @@ def places_in(address: str) -> dict[str, str]:
 def found_again(
     rows: Sequence[Row], places: dict[str, str], but: Collection[str] = ()
 ) -> tuple[list[Row], dict[str, Look]]:
-    """Look whether every picture is where the list says, with the contents that it says.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-    places : dict of str to str
-        Where else contents are, by SHA-256.
-    but : collection of str
-        SHA-256 of pictures that need not be there.
-
-    Returns
-    -------
-    rows : list of Row
-        With the new paths of those that moved.
-    looks : dict of str to Look
-        By path.
-
-    Raises
-    ------
-    DataError
-        If pictures are gone, or others stand in their places.
-    """
+    """Look whether every picture is where the list says, with the contents that it says."""
     looks = looks_at([row.path for row in rows])
     kept, moved, gone = [], [], []
     for row in rows:
@@ -259,25 +177,7 @@ def named(paths: Sequence[str]) -> str:
 
 
 def keep_copies(rows: Sequence[Row], address: str) -> list[Row]:
-    """Copy every picture and mask of a list into a folder, by its contents.
-
-    Parameters
-    ----------
-    rows : sequence of Row
-    address : str
-        A folder or ``s3://`` prefix. A picture becomes ``ab/abcd....png``; what is there already
-        is not written again, and nothing is removed.
-
-    Returns
-    -------
-    list of Row
-        With the paths of the copies.
-
-    Raises
-    ------
-    DataError
-        If something cannot be written, or was changed meanwhile.
-    """
+    """Copy every picture and mask of a list into a folder, by its contents."""
     root = (
         address.rstrip("/") if address.startswith(SCHEME) else str(local_path(address).absolute())
     )

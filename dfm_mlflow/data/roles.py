@@ -13,36 +13,19 @@ TESTED = 5  # one in so many of these is tested on
 
 @dataclass(frozen=True)
 class Role:
-    """What a picture is.
-
-    Attributes
-    ----------
-    split : {"train", "test", "open"}
-    label : str
-        ``good`` or the name of a defect.
-    """
+    """What a picture is."""
 
     split: str
-    label: str
+    label: str  # ``good`` or the name of a defect
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a recogniser took.
+    """What a recogniser took."""
 
-    Attributes
-    ----------
-    said : str
-        The layout in a few words, for the line about what is used.
-    roles : dict of str to Role
-        By the picture's place.
-    unused : dict of str to str
-        Why a picture is not used, by its place.
-    """
-
-    said: str
-    roles: dict[str, Role] = field(default_factory=dict)
-    unused: dict[str, str] = field(default_factory=dict)
+    said: str  # the layout in a few words, for the line about what is used
+    roles: dict[str, Role] = field(default_factory=dict)  # by the picture's place
+    unused: dict[str, str] = field(default_factory=dict)  # why a picture is not used, by its place
 
 
 def deal(layout: Layout, pictures: Sequence[File], *, all_tested: bool) -> Layout:
@@ -50,18 +33,6 @@ def deal(layout: Layout, pictures: Sequence[File], *, all_tested: bool) -> Layou
 
     Where there are defects and no good pictures to test on, the last fifth of each folder, by name,
     is tested on: a burst of pictures is torn once at most.
-
-    Parameters
-    ----------
-    layout : Layout
-    pictures : sequence of File
-        In the order of their places.
-    all_tested : bool
-        Whether all of them are new to a model, and tested on.
-
-    Returns
-    -------
-    Layout
     """
     given = list(layout.roles.values())
     undealt: dict[tuple[str, ...], list[str]] = defaultdict(list)

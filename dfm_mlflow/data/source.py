@@ -28,21 +28,7 @@ _REFUSED = re.compile(r"[/\\,:%\"']")  # in the name of a category
 
 
 def absolute(data: str) -> str:
-    """Write a relative local path out; data sets and ``s3://`` addresses stay.
-
-    Parameters
-    ----------
-    data : str
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    DataError
-        For what can be no path.
-    """
+    """Write a relative local path out; data sets and ``s3://`` addresses stay."""
     if data in SETS or _SCHEME.match(data):
         return data
     return os.path.abspath(local_path(data))
@@ -53,25 +39,6 @@ def category_of(data: str, category: str, naming: Naming) -> str:
 
     A folder with ``train``, labels or pictures is called by its own name; one that holds one such
     folder by that one's; a manifest by its classes, or by its name without them.
-
-    Parameters
-    ----------
-    data : str
-        As for :func:`~dfm_mlflow.data.catalog.load_catalog`.
-    category : str
-        ``auto``, or names separated by commas, which are what they are.
-    naming : Naming
-        Where it names folders, `data` is itself the folder of the category.
-
-    Returns
-    -------
-    str
-        Names separated by commas.
-
-    Raises
-    ------
-    DataError
-        If there are several folders to choose from, or none, or `data` is a data set.
     """
     if category != AUTO:
         return category
@@ -103,16 +70,7 @@ def category_of(data: str, category: str, naming: Naming) -> str:
 
 
 def check_folder(root: Path | S3Folder) -> None:
-    """Refuse what is no folder; an absolute path says which one was meant.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-
-    Raises
-    ------
-    DataError
-    """
+    """Refuse what is no folder; an absolute path says which one was meant."""
     if root.is_file():
         raise DataError(f"{root} is a file and no .csv: give its folder, or a manifest .csv.")
     if not root.is_dir():
@@ -120,18 +78,7 @@ def check_folder(root: Path | S3Folder) -> None:
 
 
 def is_category(root: Path | S3Folder, *, labelled: bool = False) -> bool:
-    """Whether a folder is that of one category: with splits, labels or pictures in it.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-    labelled : bool
-        Whether pictures without a folder do not count.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a folder is that of one category: with splits, labels or pictures in it."""
     names = {folder.name.casefold() for folder in _folders(root)}
     if names & _LABELLED or {"0", "1"} <= names:
         return True

@@ -25,28 +25,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PictureVerdict:
-    """What somebody said of one picture.
+    """What somebody said of one picture."""
 
-    Attributes
-    ----------
-    sha256 : str
-        Of its file, hexadecimal.
-    verdict : {"good", "bad", "unsure"}
-    path : str
-        Where it was.
-    defect : str
-        Name of the defect of a bad one; empty where nobody named it.
-    category : str
-        Of the picture, where a model knows several; empty where nobody named it.
-    who, when, model : str
-        Who said so, at what time, of which model's score; empty where it is not known.
-    """
-
-    sha256: str
+    sha256: str  # of its file, hexadecimal
     verdict: str
-    path: str = ""
-    defect: str = ""
-    category: str = ""
+    path: str = ""  # where it was
+    defect: str = ""  # name of the defect of a bad one; empty where nobody named it
+    category: str = ""  # of the picture, where a model knows several; empty where nobody named it
     who: str = ""
     when: str = ""
     model: str = ""
@@ -66,25 +51,7 @@ COLUMNS = tuple(field.name for field in fields(PictureVerdict))
 
 
 def read_verdicts(address: str) -> list[PictureVerdict]:
-    """Read the verdicts of a file, the last one of each picture.
-
-    Parameters
-    ----------
-    address : str
-        CSV in UTF-8, a path or an ``s3://`` address, with the columns ``sha256`` and ``verdict``
-        and, where wanted, ``path``, ``defect``, ``category``, ``who``, ``when`` and ``model``.
-
-    Returns
-    -------
-    list of PictureVerdict
-        One a picture, in the order of the file. Where earlier ones said something else, the log
-        has a warning.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, lacks a column, holds no verdict, or for its first wrong line.
-    """
+    """Read the verdicts of a file, the last one of each picture."""
     known = [_checked(address, line, cells) for line, cells in _lines(address, _text(address))]
     if not known:
         raise DataError(f"{address} holds no verdict: judge some pictures with `review` first.")
@@ -110,19 +77,7 @@ def read_verdicts(address: str) -> list[PictureVerdict]:
 
 
 def append_verdict(path: Path, verdict: PictureVerdict) -> None:
-    """Add a verdict to a file; it is there as a whole or not at all, whenever the process dies.
-
-    Parameters
-    ----------
-    path : Path
-        Made where it is missing. Further columns of it stay.
-    verdict : PictureVerdict
-
-    Raises
-    ------
-    DataError
-        If the file is no list of verdicts, or cannot be written.
-    """
+    """Add a verdict to a file; it is there as a whole or not at all, whenever the process dies."""
     with _alone(path):
         text = _text(str(path)) if path.exists() else ""
         rows = [cells for _, cells in _lines(str(path), text)] if text.strip() else []

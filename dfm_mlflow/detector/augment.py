@@ -37,21 +37,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Worth:
-    """What one copy teaches, in units of what one other good picture teaches.
+    """What one copy teaches, in units of what one other good picture teaches."""
 
-    Attributes
-    ----------
-    mean : float
-        1 where a copy is as good as another picture, below 0 where copies harm.
-    error : float
-        Standard error of the mean.
-    n : int
-        Pictures that were copied.
-    """
-
-    mean: float
-    error: float
-    n: int
+    mean: float  # 1 where a copy is as good as another picture, below 0 where copies harm
+    error: float  # standard error of the mean
+    n: int  # pictures that were copied
 
     @property
     def kept(self) -> bool:
@@ -61,18 +51,10 @@ class Worth:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was decided of copies, and why.
+    """What was decided of copies, and why."""
 
-    Attributes
-    ----------
-    augment : str
-        Option that is to be followed: ``rotations``, ``flips`` or ``none``.
-    worth : dict of str to dict of str to Worth
-        Of each kind of copies that was tried, by class.
-    sentence : str
-    """
-
-    augment: str
+    augment: str  # option that is to be followed: ``rotations``, ``flips`` or ``none``
+    # Of each kind of copies that was tried, by class.
     worth: dict[str, dict[str, Worth]] = field(default_factory=dict)
     sentence: str = ""
 
@@ -86,25 +68,7 @@ def worth_of_copies(
 ) -> Worth:
     """Hold copies of pictures against as many other pictures.
 
-    Parameters
-    ----------
-    own, copies, others : sequence of ndarray of shape (m, D) or (m, P, D)
-        One for each feature map: rows, or cells, of m good pictures, a copy of each, and m others.
-    level : float or sequence of float
-        Share of the variance that the subspaces keep, once or for each feature map.
-    seed : int
-        Of the folds.
-
-    Returns
-    -------
-    Worth
-        The fall of the held-out residual of `own` that `copies` bring, by that of `others`, as a
-        ratio of means over pictures of the logarithms' mean over feature maps.
-
-    Raises
-    ------
-    FitError
-        For rows that no subspace can be fitted to.
+    Shapes: own, copies, others (m, D) or (m, P, D).
     """
     m = len(own[0])
     folds = assign_folds(m, seed=seed)
@@ -140,27 +104,7 @@ def extract_to_fit(
     *,
     progress: str | None = None,
 ) -> tuple[Extractor, Extraction, Trial]:
-    """Extract good pictures, and the copies of them that the fit is to see.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    sources : sequence of Path or S3Object
-    labels : sequence of str
-        Class of each.
-    options : Options
-        Resolved; ``augment=auto`` is decided here, on a few of the pictures.
-    progress : str, optional
-        Title of a progress bar.
-
-    Returns
-    -------
-    extractor : Extractor
-        That knows the depth of the pictures.
-    extraction : Extraction
-    trial : Trial
-        With what was decided, or given.
-    """
+    """Extract good pictures, and the copies of them that the fit is to see."""
     given = "none" if options.augment == "auto" else options.augment
     known, extraction = extract_settled(
         extractor,
@@ -185,21 +129,7 @@ def extract_to_fit(
 def try_some(
     extractor: Extractor, sources: Sequence[Source], labels: Sequence[str], options: Options
 ) -> Trial:
-    """Decide on a few pictures, where the features of all are elsewhere.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    sources : sequence of Path or S3Object
-    labels : sequence of str
-        Class of each.
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    Trial
-    """
+    """Decide on a few pictures, where the features of all are elsewhere."""
     if options.augment != "auto":
         return Trial(options.augment)
     chosen: list[int] = []
@@ -219,23 +149,7 @@ def try_copies(
     extraction: Extraction,
     options: Options,
 ) -> Trial:
-    """Decide which copies are worth their cost in every class.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    sources : sequence of Path or S3Object
-    labels : sequence of str
-        Class of each source.
-    extraction : Extraction
-        Of the sources, without copies.
-    options : Options
-        Resolved; of them ``pca_level`` and ``seed`` matter.
-
-    Returns
-    -------
-    Trial
-    """
+    """Decide which copies are worth their cost in every class."""
     rows: dict[str, list[int]] = {}
     for row, i in sorted(
         enumerate(extraction.kept), key=lambda pair: extraction.digests.get(pair[1], "")

@@ -31,22 +31,7 @@ def fit_class(
 ) -> ClassModel:
     """Fit a class to its features and calibrate it on the same pictures, each held out once.
 
-    Parameters
-    ----------
-    name : str
-    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
-        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
-        Copies are fitted with their picture, and neither held out nor calibrated on.
-    deal : Deal
-        Of the n pictures.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Raises
-    ------
-    FitError
-        If there is one fold only, or features that no model fits.
+    Shapes: features (n * (1 + c), C, h, w).
     """
     return fit_class_held_out(name, features, deal, grids, options)[0]
 
@@ -56,27 +41,7 @@ def fit_class_held_out(
 ) -> tuple[ClassModel, HeldOutScores]:
     """Fit a class as :func:`fit_class`, and keep what its pictures showed while held out.
 
-    Parameters
-    ----------
-    name : str
-    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
-        As :func:`fit_class` takes them.
-    deal : Deal
-        Of the n pictures.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    model : ClassModel
-    held_out : HeldOutScores
-        Of the n pictures.
-
-    Raises
-    ------
-    FitError
-        As :func:`fit_class`.
+    Shapes: features (n * (1 + c), C, h, w).
     """
     fitted = fit_layers(features, deal, grids, options)
     model, scores, maps = _finished(name, fitted, grids, options)
@@ -89,25 +54,7 @@ def fit_class_held_out(
 def finish_class(
     name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
 ) -> ClassModel:
-    """Divide the maps of a fitted class, and calibrate its scores.
-
-    Parameters
-    ----------
-    name : str
-    fitted : FittedLayers
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    ClassModel
-
-    Raises
-    ------
-    FitError
-        As :func:`check_rest`.
-    """
+    """Divide the maps of a fitted class, and calibrate its scores."""
     return _finished(name, fitted, grids, options)[0]
 
 
@@ -138,20 +85,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate on the held-out scores of the pictures of one class.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-    deal : Deal
-        Of the n pictures.
-    options : Options
-        Of them ``tail``, ``contamination`` and ``score`` matter.
-    refit_ratio : ndarray of shape (n,)
-        Mean over layers of what :class:`~dfm_mlflow.core.crossfit.HeldOut` says; a likelihood is no
-        residual and stays as it is.
-
-    Returns
-    -------
-    Calibration
+    Shapes: scores (n,); refit_ratio (n,).
     """
     n_folds = len(np.unique(deal.folds))
     ratio = _ratio(options, refit_ratio)
@@ -161,17 +95,7 @@ def calibrate(
 def brought_to_final(scores: np.ndarray, options: Options, refit_ratio: np.ndarray) -> np.ndarray:
     """Give held-out scores as the calibration has them, brought to those of the final model.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-    options : Options
-        Of them ``score`` matters.
-    refit_ratio : ndarray of shape (n,)
-        As :func:`calibrate` takes it.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
+    Shapes: scores (n,); refit_ratio (n,); gives (n,) float64.
     """
     brought: np.ndarray = np.asarray(scores, dtype=np.float64) * _ratio(options, refit_ratio)
     return brought
@@ -183,13 +107,7 @@ def _ratio(options: Options, refit_ratio: np.ndarray) -> np.ndarray:
 
 
 def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
-    """Refuse FRE, where `options` ask for it, if one of `subspaces` leaves nothing to reconstruct.
-
-    Raises
-    ------
-    FitError
-        If the score is FRE and a subspace keeps every direction.
-    """
+    """Refuse FRE, if `options` ask for it, where one of `subspaces` leaves nothing outside it."""
     if options.score == "fre":
         for whole in (s for s in subspaces if s.n_components == s.n_features):
             raise FitError(
@@ -206,20 +124,7 @@ def recalibrate_class(
     Their plain scores are held out already. The subspaces and what the maps are divided by stay,
     so that the score of a picture is what it was; the scale of the maps follows the pictures.
 
-    Parameters
-    ----------
-    model : ClassModel
-    scored : sequence of ClassScores
-        Of the n pictures under `model`, in parts.
-    groups : ndarray of shape (n,), int, optional
-        Group of each picture.
-    options : Options
-        Resolved; a share of dirt was declared of other pictures, and leaves none of these out.
-
-    Raises
-    ------
-    FitError
-        For fewer than 2 pictures, or scores that are not finite.
+    Shapes: groups (n,) int.
     """
     scores = np.concatenate([s.score.cpu().numpy() for s in scored]) if scored else np.empty(0)
     if len(scores) < 2:
@@ -254,18 +159,7 @@ def _map_scale(maps: Tensor) -> float:
 def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
     """What the maps of all other folds show, for each picture.
 
-    Parameters
-    ----------
-    maps : Tensor of shape (n, h, w)
-        Held-out FRE maps of one layer.
-    folds : ndarray of shape (n,), int
-    how : {"none", "global", "position", "blend"}
-        As the option ``normalize``.
-
-    Returns
-    -------
-    Tensor of shape (n, h, w)
-        What each map is divided by.
+    Shapes: maps (n, h, w); folds (n,) int; gives (n, h, w): what each map is divided by.
     """
     if how == "none":
         return torch.ones_like(maps)

@@ -20,24 +20,15 @@ _TINY = 1e-30  # below any score: its logarithm is finite
 
 @dataclass(frozen=True, eq=False)
 class LayerModel:
-    """What good features of one class look like in one layer.
+    """What good features of one class look like in one layer."""
 
-    Attributes
-    ----------
-    subspace : Subspace
-        NumPy arrays, the basis in half precision, or float32 tensors to score with.
-    usual : array of shape (h, w), float32
-        What the FRE map is divided by.
-    leading : ndarray of shape (n, l), float32
-        First coordinates of the n good pictures of the calibration, held out; each column
-        ascending.
-    explained : float
-        Share of the variance of good pictures that the subspace explains of held-out ones.
-    """
-
+    # NumPy arrays, the basis in half precision, or float32 tensors to score with.
     subspace: Subspace
-    usual: np.ndarray | Tensor
+    usual: np.ndarray | Tensor  # (h, w) float32: what the FRE map is divided by
+    # (n, l) float32: First coordinates of the n good pictures of the calibration, held out; each
+    # column ascending.
     leading: np.ndarray
+    # Share of the variance of good pictures that the subspace explains of held-out ones.
     explained: float = 1.0
 
     def on(self, device: torch.device) -> "LayerModel":
@@ -49,28 +40,19 @@ class LayerModel:
 
 @dataclass(frozen=True, eq=False)
 class ClassModel:
-    """What one class of good pictures looks like.
-
-    Attributes
-    ----------
-    name : str
-    layers : tuple of LayerModel
-    calibration : Calibration
-        Held-out anomaly scores.
-    map_scale : float
-        Value of the anomaly map that nine in ten held-out good pictures stay under everywhere; in
-        models made before that, all but 1 in 1,000 of their positions.
-    correlation : ndarray of shape (L, L), float32, or None
-        Of the ranks of the leading coordinates of all layers together; None in format 1.
-    light : ndarray of shape (n,), float64, or None
-        Mean level of the pictures of the calibration, ascending; None where it is not known.
-    """
+    """What one class of good pictures looks like."""
 
     name: str
     layers: tuple[LayerModel, ...]
-    calibration: Calibration
+    calibration: Calibration  # held-out anomaly scores
+    # Value of the anomaly map that nine in ten held-out good pictures stay under everywhere; in
+    # models made before that, all but 1 in 1,000 of their positions.
     map_scale: float
+    # (L, L) float32, or None: Of the ranks of the leading coordinates of all layers together; None
+    # in format 1.
     correlation: np.ndarray | None = None
+    # (n,) float64, or None: Mean level of the pictures of the calibration, ascending; None where it
+    # is not known.
     light: np.ndarray | None = None
 
     def on(self, device: torch.device) -> "ClassModel":
@@ -82,34 +64,18 @@ class ClassModel:
 class ClassScores:
     """Scores of n pictures under one class.
 
-    Attributes
-    ----------
-    score, fre, nll : Tensor of shape (n,)
-        Anomaly score, and the published image scores summed over layers.
-    maps : Tensor of shape (n, h, w)
-        Anomaly maps on the finest grid.
-    leading : list of Tensor of shape (n, l)
-        First coordinates of each layer.
+    Shapes: score, fre, nll (n,).
     """
 
     score: Tensor
     fre: Tensor
     nll: Tensor
-    maps: Tensor
-    leading: list[Tensor]
+    maps: Tensor  # (n, h, w): anomaly maps on the finest grid
+    leading: list[Tensor]  # (n, l): first coordinates of each layer
 
     @classmethod
     def joined(cls, parts: Sequence["ClassScores"]) -> "ClassScores":
-        """Put the scores of several lots of pictures together, in order.
-
-        Parameters
-        ----------
-        parts : sequence of ClassScores
-
-        Returns
-        -------
-        ClassScores
-        """
+        """Put the scores of several lots of pictures together, in order."""
         if len(parts) == 1:
             return parts[0]
         score, fre, nll, maps = (
@@ -123,20 +89,13 @@ class ClassScores:
 class RawScores:
     """What scoring n pictures under a class costs; the rest is a matter of options.
 
-    Attributes
-    ----------
-    maps : list of Tensor of shape (n, h, w)
-        FRE map of each layer.
-    fre, nll : Tensor of shape (n,)
-        Summed over layers.
-    leading : list of Tensor of shape (n, l)
-        First coordinates of each layer.
+    Shapes: fre, nll (n,).
     """
 
-    maps: list[Tensor]
+    maps: list[Tensor]  # (n, h, w): FRE map of each layer
     fre: Tensor
     nll: Tensor
-    leading: list[Tensor]
+    leading: list[Tensor]  # (n, l): first coordinates of each layer
 
 
 def score_class(
@@ -144,19 +103,7 @@ def score_class(
 ) -> ClassScores:
     """Score features under a class, on their device.
 
-    Parameters
-    ----------
-    model : ClassModel
-        From :meth:`ClassModel.on`.
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    ClassScores
+    Shapes: features (n, C, h, w).
     """
     return finish_scores(model, raw_scores(model.layers, features, grids), grids, options)
 
@@ -166,17 +113,7 @@ def raw_scores(
 ) -> RawScores:
     """Project features of n pictures on the subspaces of a class.
 
-    Parameters
-    ----------
-    layers : sequence of LayerModel
-        From :meth:`LayerModel.on`.
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
-    grids : sequence of Grid
-
-    Returns
-    -------
-    RawScores
+    Shapes: features (n, C, h, w).
     """
     maps, fre, nll, leading = [], [], [], []
     for layer, feature, grid in zip(layers, features, grids, strict=True):
@@ -193,21 +130,7 @@ def raw_scores(
 def finish_scores(
     model: ClassModel, raw: RawScores, grids: Sequence[Grid], options: Options
 ) -> ClassScores:
-    """Divide, combine and aggregate the maps of pictures.
-
-    Parameters
-    ----------
-    model : ClassModel
-    raw : RawScores
-        Of the same class.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    ClassScores
-    """
+    """Divide, combine and aggregate the maps of pictures."""
     usual = [torch.as_tensor(layer.usual) for layer in model.layers]
     explained = [layer.explained for layer in model.layers]
     score, combined = score_maps(raw.maps, usual, raw.nll, grids, options, explained)
@@ -229,24 +152,7 @@ def score_maps(
     by the share of held-out pictures that its subspace explains, so that subspaces of pictures
     count for nothing from few pictures and for much from many.
 
-    Parameters
-    ----------
-    maps : list of Tensor of shape (n, h, w)
-        FRE map of each layer.
-    usual : list of Tensor of shape (h, w) or (n, h, w)
-        What the maps of each layer are divided by.
-    nll : Tensor of shape (n,)
-        Summed over layers; the score itself where the options say so.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-    explained : sequence of float
-        Share that each subspace explains; needed for several groups alone.
-
-    Returns
-    -------
-    scores : Tensor of shape (n,)
-    maps : Tensor of shape (n, H, W)
+    Shapes: maps (n, h, w); usual (h, w) or (n, h, w); nll (n,); gives scores (n,); maps (n, H, W).
     """
     groups = _groups(grids, options)
     found = [_of_group(maps, usual, grids, group, options) for group in groups.items()]
@@ -273,20 +179,7 @@ def ratio_of(
 ) -> np.ndarray:
     """What held-out scores are multiplied by to become those of the final model.
 
-    Parameters
-    ----------
-    ratios : sequence of ndarray of shape (n,)
-        Of each layer, as :class:`~dfm_mlflow.core.crossfit.HeldOut` gives it.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-    explained : sequence of float
-        As :func:`score_maps` takes it.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        Combined as scores are: averaged, and of several groups of maps the geometric mean.
+    Shapes: ratios (n,); gives (n,) float64.
     """
     groups = list(_groups(grids, options).values())
     means = [np.mean([ratios[j] for j in own], axis=0) for own in groups]

@@ -22,29 +22,7 @@ def fit_images(
     labels: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> "AnomalyDetector":
-    """Fit and calibrate on good images.
-
-    Parameters
-    ----------
-    kind : type of AnomalyDetector
-        Whose ``fit`` is called.
-    images : sequence of Picture
-    labels : sequence of str or None
-        Class of each; one class by default.
-    options : mapping
-        Of a training, by name.
-
-    Returns
-    -------
-    AnomalyDetector
-
-    Raises
-    ------
-    ConfigError
-        For options that do not go together or need files, and labels of another number.
-    ImageError
-        For the first image that cannot be read.
-    """
+    """Fit and calibrate on good images."""
     if of_files := [name for name in _OF_FILES if name in options]:
         raise ConfigError(
             f"{of_files[0]} is about files, and images were given: leave it out, or use "

@@ -15,25 +15,14 @@ _VALUES = 1 << 23  # of cells that are scored at once: 32 MiB
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Feature map of one layer, and which of its cells count.
+    """Feature map of one layer, and which of its cells count."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        ``(C, h, w)``.
-    cells : ndarray of shape (h, w), bool
-        Cells that the region of interest touches.
-    even_border : bool
-        Whether other cells keep out of the map on a finer grid. In models of format 1 their zeros
-        bleed into the border of the region.
-    rows_are : {"picture", "cell"}
-        What a row of the layer's subspace is.
-    """
-
-    shape: tuple[int, int, int]
-    cells: np.ndarray
+    shape: tuple[int, int, int]  # ``(C, h, w)``
+    cells: np.ndarray  # (h, w) bool: cells that the region of interest touches
+    # Whether other cells keep out of the map on a finer grid. In models of format 1 their zeros
+    # bleed into the border of the region.
     even_border: bool = True
-    rows_are: str = "picture"
+    rows_are: str = "picture"  # what a row of the layer's subspace is
 
     @property
     def weights(self) -> np.ndarray:
@@ -69,14 +58,7 @@ class Grid:
     def of_pictures(self, values: Tensor, mean: bool = False) -> Tensor:
         """Sum `values` of rows, of shape (n n_rows, ...), over those of each picture, or average.
 
-        Parameters
-        ----------
-        values : Tensor
-        mean : bool
-
-        Returns
-        -------
-        Tensor of shape (n, ...)
+        Gives (n, ...).
         """
         if not self.of_cells:
             return values
@@ -107,18 +89,7 @@ class Grid:
 
 
 def at_once(grids: Sequence[Grid], most: int) -> int:
-    """How many pictures are scored at once: rows that are cells are many.
-
-    Parameters
-    ----------
-    grids : sequence of Grid
-    most : int
-        Pictures.
-
-    Returns
-    -------
-    int
-    """
+    """How many pictures are scored at once: rows that are cells are many."""
     values = max((g.n_cells * g.shape[0] for g in grids if g.of_cells), default=0)
     return max(1, min(most, _VALUES // values)) if values else most
 
@@ -128,22 +99,7 @@ def grids_of(
     roi_cells: Callable[[tuple[int, int]], np.ndarray],
     rows_are: Sequence[str] | None = None,
 ) -> list[Grid]:
-    """Give the grid of each layer.
-
-    Parameters
-    ----------
-    shapes : iterable of sequence of int
-        ``(C, h, w)`` of each layer.
-    roi_cells : callable
-        Which cells of a grid ``(h, w)`` the region of interest touches, of that shape, bool.
-    rows_are : sequence of {"picture", "cell"}, optional
-        What a row of each layer's subspace is; a picture by default.
-
-    Raises
-    ------
-    FitError
-        If the region touches no cell of a layer.
-    """
+    """Give the grid of each layer."""
     shapes = list(shapes)
     grids = [
         Grid((c, h, w), roi_cells((h, w)), rows_are=kind)

@@ -16,27 +16,20 @@ _CELLS = 8  # most cells a side of the maps that are compared
 
 @dataclass(frozen=True, eq=False)
 class HeldOutScores:
-    """Held-out scores and maps of the n good pictures that a detector was fitted to.
+    """Held-out scores and maps of the n good pictures that a detector was fitted to."""
 
-    Attributes
-    ----------
-    score : ndarray of shape (n,), float64
-        Anomaly score of each picture under a model that was fitted without its fold, brought to the
-        final model as the calibration has it, in the order in which the pictures were given.
-    p_value : ndarray of shape (n,), float64
-        Of that score among the others of its class: the share of groups (pictures, where there are
-        no groups) that score at least as high, its own counted once.
-    maps : mapping of int to Tensor of shape (h, w)
-        Anomaly map of the same model, on the CPU, by the picture's place; of all pictures where
-        they are at hand, of the most unusual ones where the features are elsewhere.
-    sketches : ndarray of shape (n, layers, s), float32, or None
-        What near-duplicates are found by: :func:`sketches_of` the features; None where the pictures
-        are more than :data:`~dfm_mlflow.core.duplicates.MOST`.
-    """
-
+    # (n,) float64: Anomaly score of each picture under a model that was fitted without its fold,
+    # brought to the final model as the calibration has it, in the order in which the pictures were
+    # given.
     score: np.ndarray
+    # (n,) float64: Of that score among the others of its class: the share of groups (pictures,
+    # where there are no groups) that score at least as high, its own counted once.
     p_value: np.ndarray
+    # (h, w): Anomaly map of the same model, on the CPU, by the picture's place; of all pictures
+    # where they are at hand, of the most unusual ones where the features are elsewhere.
     maps: Mapping[int, Tensor]
+    # (n, layers, s) float32, or None: What near-duplicates are found by: :func:`sketches_of` the
+    # features; None where the pictures are more than :data:`~dfm_mlflow.core.duplicates.MOST`.
     sketches: np.ndarray | None
 
     @classmethod
@@ -45,16 +38,7 @@ class HeldOutScores:
     ) -> "HeldOutScores":
         """Put the pictures of several classes back into their common order.
 
-        Parameters
-        ----------
-        parts : sequence of HeldOutScores
-            One for each class.
-        places : sequence of ndarray of shape (n_class,), int
-            Place of each picture of a class in the common order; together 0 to n - 1.
-
-        Returns
-        -------
-        HeldOutScores
+        Shapes: places (n_class,) int.
         """
         order = np.argsort(np.concatenate(places))
         maps: dict[int, Tensor] = {}
@@ -75,15 +59,7 @@ def sketches_of(features: Sequence[Tensor], grids: Sequence[Grid]) -> np.ndarray
     Of fine maps first means of larger cells are taken, which a shift of a pixel or two hardly
     moves.
 
-    Parameters
-    ----------
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
-    grids : sequence of Grid
-
-    Returns
-    -------
-    ndarray of shape (n, layers, s), float32
+    Shapes: features (n, C, h, w); gives (n, layers, s) float32.
     """
     width = WIDTH // len(grids)
     layers = [

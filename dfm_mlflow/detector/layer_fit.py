@@ -27,17 +27,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Deal:
-    """Which pictures of a class are held out together, and which count as one.
+    """Which pictures of a class are held out together, and which count as one."""
 
-    Attributes
-    ----------
-    folds : ndarray of shape (n,), int
-        Fold of each picture.
-    groups : ndarray of shape (n,), int
-        Group of each picture; pictures with the same bytes are of one group in any case.
-    """
-
-    folds: np.ndarray
+    folds: np.ndarray  # (n,) int: fold of each picture
+    # (n,) int: Group of each picture; pictures with the same bytes are of one group in any case.
     groups: np.ndarray
 
     @classmethod
@@ -48,23 +41,7 @@ class Deal:
         seed: int,
         n_folds: int | None = None,
     ) -> "Deal":
-        """Deal pictures to folds, as a function of the set of their `keys` and `groups`.
-
-        Parameters
-        ----------
-        keys : sequence of str
-            Digest of each of n pictures.
-        groups : sequence of str, optional
-            Declared group of each.
-        seed : int
-        n_folds : int, optional
-            As :func:`~dfm_mlflow.core.crossfit.assign_folds` takes it.
-
-        Raises
-        ------
-        FitError
-            If there is one group only.
-        """
+        """Deal pictures to folds, as a function of the set of their `keys` and `groups`."""
         if len(keys) > 1 and len(set(keys)) == 1:
             raise FitError(
                 f"All {len(keys)} images are copies of one: add images with other contents."
@@ -75,28 +52,15 @@ class Deal:
 
 @dataclass(frozen=True, eq=False)
 class FittedLayers:
-    """What fitting a class costs: ``normalize``, ``aggregate`` and the like change nothing of it.
+    """The dear part of a fit, which ``normalize``, ``aggregate`` and the like do not change."""
 
-    Attributes
-    ----------
-    layers : list of LayerModel
-        With maps that are divided by nothing.
-    maps : list of Tensor of shape (n, h, w)
-        Held-out FRE maps of the n pictures in each layer.
-    nll : Tensor of shape (n,)
-        Held-out, summed over layers.
-    deal : Deal
-    correlation : ndarray of shape (L, L), float32
-        Of the ranks of the leading coordinates of all layers together.
-    refit_ratios : list of ndarray of shape (n,)
-        What the FRE of each layer is multiplied by to become that of the final model.
-    """
-
-    layers: list[LayerModel]
-    maps: list[Tensor]
-    nll: Tensor
+    layers: list[LayerModel]  # with maps that are divided by nothing
+    maps: list[Tensor]  # (n, h, w): held-out FRE maps of the n pictures in each layer
+    nll: Tensor  # (n,): held-out, summed over layers
     deal: Deal
+    # (L, L) float32: Of the ranks of the leading coordinates of all layers together.
     correlation: np.ndarray
+    # (n,): What the FRE of each layer is multiplied by to become that of the final model.
     refit_ratios: list[np.ndarray]
 
 
@@ -105,25 +69,7 @@ def fit_layers(
 ) -> FittedLayers:
     """Fit the subspaces of a class; of the options only ``pca_level`` matters.
 
-    Parameters
-    ----------
-    features : sequence of Tensor of shape (n * (1 + c), C, h, w)
-        One for each layer and scale: n pictures, then c turned copies of each, in the same order.
-        Copies are fitted with their picture, and neither held out nor calibrated on.
-    deal : Deal
-        Of the n pictures.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    FittedLayers
-
-    Raises
-    ------
-    FitError
-        If there is one fold only, or features that no model fits.
+    Shapes: features (n * (1 + c), C, h, w).
     """
     found = [
         (_layer_of_cells if grid.of_cells else _layer_of_pictures)(feature, grid, deal, level)
@@ -188,16 +134,7 @@ def _silent_layer(feature: Tensor, grid: Grid) -> _Layer:
 
 
 def check_single(grids: Sequence[Grid]) -> None:
-    """Refuse a single picture where no map is of its cells.
-
-    Parameters
-    ----------
-    grids : sequence of Grid
-
-    Raises
-    ------
-    FitError
-    """
+    """Refuse a single picture where no map is of its cells."""
     if not any(grid.of_cells for grid in grids):
         raise FitError(
             "There is 1 good picture, and subspaces over pictures need 2: add one, or give "
@@ -228,16 +165,7 @@ def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _L
 def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
     """Give the cells of pictures in blocks.
 
-    Parameters
-    ----------
-    feature : Tensor of shape (n, C, h, w)
-    grid : Grid
-        Whose rows are cells.
-
-    Yields
-    ------
-    ndarray of shape (m, P, C)
-        Of at most :data:`~dfm_mlflow.core.solvers.BLOCK` values, or one picture.
+    Shapes: feature (n, C, h, w); gives (m, P, C).
     """
     step = max(1, BLOCK // (grid.n_cells * grid.shape[0]))
     for part in feature.split(step):
@@ -245,22 +173,6 @@ def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
 
 
 def to_store(subspace: Subspace, noise_variance: float, *, of_cells: bool = False) -> Subspace:
-    """Give a fitted subspace the noise that held-out rows show, and its basis what is stored.
-
-    Parameters
-    ----------
-    subspace : Subspace
-        In float64.
-    noise_variance : float
-        From held-out rows.
-    of_cells : bool
-        Whether its rows are cells: such a basis is small.
-
-    Returns
-    -------
-    Subspace
-        With its basis in float32 where its rows are cells; else in float16, on the grid of
-        :mod:`dfm_mlflow.core.packing`.
-    """
+    """Give a fitted subspace the noise that held-out rows show, and its basis what is stored."""
     basis = subspace.basis.astype(np.float32) if of_cells else on_grid(subspace.basis)
     return replace(subspace, basis=basis, noise_variance=noise_variance)

@@ -25,18 +25,8 @@ def combine_layers(
     Between cells a map is interpolated from those that count, and from no other: what is constant
     inside a region of interest is so up to the region's border, whatever its cells' size.
 
-    Parameters
-    ----------
-    maps : list of Tensor of shape (n, h_l, w_l)
-        FRE maps, one for each layer.
-    usual : list of Tensor of shape (h_l, w_l) or (n, h_l, w_l)
-        What each map is divided by.
-    weights : sequence of ndarray of shape (h_l, w_l)
-        0 for cells that do not count.
-
-    Returns
-    -------
-    Tensor of shape (n, h, w)
+    Shapes: maps (n, h_l, w_l); usual (h_l, w_l) or (n, h_l, w_l); weights (h_l, w_l); gives (n, h,
+    w).
     """
     grid = max(((m.shape[1], m.shape[2]) for m in maps), key=math.prod)
     parts = zip(maps, usual, weights, strict=True)
@@ -46,17 +36,7 @@ def combine_layers(
 def blurred(maps: Tensor, side: int, weights: np.ndarray) -> Tensor:
     """Average each cell with those around it that count.
 
-    Parameters
-    ----------
-    maps : Tensor of shape (n, h, w)
-    side : int
-        Of the square of cells that is averaged, odd.
-    weights : ndarray of shape (h, w)
-        0 for cells that do not count, which stay 0.
-
-    Returns
-    -------
-    Tensor of shape (n, h, w)
+    Shapes: maps (n, h, w); weights (h, w); gives (n, h, w).
     """
 
     def mean(values: Tensor) -> Tensor:
@@ -79,22 +59,7 @@ def _weighed(maps: Tensor, weights: np.ndarray, grid: tuple[int, int]) -> Tensor
 def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
     """What held-out good pictures show: the divisor of a layer's map.
 
-    Parameters
-    ----------
-    maps : Tensor of shape (n, h, w)
-        Held-out FRE maps; positions outside a region of interest are 0 in all of them.
-    how : {"none", "global", "position", "blend"}
-        1, the mean over pictures and positions, the mean over pictures at each position, or the
-        geometric mean of the latter two. Division by position suits parts that always lie alike,
-        and dims a defect wherever moving parts make good pictures vary; the blend is as good as the
-        better of the two on most sets.
-    floor : float
-        Share of the global mean that no position's falls below: a position that never varies
-        must not turn its first speck of noise into a defect.
-
-    Returns
-    -------
-    Tensor of shape (h, w)
+    Shapes: maps (n, h, w); gives (h, w).
     """
     mean = maps.mean(dim=0)
     if how == "none":
@@ -110,13 +75,7 @@ def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
 def largest_of(maps: Tensor) -> np.ndarray:
     """Largest value of each map as it is drawn, smooth.
 
-    Parameters
-    ----------
-    maps : Tensor of shape (n, h, w)
-
-    Returns
-    -------
-    ndarray of shape (n,)
+    Shapes: maps (n, h, w); gives (n,).
     """
     if not len(maps):
         return np.empty(0)
@@ -131,15 +90,7 @@ def scale_of(largest: np.ndarray) -> float:
     A quantile over pictures, of each one's largest value: an odd picture counts once, however large
     the region is that stands out in it, and cannot blank the maps of all others.
 
-    Parameters
-    ----------
-    largest : ndarray of shape (n,)
-        Of the held-out good pictures, from :func:`largest_of`.
-
-    Returns
-    -------
-    float
-        0 where there are none.
+    Shapes: largest (n,).
     """
     return float(np.quantile(largest, MOST)) if largest.size else 0.0
 
@@ -147,16 +98,7 @@ def scale_of(largest: np.ndarray) -> float:
 def to_level(full: Tensor, scale: float) -> np.ndarray:
     """Draw a map in 8-bit levels that mean the same in every picture of a model.
 
-    Parameters
-    ----------
-    full : Tensor of shape (H, W)
-        From :func:`smooth_map`.
-    scale : float
-        Value that becomes level 128.
-
-    Returns
-    -------
-    ndarray of shape (H, W), uint8
+    Shapes: full (H, W); gives (H, W) uint8.
     """
     level = full * (USUAL / max(scale, math.ulp(1.0)))
     return level.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
@@ -167,18 +109,7 @@ def smooth_map(
 ) -> Tensor:
     """Bring one map to the size of its picture, with the steps between its cells smoothed out.
 
-    Parameters
-    ----------
-    values : Tensor of shape (h, w)
-    size : tuple of int
-        Height and width of the picture in pixels.
-    part : tuple of float
-        Share of the network's input, in height and width and around its middle, that the picture
-        fills; the rest is padding.
-
-    Returns
-    -------
-    Tensor of shape size, float32
+    Shapes: values (h, w); gives size, float32.
     """
     whole = [round(s / p) for s, p in zip(size, part, strict=True)]
     # Blurred at no more than 512 pixels a side: more would hold nothing that the blur leaves.

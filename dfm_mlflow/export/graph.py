@@ -38,18 +38,11 @@ _WORTH_HALVING = 4096  # values of an initializer
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
-
-    Attributes
-    ----------
-    path : Path
-    megabytes : float
-    difference : float
-        Largest relative difference of a score from the detector's, on pictures made for the check.
-    """
+    """What was written."""
 
     path: Path
     megabytes: float
+    # Largest relative difference of a score from the detector's, on pictures made for the check.
     difference: float
 
 
@@ -60,20 +53,6 @@ def export_onnx(
 
     Its input ``image`` has the shape ``(n, height, width, 3)``, uint8 RGB; its outputs are
     :data:`OUTPUTS`, one row an image, the map on the feature grid.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-        On the CPU, in fp32, without tiles.
-    path : str or Path
-        Ends in ``.onnx``.
-    metadata : dict of str to str, optional
-        Kept in the file beside what every one holds.
-
-    Raises
-    ------
-    ExportError
-        For a detector that ONNX cannot express, or a file that would score otherwise.
     """
     path = Path(path)
     check_target(path)
@@ -231,12 +210,7 @@ def _halve(model: "ModelProto") -> None:
 
 
 def check_target(path: Path) -> None:
-    """Refuse a `path` that no graph can be written to, and an installation that makes none.
-
-    Raises
-    ------
-    ExportError
-    """
+    """Refuse a `path` that no graph can be written to, and an installation that makes none."""
     if path.suffix != ".onnx":
         raise ExportError(f"{path} does not end in .onnx: give a name that does.")
     if not path.absolute().parent.is_dir():

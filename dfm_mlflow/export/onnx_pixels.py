@@ -19,11 +19,6 @@ class PixelsForOnnx(nn.Module):
     it rounds 1 value in 1,000 to the next of 256 levels, which moves a score by up to 1 %. Here
     both axes are matrix products with torch's own fixed-point weights, whole numbers that double
     precision adds up without error.
-
-    Parameters
-    ----------
-    extractor : Extractor
-        Without tiles.
     """
 
     def __init__(self, extractor: Extractor):
@@ -95,15 +90,7 @@ def _nearest(new: Any, old: int) -> Tensor:
 def picture_like(size: tuple[int, int], seed: int) -> np.ndarray:
     """Make an RGB picture with coarse and fine structure, the same for the same `seed`.
 
-    Parameters
-    ----------
-    size : tuple of int
-        Height and width in pixels.
-    seed : int
-
-    Returns
-    -------
-    ndarray of shape (height, width, 3), uint8
+    Gives (height, width, 3) uint8.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]

@@ -25,19 +25,11 @@ echo "    PATH=$PWD/venv/bin:\\$PATH mlflow models serve -m $PWD/{model} --env-m
 
 @dataclass(frozen=True)
 class BundleResult:
-    """What was collected.
-
-    Attributes
-    ----------
-    folder : Path
-    n_packages : int
-    megabytes : float
-        Of everything.
-    """
+    """What was collected."""
 
     folder: Path
     n_packages: int
-    megabytes: float
+    megabytes: float  # of everything
 
     def summary(self) -> str:
         """Say it in two sentences."""
@@ -57,25 +49,7 @@ class BundleResult:
 
 
 def bundle(options: BundleOptions) -> BundleResult:
-    """Collect a model and its packages, with pip and its own settings (``PIP_INDEX_URL``, ...).
-
-    Parameters
-    ----------
-    options : BundleOptions
-
-    Returns
-    -------
-    BundleResult
-
-    Raises
-    ------
-    ConfigError
-        For a folder that holds something.
-    ArtifactError
-        If the model is of another flavor.
-    DataError
-        If pip cannot find a package; nothing is left of the folder then.
-    """
+    """Collect a model and its packages, with pip and its own settings (``PIP_INDEX_URL``, ...)."""
     folder = Path(options.output).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output={folder} is there and not empty: give a new folder.")

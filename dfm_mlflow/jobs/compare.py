@@ -39,23 +39,13 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Compared:
-    """One run of a comparison.
+    """One run of a comparison."""
 
-    Attributes
-    ----------
-    letter : str
-        Short for it in tables.
-    asked : str
-        As the user called it.
-    run : Run
-    scores : DataFrame
-        Its labelled test pictures that could be read: ``key`` (the same for the same picture in
-        every run), ``path``, ``defective``, ``anomaly_score``.
-    """
-
-    letter: str
-    asked: str
+    letter: str  # short for it in tables
+    asked: str  # as the user called it
     run: Run
+    # Its labelled test pictures that could be read: ``key`` (the same for the same picture in every
+    # run), ``path``, ``defective``, ``anomaly_score``.
     scores: pd.DataFrame
 
     @property
@@ -66,24 +56,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """What a comparison found.
+    """What a comparison found."""
 
-    Attributes
-    ----------
-    runs : list of Compared
-        The first is what the others are held against.
-    table : DataFrame
-        One row a fact, one column a run; what is unknown is empty.
-    comparisons : list of Comparison
-        Of each other run with the first, on the pictures that all share.
-    sentences : list of str
-        How many pictures are shared, and what can be told from noise.
-    """
-
-    runs: list[Compared]
-    table: pd.DataFrame
+    runs: list[Compared]  # the first is what the others are held against
+    table: pd.DataFrame  # one row a fact, one column a run; what is unknown is empty
+    # Of each other run with the first, on the pictures that all share.
     comparisons: list[Comparison]
-    sentences: list[str]
+    sentences: list[str]  # how many pictures are shared, and what can be told from noise
 
     def summary(self) -> str:
         """Write everything for people."""
@@ -102,21 +81,6 @@ def compare(options: CompareOptions) -> CompareResult:
     Their test pictures are matched by content (by label and name for runs of older versions), so
     that the data may lie elsewhere or have grown; what one run lacks, or has under another label,
     is left out. All intervals hold at once with the asked confidence (Bonferroni).
-
-    Parameters
-    ----------
-    options : CompareOptions
-
-    Returns
-    -------
-    CompareResult
-
-    Raises
-    ------
-    DfmError
-        For a run that is not there or scored nothing, or too few pictures in common.
-    ConfigError
-        For an `output` in a folder that is not there, or a run that is named twice.
     """
     if options.output != "none" and not Path(options.output).absolute().parent.is_dir():
         raise ConfigError(

@@ -40,20 +40,7 @@ class DfmEvaluator(ModelEvaluator):
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, Any] | None, **kwargs: Any
     ) -> bool:
-        """Whether this kind of model may be one of the flavor; MLflow does not show the model.
-
-        Parameters
-        ----------
-        model_type : str or None
-        evaluator_config : mapping or None
-            Not looked at.
-        **kwargs
-            What later versions of MLflow may bring.
-
-        Returns
-        -------
-        bool
-        """
+        """Whether this kind of model may be one of the flavor; MLflow does not show the model."""
         return model_type in (MODEL_TYPE, None)
 
     def evaluate(
@@ -70,44 +57,7 @@ class DfmEvaluator(ModelEvaluator):
         model_id: str | None = None,
         **kwargs: Any,
     ) -> EvaluationResult | None:
-        """Score the pictures of a dataset; log metrics, the report and ``scores.parquet``.
-
-        Parameters
-        ----------
-        model_type : str or None
-        dataset : EvaluationDataset
-            Of an :class:`ImageFolderDataset`, or of a table with a column ``image`` (bytes or
-            base64), where wanted ``category`` and ``mask``, and labels as targets: ``good`` or the
-            name of a defect, or whether the picture is defective. Without targets only drift is
-            measured.
-        run_id : str
-        evaluator_config : dict
-            Values for further parameters of extra metrics.
-        model : PyFuncModel
-            A model of the flavor, loaded in this process.
-        extra_metrics : sequence of EvaluationMetric, optional
-            Their predictions are anomaly scores and their targets whether pictures are defective.
-        custom_artifacts : None
-            Refused.
-        predictions : str, optional
-            Another column of the model's output for extra metrics.
-        model_id : str, optional
-            With it MLflow logs the metrics that this method returns.
-        **kwargs
-            What later versions of MLflow may bring.
-
-        Returns
-        -------
-        EvaluationResult or None
-            None for a model of another flavor, which other evaluators may know.
-
-        Raises
-        ------
-        DfmError
-            For data that cannot be evaluated on.
-        ConfigError
-            For `custom_artifacts`.
-        """
+        """Score the pictures of a dataset; log metrics, the report and ``scores.parquet``."""
         detector = _detector_of(model, asked=model_type == MODEL_TYPE)
         if detector is None:
             return None

@@ -20,22 +20,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportedResult:
-    """What was written.
-
-    Attributes
-    ----------
-    path : Path
-    megabytes : float
-    difference : float
-        Largest relative difference of a score from the detector's, on pictures made for the check.
-    sentence : str
-        How the thresholds moved, where the model was calibrated anew; else empty.
-    """
+    """What was written."""
 
     path: Path
     megabytes: float
+    # Largest relative difference of a score from the detector's, on pictures made for the check.
     difference: float
-    sentence: str = ""
+    sentence: str = ""  # how the thresholds moved, where the model was calibrated anew; else empty
 
     def summary(self) -> str:
         """Say it in a sentence or two."""
@@ -55,24 +46,7 @@ class ExportedResult:
 
 
 def export(options: ExportOptions) -> ExportedResult:
-    """Write a model as ONNX.
-
-    Parameters
-    ----------
-    options : ExportOptions
-
-    Returns
-    -------
-    ExportedResult
-
-    Raises
-    ------
-    ExportError
-        For a model that ONNX cannot express, or that was calibrated in another precision while no
-        pictures are given to calibrate it anew.
-    DfmError
-        For a model or pictures that cannot be used.
-    """
+    """Write a model as ONNX."""
     root = Path(_compat.download(artifact_uri=options.model))
     declared = read_mlmodel(root)
     record = parse_record((declared.folder / DETECTOR).read_bytes())

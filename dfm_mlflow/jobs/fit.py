@@ -23,58 +23,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A detector, and what is known of the pictures that it was fitted to.
-
-    Attributes
-    ----------
-    detector : AnomalyDetector
-    held_out : HeldOutScores
-        Of `items`.
-    items : list of Item
-        That it was fitted to.
-    groups : list of str or None
-        Declared group of each.
-    extraction : Extraction
-        Of all training pictures, those that could not be read among them.
-    trial : Trial
-        Of copies.
-    seconds : tuple of float
-        Of the extraction and of the fit.
-    """
+    """A detector, and what is known of the pictures that it was fitted to."""
 
     detector: AnomalyDetector
-    held_out: HeldOutScores
-    items: list[Item]
-    groups: list[str] | None
-    extraction: Extraction
-    trial: Trial
-    seconds: tuple[float, float]
+    held_out: HeldOutScores  # of `items`
+    items: list[Item]  # that it was fitted to
+    groups: list[str] | None  # declared group of each
+    extraction: Extraction  # of all training pictures, those that could not be read among them
+    trial: Trial  # of copies
+    seconds: tuple[float, float]  # of the extraction and of the fit
 
 
 def fit_pictures(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> Trained:
-    """Extract the training pictures of a catalog and fit a detector to them.
-
-    Parameters
-    ----------
-    options : Options
-        Resolved.
-    catalog : Catalog
-        It is told what was seen of the pictures.
-    extractor : Extractor
-    weights : dict of str to str
-        ``id`` and ``sha256`` of the backbone's weights.
-
-    Returns
-    -------
-    Trained
-
-    Raises
-    ------
-    DfmError
-        For pictures that no detector can be fitted to.
-    """
+    """Extract the training pictures of a catalog and fit a detector to them."""
     fit = _fit_on_spark if options.engine == "spark" else _fit_here
     return fit(options, catalog, extractor, weights)
 
@@ -130,25 +93,7 @@ def _fit_on_spark(
 
 
 def kept_items(items: list[Item], extraction: Extraction, purpose: str = "training") -> list[Item]:
-    """Leave out pictures that cannot be read, with a warning for each.
-
-    Parameters
-    ----------
-    items : list of Item
-    extraction : Extraction
-        Of these.
-    purpose : str
-        What the pictures are for, in the error.
-
-    Returns
-    -------
-    list of Item
-
-    Raises
-    ------
-    DataError
-        If they are more than :data:`MAX_BAD_SHARE`.
-    """
+    """Leave out pictures that cannot be read, with a warning for each."""
     for i, why in extraction.errors.items():
         _logger.warning("Left out %s: %s", items[i].path, why)
     share = len(extraction.errors) / len(items)

@@ -19,25 +19,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was deleted, and what is left.
+    """What was deleted, and what is left."""
 
-    Attributes
-    ----------
-    log : str
-        Address of the log.
-    before : datetime
-        What is older is gone.
-    n_pictures, n_rows : int
-        Deleted.
-    n_pictures_left : int
-        Kept pictures that are as young or younger.
-    """
-
-    log: str
-    before: datetime
+    log: str  # address of the log
+    before: datetime  # what is older is gone
     n_pictures: int
     n_rows: int
-    n_pictures_left: int
+    n_pictures_left: int  # kept pictures that are as young or younger
 
     def summary(self) -> str:
         """Say it in one sentence."""
@@ -52,26 +40,6 @@ def forget(log: str, before: str, what: str = "pictures") -> Forgotten:
     """Delete what a server kept before a date; the server may be running.
 
     The age of a picture is that of the last row that shows it, or of its file where no row is left.
-
-    Parameters
-    ----------
-    log : str
-        ``log_to`` of the server.
-    before : str
-        Date or time in ISO 8601; UTC where it names no zone.
-    what : {"pictures", "rows", "all"}
-        Kept pictures, rows of scores, or both.
-
-    Returns
-    -------
-    Forgotten
-
-    Raises
-    ------
-    ConfigError
-        For what is no date, and another `what`.
-    DataError
-        If there is no log, or something cannot be deleted.
     """
     if what not in WHAT:
         raise ConfigError(f"what={what!r} is not valid: give {', '.join(WHAT)}.")
@@ -91,13 +59,7 @@ def forget(log: str, before: str, what: str = "pictures") -> Forgotten:
 
 
 def moment(text: str) -> datetime:
-    """Read a date or time in ISO 8601, `text`, as UTC unless it says otherwise.
-
-    Raises
-    ------
-    ConfigError
-        If it is none.
-    """
+    """Read a date or time in ISO 8601, `text`, as UTC unless it says otherwise."""
     try:
         found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
     except ValueError:

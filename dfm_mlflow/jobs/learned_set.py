@@ -41,33 +41,7 @@ def learned_set(
     found: ResolvedModel,
     run_id: str | None,
 ) -> tuple[Learned, dict[str, Look]]:
-    """Start from a model's pictures, find them again, and apply verdicts and removals.
-
-    Parameters
-    ----------
-    options : UpdateOptions
-    verdicts : sequence of PictureVerdict
-        One a picture.
-    detector : AnomalyDetector
-        The model.
-    found : ResolvedModel
-        Where it is.
-    run_id : str or None
-        Of the run that made it.
-
-    Returns
-    -------
-    learned : Learned
-    looks : dict of str to Look
-        At its pictures, by path.
-
-    Raises
-    ------
-    DataError
-        If the list, a picture of it or one with a verdict is not there, or too few would be left.
-    ConfigError
-        If nothing would change.
-    """
+    """Start from a model's pictures, find them again, and apply verdicts and removals."""
     rows = _own_rows(options, detector.options, found, run_id)
     places = {} if options.add == "none" else places_in(options.add)
     going = digests_to_remove(rows, options.remove)

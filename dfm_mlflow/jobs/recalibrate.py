@@ -147,27 +147,7 @@ def recalibrate(options: RecalibrateOptions, *, experiment: str = AUTO) -> Recal
 def calibrate_on(
     detector: AnomalyDetector, category: str, catalog: Catalog
 ) -> tuple[AnomalyDetector, str]:
-    """Calibrate a class on the pictures of a catalog, without a run.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    category : str
-        The class.
-    catalog : Catalog
-        Good pictures that it was never fitted to.
-
-    Returns
-    -------
-    detector : AnomalyDetector
-    sentence : str
-        How the threshold moved.
-
-    Raises
-    ------
-    DataError
-        For pictures that the model was fitted to, by their digests or their scores.
-    """
+    """Calibrate a class on the pictures of a catalog, without a run."""
     extraction = detector.extractor.extract([i.path for i in catalog.train], progress="extracting")
     items = kept_items(catalog.train, extraction, "calibration")
     keys = keys_of(extraction)

@@ -70,24 +70,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found.
+    """What a sweep found."""
 
-    Attributes
-    ----------
-    run_id : str
-        Of the parent.
-    tables : dict of str to DataFrame
-        By metric: a row a configuration, the average first and then a column a category.
-    failures : dict of str to str
-        Why categories are not there.
-    n_resumed : int
-        Children that an interrupted sweep had finished.
-    """
-
-    run_id: str
+    run_id: str  # of the parent
+    # By metric: a row a configuration, the average first and then a column a category.
     tables: dict[str, pd.DataFrame]
-    failures: dict[str, str]
-    n_resumed: int
+    failures: dict[str, str]  # why categories are not there
+    n_resumed: int  # children that an interrupted sweep had finished
 
     def summary(self) -> str:
         """Say in Markdown what was found."""
@@ -111,22 +100,6 @@ def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
 
     An unfinished sweep of the same options is gone on with: its finished children become children
     of this run, if their pictures are the same.
-
-    Parameters
-    ----------
-    options : SweepOptions
-    experiment : str
-        As for :func:`~dfm_mlflow.jobs.train.train`.
-
-    Returns
-    -------
-    SweepResult
-        With `failures` where categories failed; the run is marked as failed then.
-
-    Raises
-    ------
-    ConfigError
-        For a grid that has no meaning. No run is started then.
     """
     asked = as_given(options)
     if options.categories == "auto":

@@ -59,41 +59,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search left behind.
+    """What a search left behind."""
 
-    Attributes
-    ----------
-    trained : TrainResult
-        Of the chosen configuration, fitted to all good pictures.
-    choice : Choice
-    scored : list of Scored
-        Every candidate; the first is the preset's own configuration.
-    """
-
-    trained: TrainResult
+    trained: TrainResult  # of the chosen configuration, fitted to all good pictures
     choice: Choice
-    scored: list[Scored]
+    scored: list[Scored]  # every candidate; the first is the preset's own configuration
 
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """What a search found, before anything is logged.
-
-    Attributes
-    ----------
-    scored : list of Scored
-    choice : Choice
-    plans : list of Plan
-        Of the defects, in the order of their scores.
-    examples : list of (Plan, picture, mask)
-        One of each kind, size and strength.
-    seconds : float
-    """
+    """What a search found, before anything is logged."""
 
     scored: list[Scored]
     choice: Choice
-    plans: list[Plan]
-    examples: list[tuple[Plan, np.ndarray, np.ndarray]]
+    plans: list[Plan]  # of the defects, in the order of their scores
+    examples: list[tuple[Plan, np.ndarray, np.ndarray]]  # one of each kind, size and strength
     seconds: float
 
 
@@ -101,18 +81,6 @@ def tune(options: Options, *, experiment: str = AUTO) -> TuneResult:
     """Choose a configuration on synthetic defects, and train with it, in one run with children.
 
     Test pictures are evaluated on by the chosen configuration, after the choice.
-
-    Parameters
-    ----------
-    options : Options
-        As given by the user; what differs from ``auto`` is not searched.
-    experiment : str
-        As for :func:`~dfm_mlflow.jobs.train.train`.
-
-    Raises
-    ------
-    DfmError
-        For options, data or weights that cannot be used. Nothing is registered then.
     """
     refuse_spark(options.engine, "tune")
     options.resolve()  # refused before anybody looks at the data
@@ -145,15 +113,7 @@ def tune(options: Options, *, experiment: str = AUTO) -> TuneResult:
 
 
 def search(options: Options, items: Sequence[Item]) -> Search:
-    """Score every candidate on good pictures and synthetic defects, and choose one.
-
-    Parameters
-    ----------
-    options : Options
-        As given by the user.
-    items : sequence of Item
-        Good pictures. No other picture is read.
-    """
+    """Score every candidate on good pictures and synthetic defects, and choose one."""
     began = time.perf_counter()
     tried = _with_names(candidates(options))
     base = base_rule({rule for o in tried for _, rule in o.feature_maps})

@@ -24,21 +24,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpgradeResult:
-    """What an upgrade left behind.
+    """What an upgrade left behind."""
 
-    Attributes
-    ----------
-    trained : TrainResult
-        The new model.
-    upgraded_from : str
-        URI of the old one.
-    comparison : str
-        Both on the same test pictures, or their thresholds where there are none.
-    """
-
-    trained: TrainResult
-    upgraded_from: str
-    comparison: str
+    trained: TrainResult  # the new model
+    upgraded_from: str  # URI of the old one
+    comparison: str  # both on the same test pictures, or their thresholds where there are none
 
 
 def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult:
@@ -46,23 +36,6 @@ def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult
 
     Network, layers and every other option are those of the old model; its own network is used, so
     that no weights are needed. The old version stays as it is.
-
-    Parameters
-    ----------
-    options : UpgradeOptions
-    experiment : str
-        As for :func:`~dfm_mlflow.jobs.train.train`.
-
-    Returns
-    -------
-    UpgradeResult
-
-    Raises
-    ------
-    ConfigError
-        For a model that follows the rules of today already.
-    DfmError
-        For a model or data that cannot be used. Nothing is registered then.
     """
     found = resolve(options.model)
     old = load_model(found.uri)

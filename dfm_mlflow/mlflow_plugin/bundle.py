@@ -14,44 +14,21 @@ from dfm_mlflow.mlflow_plugin.mlmodel import read_mlmodel
 
 @dataclass(frozen=True)
 class Bundle:
-    """The files of a detector as bytes, to be sent to other machines.
+    """The files of a detector as bytes, to be sent to other machines."""
 
-    Attributes
-    ----------
-    sha256 : str
-        Of ``detector.json``, which holds those of the other files.
-    files : dict of str to bytes
-    """
-
-    sha256: str
+    sha256: str  # of ``detector.json``, which holds those of the other files
     files: dict[str, bytes] = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, model_uri: str) -> "Bundle":
-        """Download the model at `model_uri`, which is any that MLflow knows.
-
-        Raises
-        ------
-        ArtifactError
-            If the model is of another flavor.
-        """
+        """Download the model at `model_uri`, which is any that MLflow knows."""
         root = Path(_compat.download(artifact_uri=model_uri))
         declared = read_mlmodel(root)
         files = {path.name: read_file(path, sys.maxsize) for path in declared.files()}
         return cls(declared.sha256, files)
 
     def load(self) -> AnomalyDetector:
-        """Build the detector, and check everything about it.
-
-        Returns
-        -------
-        AnomalyDetector
-
-        Raises
-        ------
-        ArtifactError
-            As :func:`~dfm_mlflow.mlflow_plugin.flavor.load_model`.
-        """
+        """Build the detector, and check everything about it."""
         with tempfile.TemporaryDirectory(prefix="dfm-model-") as name:
             for file, data in self.files.items():
                 (Path(name) / file).write_bytes(data)

@@ -289,23 +289,7 @@ def load_model(
 
 
 def load_data_folder(path: str | Path, settings: ServingSettings) -> AnomalyDetector:
-    """Load a detector from the folder of its files in a model, checked against the ``MLmodel``.
-
-    Parameters
-    ----------
-    path : str or Path
-        ``dfm/`` of a model.
-    settings : ServingSettings
-
-    Returns
-    -------
-    AnomalyDetector
-
-    Raises
-    ------
-    ArtifactError
-        If the ``MLmodel`` is missing, and as :func:`~dfm_mlflow.artifact.save_load.load_detector`.
-    """
+    """Load a detector from the folder of its files in a model, checked against the ``MLmodel``."""
     folder = Path(path)
     return load_detector(
         folder,

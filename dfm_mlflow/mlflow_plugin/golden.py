@@ -17,13 +17,7 @@ TOLERANCE, LOOSE_TOLERANCE = 1e-4, 2e-2
 
 
 def load_golden(run_id: str) -> pd.DataFrame:
-    """Read the golden pictures of the training run `run_id`, as :func:`golden_table` made them.
-
-    Raises
-    ------
-    PromotionError
-        If the run has none, or they cannot be read.
-    """
+    """Read the golden pictures of the training run `run_id`, as :func:`golden_table` made them."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = mlflow.artifacts.download_artifacts(
@@ -45,22 +39,7 @@ def load_golden(run_id: str) -> pd.DataFrame:
 
 
 def deviation(detector: AnomalyDetector, golden: pd.DataFrame) -> tuple[float, float]:
-    """Score golden pictures anew, and compare.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    golden : DataFrame
-        Of :func:`load_golden`.
-
-    Returns
-    -------
-    deviation : float
-        Largest difference of a score, relative to it; for a score near 0, as a likelihood can be,
-        relative to the column's median size.
-    tolerance : float
-        What is accepted on this device.
-    """
+    """Score golden pictures anew, and compare."""
     scores = detector.score(list(golden["image"]))
     largest = 0.0
     for column in COLUMNS:

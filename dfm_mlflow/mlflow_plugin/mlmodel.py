@@ -21,18 +21,10 @@ _PLAIN = re.compile(r"[\w-][\w.-]{0,254}", re.ASCII)  # one folder below the mod
 
 @dataclass(frozen=True)
 class Declared:
-    """Where a detector lies, and what it must be.
+    """Where a detector lies, and what it must be."""
 
-    Attributes
-    ----------
-    folder : Path
-        Of the files of the detector.
-    sha256 : str
-        Of ``detector.json``, which holds those of the other files.
-    """
-
-    folder: Path
-    sha256: str
+    folder: Path  # of the files of the detector
+    sha256: str  # of ``detector.json``, which holds those of the other files
 
     def files(self) -> list[Path]:
         """Give the files of the detector, whatever else may lie there."""
@@ -40,45 +32,13 @@ class Declared:
 
 
 def read_mlmodel(root: Path) -> Declared:
-    """Read the section of the flavor.
-
-    Parameters
-    ----------
-    root : Path
-        Folder of the model.
-
-    Returns
-    -------
-    Declared
-
-    Raises
-    ------
-    ArtifactError
-        If the file is missing or none, is of another flavor, or lacks what the flavor writes.
-    """
+    """Read the section of the flavor."""
     path = root / MLMODEL_FILE_NAME
     return declared_in(root, _entry(path, _document(path), "flavors"))
 
 
 def declared_in(root: Path | str, flavors: dict[Any, Any]) -> Declared:
-    """Check what a model's flavors say.
-
-    Parameters
-    ----------
-    root : Path or str
-        Folder of the model, or its address for the words of an error.
-    flavors : dict
-        Section ``flavors`` of ``MLmodel``.
-
-    Returns
-    -------
-    Declared
-
-    Raises
-    ------
-    ArtifactError
-        If the flavor is not there, or lacks what it writes.
-    """
+    """Check what a model's flavors say."""
     path = f"{root}/{MLMODEL_FILE_NAME}"
     if FLAVOR_NAME not in flavors:
         others = ", ".join(map(str, flavors))[:200] or "none"

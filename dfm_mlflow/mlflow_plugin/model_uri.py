@@ -11,40 +11,15 @@ from dfm_mlflow.mlflow_plugin import _compat
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model's address in which no alias is left, so that it means the same until a job ends.
+    """A model's address in which no alias is left, so that it means the same until a job ends."""
 
-    Attributes
-    ----------
-    uri : str
-        ``models:/NAME/VERSION`` for a registered model, else the address that was asked for.
-    version : ModelVersion or None
-        The registered version, where there is one.
-    where : str
-        Address of the model's files.
-    """
-
-    uri: str
-    version: ModelVersion | None
-    where: str
+    uri: str  # ``models:/NAME/VERSION`` for a registered model, else the address that was asked for
+    version: ModelVersion | None  # the registered version, where there is one
+    where: str  # address of the model's files
 
 
 def resolve(uri: str) -> ResolvedModel:
-    """Look up the registered version that a model's address means now.
-
-    Parameters
-    ----------
-    uri : str
-        Any MLflow model URI, or a path.
-
-    Returns
-    -------
-    ResolvedModel
-
-    Raises
-    ------
-    ArtifactError
-        If nothing is registered or logged under that address.
-    """
+    """Look up the registered version that a model's address means now."""
     if not uri.startswith("models:/"):
         return ResolvedModel(uri, None, uri)
     client = MlflowClient()

@@ -18,22 +18,7 @@ def address_of(run_id: str, path: str) -> str:
 
 
 def read_run_file(address: str) -> bytes:
-    """Read an artifact of a run.
-
-    Parameters
-    ----------
-    address : str
-        ``runs:/<run id>/<path>``.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    DataError
-        If there is no such run or file.
-    """
+    """Read an artifact of a run."""
     run_id, _, path = address.removeprefix(SCHEME).partition("/")
     if not (run_id and path):
         raise DataError(f"{address} names no file of a run: give runs:/<run id>/<file>.")

@@ -27,18 +27,7 @@ def is_release() -> bool:
 
 
 def build_wheel(folder: Path) -> str:
-    """Write a wheel of the package's own files; dependencies are the model's requirements.
-
-    Parameters
-    ----------
-    folder : Path
-        Created if need be.
-
-    Returns
-    -------
-    str
-        File name of the wheel.
-    """
+    """Write a wheel of the package's own files; dependencies are the model's requirements."""
     version = dfm_mlflow.__version__
     info = f"dfm_mlflow-{version}.dist-info"
     files = {

@@ -40,27 +40,15 @@ Folded = dict[str, Tensor] | Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network up to its last used layer.
+    """A frozen network up to its last used layer."""
 
-    Attributes
-    ----------
-    name : str
-        Model name.
-    layers : tuple of str
-        Names of the layers whose outputs the network returns, in this order.
-    module : torch.nn.Module
-        Maps normalised images ``(n, 3, H, W)`` to a dict from layer name to its output.
-    mean, std : tuple of float
-        Normalisation of RGB in 0 to 1 that the weights were trained with.
-    patch : int or None
-        Of a transformer, which takes inputs of one size: side of its patch in pixels.
-    """
-
-    name: str
-    layers: tuple[str, ...]
+    name: str  # model name
+    layers: tuple[str, ...]  # names of the layers whose outputs the network returns, in this order
+    # Maps normalised images ``(n, 3, H, W)`` to a dict from layer name to its output.
     module: nn.Module
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # Of a transformer, which takes inputs of one size: side of its patch in pixels.
     patch: int | None = None
 
     def state(self) -> dict[str, Tensor]:
@@ -84,38 +72,7 @@ def build_backbone(
     folded: Folded | None = None,
     seed: int = 42,
 ) -> Backbone:
-    """Build a truncated network and fill it with weights.
-
-    Parameters
-    ----------
-    name : str
-        A torchvision classification model, ``efficientnet_lite0``, or ``timm:<model>[.<tag>]``.
-    layers : tuple of str
-        Layer names; ``stride:N`` is the last layer whose output is N times smaller than the input,
-        and those of transformers are as :mod:`dfm_mlflow.network.transformers` says.
-    size : tuple of int
-        Input height and width in pixels, which is a tile's where the input is cut.
-    weights : callable, optional
-        Called with the names of the tensors that the used layers need, returns them; for a
-        transformer called with None, for all. Without it, random ones are drawn from `seed`.
-    folded : dict or callable, optional
-        Instead of `weights`: tensors that :meth:`Backbone.state` gave, or who gives them when the
-        shapes are known.
-    seed : int
-        Of random weights.
-
-    Returns
-    -------
-    Backbone
-
-    Raises
-    ------
-    BackboneError
-        For an unknown model or layer; the message lists the valid ones. Or for a network that
-        torch.fx cannot trace.
-    WeightsError
-        If tensors lack, or have other shapes than the network.
-    """
+    """Build a truncated network and fill it with weights."""
     if "+" in name:
         return _build_pair(name, layers, size, weights, folded, seed)
     if is_transformer(name):
@@ -246,26 +203,7 @@ def _of_part(weights: Take, prefix: str) -> Take:
 
 
 def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]:
-    """Give layers their names in a backbone: ``stride:16`` becomes ``layer3``.
-
-    Parameters
-    ----------
-    name : str
-        Of the backbone.
-    layers : tuple of str
-        Layer names, or ``stride:N``.
-    size : tuple of int
-        Input height and width in pixels.
-
-    Returns
-    -------
-    tuple of str
-
-    Raises
-    ------
-    BackboneError
-        As :func:`build_backbone`.
-    """
+    """Give layers their names in a backbone: ``stride:16`` becomes ``layer3``."""
     if "+" in name:
         found = {}
         for part, second in zip(name.split("+"), (False, True), strict=True):

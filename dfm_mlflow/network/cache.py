@@ -19,15 +19,7 @@ def default_cache_folder() -> Path:
 
 
 class FeatureCache(CacheFolder):
-    """A bounded folder of feature maps; each file holds a sum that tells of damage.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Where the files lie; :func:`default_cache_folder` by default.
-    limit : int
-        Bytes kept by :meth:`trim`; the longest unused files go first.
-    """
+    """A bounded folder of feature maps; each file holds a sum that tells of damage."""
 
     def __init__(self, folder: Path | None = None, limit: int = DEFAULT_LIMIT):
         super().__init__(folder or default_cache_folder(), limit, ".safetensors")

@@ -8,18 +8,10 @@ from torch import Tensor
 
 
 class Copy(NamedTuple):
-    """One way to turn a picture.
+    """One way to turn a picture."""
 
-    Attributes
-    ----------
-    turns : int
-        Quarter turns, counter-clockwise, after mirroring.
-    mirrored : bool
-        Whether left and right change places.
-    """
-
-    turns: int
-    mirrored: bool
+    turns: int  # quarter turns, counter-clockwise, after mirroring
+    mirrored: bool  # whether left and right change places
 
 
 UPRIGHT = Copy(0, False)  # the picture itself
@@ -39,14 +31,7 @@ def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
     A square input without a region of interest is turned itself (:func:`turned_input`): then a
     picture need not be decoded, resized or kept again.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    copy : Copy
-
-    Returns
-    -------
-    ndarray of shape (H, W, 3) or (W, H, 3), uint8
+    Shapes: image (H, W, 3) uint8; gives (H, W, 3) or (W, H, 3) uint8.
     """
     if copy == UPRIGHT:
         return image
@@ -57,14 +42,7 @@ def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
 def turned_input(pixels: Tensor, copy: Copy) -> Tensor:
     """Turn a square input of the network, as :func:`turned` does a picture.
 
-    Parameters
-    ----------
-    pixels : Tensor of shape (3, S, S), uint8
-    copy : Copy
-
-    Returns
-    -------
-    Tensor of shape (3, S, S), uint8
+    Shapes: pixels (3, S, S) uint8; gives (3, S, S) uint8.
     """
     mirrored = pixels.flip(2) if copy.mirrored else pixels
     return torch.rot90(mirrored, copy.turns, (1, 2))

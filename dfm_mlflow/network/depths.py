@@ -24,21 +24,7 @@ _logger = logging.getLogger(__name__)
 def guessed(
     decoder: Decoder, sources: Sequence[Path | S3Object], stated: int | None = None
 ) -> Decoder:
-    """Look at one picture, and at a few more where it has values of 16 bits.
-
-    Parameters
-    ----------
-    decoder : Decoder
-        With all but the depth.
-    sources : sequence of Path or S3Object
-    stated : int, optional
-        Bits that the data fill, where somebody says so.
-
-    Returns
-    -------
-    Decoder
-        That takes every depth for the one that these pictures have, and refuses none.
-    """
+    """Look at one picture, and at a few more where it has values of 16 bits."""
     decoder = replace(decoder, depth=BYTES, strict=False)
 
     def words_at(source: Path | S3Object) -> Words | None:
@@ -57,22 +43,7 @@ def guessed(
 
 
 def settled(extractor: Extractor, extraction: Extraction, stated: int | None = None) -> Extractor:
-    """Give an extractor that knows the depth of training pictures, and refuses others.
-
-    Parameters
-    ----------
-    extractor : Extractor
-        That made the features, by a guess.
-    extraction : Extraction
-        Of all training pictures.
-    stated : int, optional
-        Bits that the data fill, where somebody says so.
-
-    Returns
-    -------
-    Extractor
-        The same one where it knows the depth, or none is known to it.
-    """
+    """Give an extractor that knows the depth of training pictures, and refuses others."""
     if extractor.decoder.strict:
         return extractor
     words, n = list(extraction.words.values()), len(extraction.kept)
@@ -95,27 +66,7 @@ def extract_settled(
     hold: bool = False,
     progress: str | None = None,
 ) -> tuple[Extractor, Extraction]:
-    """Extract training pictures, once more if all of them show another depth than a few did.
-
-    Parameters
-    ----------
-    extractor : Extractor
-    sources : sequence of Picture or S3Object
-    stated : int, optional
-        Bits that the data fill, where somebody says so.
-    copies : sequence of Copy
-        What of each picture the network sees, by default itself.
-    hold : bool
-        Whether inputs are held, as :meth:`Extractor.extract` does.
-    progress : str, optional
-        Title of a progress bar.
-
-    Returns
-    -------
-    extractor : Extractor
-        That refuses pictures of another depth.
-    extraction : Extraction
-    """
+    """Extract training pictures, once more if all of them show another depth than a few did."""
     extraction = extractor.extract(sources, copies=copies, hold=hold, progress=progress)
     known = settled(extractor, extraction, stated)
     if was_misread(extractor, known, extraction):
@@ -129,20 +80,7 @@ def extract_settled(
 
 
 def was_misread(guess: Extractor, known: Extractor, extraction: Extraction) -> bool:
-    """Whether features by a guess are not those of the known depth, or of pictures that it refuses.
-
-    Parameters
-    ----------
-    guess : Extractor
-        That made the features.
-    known : Extractor
-        What :func:`settled` gave.
-    extraction : Extraction
-
-    Returns
-    -------
-    bool
-    """
+    """Whether features by a guess are not those of the known depth, or it refuses a picture."""
     if known is guess:
         return False
     depth = _depth(known)
@@ -152,18 +90,7 @@ def was_misread(guess: Extractor, known: Extractor, extraction: Extraction) -> b
 
 
 def check_read(guess: Extractor, known: Extractor, extraction: Extraction) -> None:
-    """Refuse features that were extracted under another depth than the pictures have.
-
-    Parameters
-    ----------
-    guess, known : Extractor
-        As :func:`was_misread` takes them.
-    extraction : Extraction
-
-    Raises
-    ------
-    FitError
-    """
+    """Refuse features that were extracted under another depth than the pictures have."""
     if was_misread(guess, known, extraction):
         raise FitError(
             f"{_depth(known).sentence()} Their features were extracted under another depth: use "

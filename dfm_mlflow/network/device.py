@@ -10,23 +10,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(requested: str | None) -> torch.device:
-    """Give the requested device, else ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, else CUDA, else CPU.
-
-    Parameters
-    ----------
-    requested : str or None
-        ``cpu``, ``cuda`` or ``cuda:N``; None or ``auto`` leaves the choice.
-
-    Returns
-    -------
-    torch.device
-        With its index, for CUDA.
-
-    Raises
-    ------
-    DeviceError
-        If the requested device is not there.
-    """
+    """Give the requested device, else ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, else CUDA, else CPU."""
     if requested in (None, "auto"):
         requested = os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE")
     if not requested:
@@ -59,22 +43,7 @@ def half_precision(device: torch.device) -> str | None:
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
-    """Take fp32 for ``auto``, and refuse what the device cannot do.
-
-    Parameters
-    ----------
-    requested : {"auto", "fp32", "bf16", "fp16"}
-    device : torch.device
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    DeviceError
-        For fp16 on a CPU.
-    """
+    """Take fp32 for ``auto``, and refuse what the device cannot do."""
     precision = "fp32" if requested == "auto" else requested
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("precision=fp16 needs a CUDA device: give bf16 or fp32 on a CPU.")

@@ -21,35 +21,21 @@ from dfm_mlflow.storage.store import threads_for
 
 @dataclass(frozen=True)
 class Extraction:
-    """Features of the pictures that could be read.
+    """Features of the pictures that could be read."""
 
-    Attributes
-    ----------
-    features : list of Tensor
-        One for each layer and scale, of shape ``(m, C, h, w)``, float32, on the extractor's
-        device. Where c copies of each picture were asked for there are ``m c`` rows: the first
-        copy of all pictures, then the second, and so on.
-    kept : list of int
-        Index of the source of each of the m rows, ascending.
-    errors : dict of int to str
-        Why a source could not be read.
-    sizes : list of tuple of int
-        Height and width of each kept picture in pixels.
-    digests : dict of int to str
-        SHA-256 of each file or object that was read, hexadecimal, by its index.
-    words : dict of int to Words
-        What the values of each picture of 16-bit words show, by its index.
-    light : list of float
-        Mean level of each kept picture, from 0 to 255, as the network sees it; empty where it is
-        not known.
-    """
-
+    # One for each layer and scale, of shape ``(m, C, h, w)``, float32, on the extractor's device.
+    # Where c copies of each picture were asked for there are ``m c`` rows: the first copy of all
+    # pictures, then the second, and so on.
     features: list[Tensor]
-    kept: list[int]
-    errors: dict[int, str]
-    sizes: list[tuple[int, int]]
+    kept: list[int]  # index of the source of each of the m rows, ascending
+    errors: dict[int, str]  # why a source could not be read
+    sizes: list[tuple[int, int]]  # height and width of each kept picture in pixels
+    # SHA-256 of each file or object that was read, hexadecimal, by its index.
     digests: dict[int, str] = field(default_factory=dict)
+    # What the values of each picture of 16-bit words show, by its index.
     words: dict[int, Words] = field(default_factory=dict)
+    # Mean level of each kept picture, from 0 to 255, as the network sees it; empty where it is not
+    # known.
     light: list[float] = field(default_factory=list)
 
     def looks(self, paths: Sequence[object]) -> dict[str, Look]:
@@ -59,17 +45,7 @@ class Extraction:
 
 
 def keys_of(extraction: Extraction) -> list[str]:
-    """Name each kept picture by its content: the digest of its file, or of its features.
-
-    Parameters
-    ----------
-    extraction : Extraction
-
-    Returns
-    -------
-    list of str
-        Hexadecimal, one a kept picture.
-    """
+    """Name each kept picture by its content: the digest of its file, or of its features."""
     keys = []
     for row, i in enumerate(extraction.kept):
         if (known := extraction.digests.get(i)) is None:  # bytes and arrays have no file
@@ -83,43 +59,20 @@ def keys_of(extraction: Extraction) -> list[str]:
 class Prepared:
     """One picture, ready for the network, or with the maps that it gave before.
 
-    Attributes
-    ----------
-    size : tuple of int
-        Height and width of the picture in pixels.
-    pixels : Tensor of shape (3, H, W), uint8, or None
-        What the network sees; None where `cached` has the maps.
-    cached : list of ndarray of shape (C, h, w), float32, or None
-        One for each layer.
-    key : str or None
-        Under which the cache is to keep the maps.
-    digest : str or None
-        SHA-256 of the file that it was read from.
-    words : Words or None
-        What its 16-bit values show.
-    light : float
-        Mean level of the pixels, from 0 to 255.
+    Shapes: pixels (3, H, W) uint8, or None.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the picture in pixels
     pixels: Tensor | None = None  # (3, H, W) uint8
-    cached: list[np.ndarray] | None = None
-    key: str | None = None
-    digest: str | None = None
-    words: Words | None = None
-    light: float = math.nan
+    cached: list[np.ndarray] | None = None  # (C, h, w) float32, or None: one for each layer
+    key: str | None = None  # under which the cache is to keep the maps
+    digest: str | None = None  # SHA-256 of the file that it was read from
+    words: Words | None = None  # what its 16-bit values show
+    light: float = math.nan  # mean level of the pixels, from 0 to 255
 
 
 class Table:
-    """Feature maps of n pictures, one array a layer, held once; any thread may fill rows.
-
-    Parameters
-    ----------
-    n : int
-        Pictures.
-    device : torch.device
-        Where the maps are held.
-    """
+    """Feature maps of n pictures, one array a layer, held once; any thread may fill rows."""
 
     def __init__(self, n: int, device: torch.device):
         self._n, self._device = n, device
@@ -129,12 +82,7 @@ class Table:
     def put(self, index: list[int], maps: Sequence[Tensor]) -> None:
         """Store one map of shape (m, C, h, w) a layer for m pictures.
 
-        Parameters
-        ----------
-        index : list of int
-            Rows of the m pictures.
-        maps : sequence of Tensor of shape (m, C, h, w)
-            One for each layer.
+        Shapes: maps (m, C, h, w).
         """
         with self._lock:
             if not self._layers:
@@ -148,14 +96,7 @@ class Table:
     def rows(self, kept: list[int]) -> list[Tensor]:
         """Give the rows of some pictures in each layer.
 
-        Parameters
-        ----------
-        kept : list of int
-            Numbers of the rows.
-
-        Returns
-        -------
-        list of Tensor of shape (m, C, h, w), float32
+        Gives (m, C, h, w) float32.
         """
         if len(kept) == self._n:
             return self._layers
@@ -163,17 +104,7 @@ class Table:
 
 
 class Batches:
-    """Pictures gathered into passes of the network.
-
-    Parameters
-    ----------
-    size : int
-        Pictures in a pass.
-    run : callable
-        Runs the network on a list of ``(index, Prepared)``.
-    pool : Executor, optional
-        Where passes run, a few at a time; in the calling thread by default.
-    """
+    """Pictures gathered into passes of the network."""
 
     def __init__(
         self,
@@ -216,17 +147,6 @@ def workers(sources: Sequence[object], cores: int) -> Iterator[Executor | None]:
     With several `cores`, passes of the network run in these threads too, each on one of them. A
     pass on all cores would wait at every layer for the core that a decoder holds: measured on two
     cores, extraction took 1.1 to 1.5 times as long.
-
-    Parameters
-    ----------
-    sources : sequence
-        What is to be read.
-    cores : int
-        On which passes run in these threads; 1 for none.
-
-    Yields
-    ------
-    Executor or None
     """
     if len(sources) == 1:
         yield None

@@ -10,17 +10,7 @@ _PLAIN = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSameP
 
 
 def fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
-    """Fold each batch norm that alone reads a convolution into that convolution.
-
-    Parameters
-    ----------
-    module : fx.GraphModule
-        In evaluation mode; not changed.
-
-    Returns
-    -------
-    fx.GraphModule
-    """
+    """Fold each batch norm that alone reads a convolution into that convolution."""
     module = copy.deepcopy(module)
     modules = dict(module.named_modules())
     for node in list(module.graph.nodes):

@@ -26,23 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Network:
-    """A backbone's layers, pooled.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Frozen network; it stays on the CPU in fp32.
-    size : tuple of int
-        Input height and width in pixels.
-    pooling : int, str or sequence of sequence of them
-        As the extractor has it.
-    device : torch.device
-    precision : {"fp32", "bf16", "fp16"}
-    tile : int, optional
-        Side of the overlapping tiles that the network sees.
-    fuse : bool
-        Whether a CPU may run fused operations.
-    """
+    """A backbone's layers, pooled."""
 
     def __init__(
         self,
@@ -79,19 +63,7 @@ class Network:
 
         A GPU without memory for all of them is given halves of them.
 
-        Parameters
-        ----------
-        pixels : Tensor of shape (n, 3, H, W), uint8
-
-        Returns
-        -------
-        list of Tensor of shape (n, C, h, w), float32
-            One for each layer and scale.
-
-        Raises
-        ------
-        DeviceError
-            If the memory is too small for a single picture.
+        Shapes: pixels (n, 3, H, W) uint8; gives (n, C, h, w) float32, one for each layer and scale.
         """
         step = self._fitting
         if self.device.type == "cpu":
@@ -119,19 +91,7 @@ class Network:
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Run the network once.
 
-        Parameters
-        ----------
-        pixels : Tensor of shape (n, 3, H, W), uint8
-
-        Returns
-        -------
-        list of Tensor of shape (n, C, h, w), float32
-            One for each layer and scale, pooled: a layer's scales one after another.
-
-        Raises
-        ------
-        BackboneError
-            If a layer gives no feature map.
+        Shapes: pixels (n, 3, H, W) uint8; gives (n, C, h, w) float32.
         """
         if pixels.device != self.device:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)

@@ -29,16 +29,7 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the largest value
 
 
 class FusedConvolution(nn.Module):
-    """A convolution with what follows it, in one call of oneDNN.
-
-    Parameters
-    ----------
-    conv : Conv2d
-    activation : str or None
-        As oneDNN calls it; None for none.
-    constants : list of float
-        Of the activation.
-    """
+    """A convolution with what follows it, in one call of oneDNN."""
 
     def __init__(self, conv: nn.Conv2d, activation: str | None, constants: list[float]):
         super().__init__()
@@ -49,15 +40,7 @@ class FusedConvolution(nn.Module):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve `x`, add `other` where it is given, and apply the activation.
 
-        Parameters
-        ----------
-        x : Tensor of shape (n, C, h, w)
-        other : Tensor, optional
-            Of the shape of the convolution's output.
-
-        Returns
-        -------
-        Tensor
+        Shapes: x (n, C, h, w).
         """
         operation = torch.ops.mkldnn._convolution_pointwise
         out: Tensor
@@ -102,15 +85,7 @@ class StridedMaxPool(nn.Module):
 
 
 def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Return a network on the CPU that computes the same in fewer passes, or the same network.
-
-    Parameters
-    ----------
-    module : Module
-        Frozen, with its final dtype; a graph of torch.fx, else it is given back.
-    size : tuple of int
-        Height and width of the input that both networks are compared on.
-    """
+    """Return a network on the CPU that computes the same in fewer passes, or the same network."""
     if isinstance(module, Pair):
         return module.with_parts(lambda part: fused(part, size))
     if not isinstance(module, fx.GraphModule) or not torch.backends.mkldnn.is_available():

@@ -11,16 +11,7 @@ Values = tuple[float, ...]
 
 
 class Pair(nn.Module):
-    """Two networks beside each other.
-
-    Parameters
-    ----------
-    first, second : Module
-        Each maps normalised images to a dict from layer name to its output.
-    scale, offset : tuple of float
-        What brings an input that is normalised for the first network to the second one's, by
-        channel.
-    """
+    """Two networks beside each other."""
 
     def __init__(self, first: nn.Module, second: nn.Module, scale: Values, offset: Values):
         super().__init__()
@@ -35,14 +26,7 @@ class Pair(nn.Module):
         of_first: tuple[Values, Values],
         of_second: tuple[Values, Values],
     ) -> "Pair":
-        """Put two networks beside each other.
-
-        Parameters
-        ----------
-        first, second : Module
-        of_first, of_second : tuple of (tuple of float)
-            Mean and standard deviation that each was trained with.
-        """
+        """Put two networks beside each other."""
         channels = list(zip(*of_first, *of_second, strict=True))
         scale = tuple(own / other for _, own, _, other in channels)
         offset = tuple((mean - other) / std for mean, _, other, std in channels)
@@ -51,15 +35,7 @@ class Pair(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Give the maps of both.
 
-        Parameters
-        ----------
-        images : Tensor of shape (n, 3, H, W)
-            Normalised for the first.
-
-        Returns
-        -------
-        dict of str to Tensor
-            By the layer's name; those of the second begin with ``2:``.
+        Shapes: images (n, 3, H, W).
         """
         found: dict[str, Tensor] = self.first(images)
         if any(s != 1 for s in self.scale) or any(self.offset):
@@ -72,17 +48,7 @@ class Pair(nn.Module):
 
 
 def layers_of(layers: tuple[str, ...], second: bool) -> tuple[str, ...]:
-    """Names of the layers of one of two networks, as it knows them.
-
-    Parameters
-    ----------
-    layers : tuple of str
-    second : bool
-
-    Returns
-    -------
-    tuple of str
-    """
+    """Names of the layers of one of two networks, as it knows them."""
     mine = [layer for layer in layers if layer.startswith(SECOND) == second]
     return tuple(layer.removeprefix(SECOND) for layer in mine)
 

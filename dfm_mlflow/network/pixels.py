@@ -11,18 +11,7 @@ from dfm_mlflow.network.tiles import scaled_mask
 class Pixels:
     """Resizing as one model does it.
 
-    Parameters
-    ----------
-    size : tuple of int
-        Network input (height, width) in pixels.
-    resize : {"stretch", "keep"}
-        Stretch to `size`, or keep the aspect ratio and pad.
-    padding : tuple of int
-        The colour of padding and of what the region of interest leaves out.
-    roi : ndarray of shape (H, W), bool, optional
-        Region of interest, scaled to pictures of another size.
-    device : torch.device
-        Where the pixels are resized and stay.
+    Shapes: roi (H, W) bool.
     """
 
     def __init__(
@@ -41,13 +30,7 @@ class Pixels:
 
         On a GPU it is the GPU that resizes, and may differ from a CPU by one level.
 
-        Parameters
-        ----------
-        image : ndarray of shape (H, W, 3), uint8
-
-        Returns
-        -------
-        Tensor of shape (3, H, W), uint8
+        Shapes: image (H, W, 3) uint8; gives (3, H, W) uint8.
         """
         if self.roi is not None:
             inside = scaled_mask(self.roi, _shape(image))
@@ -57,14 +40,7 @@ class Pixels:
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Which cells of a feature grid the region of interest touches.
 
-        Parameters
-        ----------
-        grid : tuple of int
-            Height and width of the grid in cells.
-
-        Returns
-        -------
-        ndarray of shape (h, w), bool
+        Gives (h, w) bool.
         """
         if self.roi is None:
             return np.ones(grid, dtype=bool)
@@ -73,17 +49,7 @@ class Pixels:
         return (F.adaptive_max_pool2d(covered[None], grid)[0, 0] > 0).numpy()
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture fills.
-
-        Parameters
-        ----------
-        size : tuple of int
-            Height and width of the picture in pixels.
-
-        Returns
-        -------
-        tuple of float
-        """
+        """Share of the input's height and width that a picture fills."""
         target = self._target(size)
         return target[0] / self.size[0], target[1] / self.size[1]
 

@@ -31,14 +31,7 @@ def base_rule(rules: set[Rule]) -> Rule:
 def kernel_of(rule: Rule, base: Rule, features: Tensor, size: tuple[int, int]) -> tuple[int, int]:
     """Kernel that pools features, extracted under one rule, to another.
 
-    Parameters
-    ----------
-    rule, base : int or str
-        Wanted, and of the features: a kernel, or ``stride:N``. Where they differ and `rule` is a
-        kernel, `base` must be 1.
-    features : Tensor of shape (n, C, h, w)
-    size : tuple of int
-        Height and width of the network's input.
+    Shapes: features (n, C, h, w).
     """
     if rule == base:
         return 1, 1
@@ -56,16 +49,7 @@ def kernel_of(rule: Rule, base: Rule, features: Tensor, size: tuple[int, int]) -
 def pool(features: Tensor, kernel: tuple[int, int]) -> Tensor:
     """Average over cells; a partial window at the border averages what it has.
 
-    Parameters
-    ----------
-    features : Tensor of shape (n, C, h, w)
-    kernel : tuple of int
-        Height and width of a window, in cells; also its stride.
-
-    Returns
-    -------
-    Tensor of shape (n, C, h', w')
-        The sizes are rounded up.
+    Shapes: features (n, C, h, w); gives (n, C, h', w'): the sizes are rounded up.
     """
     return features if kernel == (1, 1) else F.avg_pool2d(features, kernel, ceil_mode=True)
 

@@ -24,88 +24,41 @@ Source = Picture | S3Object
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A source that is no picture.
-
-    Attributes
-    ----------
-    why : str
-    digest : str or None
-        SHA-256 of a file that could be read.
-    """
+    """A source that is no picture."""
 
     why: str
-    digest: str | None
+    digest: str | None  # SHA-256 of a file that could be read
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is kept of a picture that may be wanted again, as a copy.
+    """What is kept of a picture that may be wanted again, as a copy."""
 
-    Attributes
-    ----------
-    pixels : Tensor of shape (3, S, S), uint8
-        The network's input.
-    size : tuple of int
-        Height and width of the picture in pixels.
-    digest : str or None
-        SHA-256 of the file.
-    words : Words or None
-        What its 16-bit values show.
-    """
-
-    pixels: Tensor
-    size: tuple[int, int]
-    digest: str | None
-    words: Words | None
+    pixels: Tensor  # (3, S, S) uint8: the network's input
+    size: tuple[int, int]  # height and width of the picture in pixels
+    digest: str | None  # SHA-256 of the file
+    words: Words | None  # what its 16-bit values show
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """How an extractor reads.
+    """How an extractor reads."""
 
-    Attributes
-    ----------
-    resized : callable
-        From RGB of shape (H, W, 3), uint8, to the network's input of shape (3, H, W), uint8.
-    turns_input : bool
-        Whether copies are turned inputs, or inputs from turned pictures.
-    decoding : context manager
-        Entered while a picture is decoded.
-    known : dict
-        Pictures whose maps are remembered, by their source; each is given out once.
-    held : dict
-        Pictures whose input is held, by their source.
-    cache : FeatureCache or None
-    fingerprint : str
-        Of the extractor, where there is a cache.
-    decoder : Decoder
-    few : context manager
-        Entered while a picture is decoded, too: it lets few through where they may be very large.
-    """
-
+    # From RGB of shape (H, W, 3), uint8, to the network's input of shape (3, H, W), uint8.
     resized: Callable[[np.ndarray], Tensor]
-    turns_input: bool
-    decoding: AbstractContextManager[object]
+    turns_input: bool  # whether copies are turned inputs, or inputs from turned pictures
+    decoding: AbstractContextManager[object]  # entered while a picture is decoded
+    # Pictures whose maps are remembered, by their source; each is given out once.
     known: MutableMapping[Source, Prepared]
-    held: Mapping[Source, Held]
+    held: Mapping[Source, Held]  # pictures whose input is held, by their source
     cache: FeatureCache | None
-    fingerprint: str
+    fingerprint: str  # of the extractor, where there is a cache
     decoder: Decoder
+    # Entered while a picture is decoded, too: it lets few through where they may be very large.
     few: AbstractContextManager[object]
 
     def prepare(self, source: Source, copies: Sequence[Copy]) -> list[Prepared] | Unreadable:
-        """Read a picture once, and prepare copies of it.
-
-        Parameters
-        ----------
-        source : Picture or S3Object
-        copies : sequence of Copy
-
-        Returns
-        -------
-        list of Prepared, or Unreadable
-            One for each copy.
-        """
+        """Read a picture once, and prepare copies of it."""
         digest = None
         try:
             picture = source if isinstance(source, S3Object) else taken(source)
@@ -197,14 +150,7 @@ class Reading:
 def light_of(pixels: Tensor) -> float:
     """Mean level of what the network sees of a picture.
 
-    Parameters
-    ----------
-    pixels : Tensor of shape (3, H, W), uint8
-
-    Returns
-    -------
-    float
-        From 0 to 255.
+    Shapes: pixels (3, H, W) uint8.
     """
     return float(pixels.sum(dtype=torch.int64)) / pixels.numel()
 
@@ -212,18 +158,7 @@ def light_of(pixels: Tensor) -> float:
 def facts_of(size: tuple[int, int], light: float, words: Words | None) -> np.ndarray:
     """Put together what the cache keeps of a picture beside its maps.
 
-    Parameters
-    ----------
-    size : tuple of int
-        Height and width in pixels.
-    light : float
-        Of :func:`light_of`.
-    words : Words or None
-        What its 16-bit values show.
-
-    Returns
-    -------
-    ndarray of shape (3,) or (5,), float64
+    Gives (3,) or (5,) float64.
     """
     return np.array([*size, light, *(words or ())], dtype=np.float64)
 
@@ -233,19 +168,6 @@ def _shape(image: np.ndarray) -> tuple[int, int]:
 
 
 def key_of(fingerprint: str, digest: str, copy: Copy = UPRIGHT) -> str:
-    """Name of a picture's maps in the cache.
-
-    Parameters
-    ----------
-    fingerprint : str
-        Of the extractor.
-    digest : str
-        SHA-256 of the picture's file.
-    copy : Copy
-
-    Returns
-    -------
-    str
-    """
+    """Name of a picture's maps in the cache."""
     parts = [fingerprint, digest] + ([] if copy == UPRIGHT else [repr(tuple(copy))])
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

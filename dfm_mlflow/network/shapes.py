@@ -17,18 +17,10 @@ from dfm_mlflow.network.pooling import Rule
 
 @dataclass(frozen=True)
 class Shapes:
-    """Of one picture's way through a network.
+    """Of one picture's way through a network."""
 
-    Attributes
-    ----------
-    maps : list of tuple of int
-        ``(C, h, w)`` of each layer and scale, pooled.
-    largest : int
-        Numbers in the largest array on the way.
-    """
-
-    maps: list[tuple[int, ...]]
-    largest: int
+    maps: list[tuple[int, ...]]  # ``(C, h, w)`` of each layer and scale, pooled
+    largest: int  # numbers in the largest array on the way
 
 
 def shapes_of(
@@ -37,27 +29,7 @@ def shapes_of(
     pooling: Rule | Sequence[Sequence[Rule]],
     tile: int | None,
 ) -> Shapes:
-    """Follow the shapes of one picture.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    size : tuple of int
-        Height and width of the network's input in pixels.
-    pooling : int, str or sequence of sequence of them
-        Kernel, or the rule ``stride:N``, of all layers, or the scales of each.
-    tile : int or None
-        Side of a tile in pixels, or None where the network sees the whole picture.
-
-    Returns
-    -------
-    Shapes
-
-    Raises
-    ------
-    BackboneError
-        If the network does not take such a picture.
-    """
+    """Follow the shapes of one picture."""
     meta = torch.device("meta")
     try:
         with meta, _Largest() as seen:

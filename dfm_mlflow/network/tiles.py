@@ -17,21 +17,7 @@ def run_tiles(
 
     Near a tile's border the network sees its own zero padding instead of the picture.
 
-    Parameters
-    ----------
-    network : callable
-        Maps ``(n, 3, side, side)`` to a dict from layer name to its output.
-    inputs : Tensor of shape (n, 3, H, W)
-        H and W are multiples of `unit` and at least `side`.
-    side : int
-        Of a tile in pixels, a multiple of `unit`.
-    unit : int
-        Pixels that tiles are moved by a multiple of: 32, or the patch of a transformer.
-
-    Raises
-    ------
-    BackboneError
-        If a layer's cells do not fit the tiles.
+    Shapes: inputs (n, 3, H, W).
     """
     size = (inputs.shape[2], inputs.shape[3])
     rows, columns = (_starts(s, side, unit) for s in size)
@@ -55,16 +41,8 @@ def run_tiles(
 def scaled_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale a mask of shape (h, w) to (height, width), each pixel the nearest of the mask's.
 
-    Parameters
-    ----------
-    mask : ndarray of shape (h, w)
-    size : tuple of int
-        Height and width in pixels.
-
-    Returns
-    -------
-    ndarray of shape size
-        Of the dtype of the mask; the mask itself where it has that size.
+    Shapes: mask (h, w); gives size, of the dtype of the mask; the mask itself where it has that
+    size.
     """
     if mask.shape == size:
         return mask

@@ -20,33 +20,14 @@ FREE = ("apache", "mit", "bsd", "cc0", "cc-by-4.0", "isc")  # how licences begin
 
 
 def architecture(name: str) -> nn.Module:
-    """Build the network `name`, ``timm:<model>`` or ``timm:<model>.<tag>``, with random weights.
-
-    Raises
-    ------
-    BackboneError
-        If timm is not installed or knows no such model or tag.
-    """
+    """Build the network `name`, ``timm:<model>`` or ``timm:<model>.<tag>``, with random weights."""
     timm, model = _find(name)
     module: nn.Module = timm.create_model(model, pretrained=False)
     return module
 
 
 def of_size(name: str, size: tuple[int, int]) -> nn.Module:
-    """Build a transformer whose positions are those of one size, with random weights.
-
-    Parameters
-    ----------
-    name : str
-        ``timm:<model>`` or ``timm:<model>.<tag>``.
-    size : tuple of int
-        Height and width in pixels.
-
-    Raises
-    ------
-    BackboneError
-        As :func:`architecture`, or if the network knows one size alone.
-    """
+    """Build a transformer whose positions are those of one size, with random weights."""
     timm, model = _find(name)
     for options in ({"dynamic_img_size": False}, {}):
         try:
@@ -58,26 +39,14 @@ def of_size(name: str, size: tuple[int, int]) -> nn.Module:
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the tag of `name`, or of the model's first tag, or None.
-
-    Raises
-    ------
-    BackboneError
-        As :func:`architecture`.
-    """
+    """Mean and standard deviation of the tag of `name`, or of the model's first tag, or None."""
     timm, model = _find(name)
     config = timm.get_pretrained_cfg(model)
     return config and (tuple(config.mean), tuple(config.std))
 
 
 def tracer_options(name: str) -> dict[str, list[Any]]:
-    """What timm says that torch.fx has to keep whole of its models, for one called `name`.
-
-    Raises
-    ------
-    BackboneError
-        As :func:`architecture`.
-    """
+    """What timm says that torch.fx has to keep whole of its models, for one called `name`."""
     timm, _ = _find(name)
     return {
         "leaf_modules": timm.models.get_notrace_modules(),
@@ -86,24 +55,7 @@ def tracer_options(name: str) -> dict[str, list[Any]]:
 
 
 def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
-    """Fetch weights by timm's own loader, which keeps them in the cache of the Hugging Face hub.
-
-    Parameters
-    ----------
-    name : str
-        ``timm:<model>.<tag>``: without the tag, another version of timm gives other weights.
-
-    Returns
-    -------
-    state : dict of str to Tensor
-    sha256 : str
-        Of the tensors as a safetensors file. The fetched file can be of several formats.
-
-    Raises
-    ------
-    WeightsError
-        Without a tag, or if they cannot be fetched.
-    """
+    """Fetch weights by timm's own loader, which keeps them in the cache of the Hugging Face hub."""
     timm, model = _find(name)
     published = timm.list_models(model.partition(".")[0], pretrained=True)
     if model not in published:
@@ -133,21 +85,7 @@ def pretrained(name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def say_licence(name: str, *, fetched: bool) -> None:
-    """Log the licence of published weights, loudly where it is not free.
-
-    Parameters
-    ----------
-    name : str
-        ``timm:<model>[.<tag>]``.
-    fetched : bool
-        Whether they are the published ones; those of a file may be, and only a licence that is not
-        free is named.
-
-    Raises
-    ------
-    BackboneError
-        As :func:`architecture`.
-    """
+    """Log the licence of published weights, loudly where it is not free."""
     timm, model = _find(name)
     config = timm.get_pretrained_cfg(model)
     stated = (config and config.license) or "not stated"

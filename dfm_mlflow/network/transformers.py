@@ -30,19 +30,11 @@ _LAYER = re.compile(
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive blocks whose tokens are averaged.
-
-    Attributes
-    ----------
-    first, last : int
-        Numbers of the blocks, from 0.
-    unit : bool
-        Whether each averaged token is scaled to length 1.
-    """
+    """Consecutive blocks whose tokens are averaged."""
 
     first: int
     last: int
-    unit: bool = False
+    unit: bool = False  # whether each averaged token is scaled to length 1
 
     @property
     def name(self) -> str:
@@ -52,15 +44,7 @@ class Window:
 
 
 class Tokens(nn.Module):
-    """A transformer up to its last used block.
-
-    Parameters
-    ----------
-    model : Module
-        Its tensors keep their names, so that published weights fit.
-    windows : sequence of Window
-        What is averaged of its blocks.
-    """
+    """A transformer up to its last used block."""
 
     def __init__(self, model: nn.Module, windows: tuple[Window, ...]):
         super().__init__()
@@ -71,15 +55,7 @@ class Tokens(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Give the grid of each window.
 
-        Parameters
-        ----------
-        images : Tensor of shape (n, 3, H, W)
-            Normalised; of the size that the network was built for.
-
-        Returns
-        -------
-        dict of str to Tensor of shape (n, C, H / patch, W / patch)
-            By the window's name.
+        Shapes: images (n, 3, H, W); gives (n, C, H / patch, W / patch): by the window's name.
         """
         grids = dict(zip(self.blocks, self._grids(images), strict=True))
         return {w.name: _mean(grids, w) for w in self.windows}
@@ -101,25 +77,7 @@ def _mean(grids: dict[int, Tensor], window: Window) -> Tensor:
 
 
 def whole(name: str, size: tuple[int, int]) -> nn.Module:
-    """Build the whole network for inputs of a size, with random weights.
-
-    Parameters
-    ----------
-    name : str
-        ``vit_b_16`` and the like of torchvision, or ``timm:<model>[.<tag>]``.
-    size : tuple of int
-        Height and width in pixels.
-
-    Returns
-    -------
-    Module
-
-    Raises
-    ------
-    BackboneError
-        If there is none of that name, it has no grid of tokens, or the size is no multiple of its
-        patch.
-    """
+    """Build the whole network for inputs of a size, with random weights."""
     if not name.startswith(timm_backbones.PREFIX):
         return _torchvision(name, size)
     model: Any = timm_backbones.of_size(name, size)
@@ -141,13 +99,7 @@ def no_grid(name: str) -> BackboneError:
 
 
 def patch_of(model: nn.Module, name: str) -> int:
-    """Side of a patch of a `model`, called `name`, in pixels.
-
-    Raises
-    ------
-    BackboneError
-        If it has none.
-    """
+    """Side of a patch of a `model`, called `name`, in pixels."""
     if isinstance(model, models.VisionTransformer):
         return int(model.patch_size)
     embed: Any = getattr(model, "patch_embed", None)
@@ -163,24 +115,7 @@ def patch_of(model: nn.Module, name: str) -> int:
 
 
 def check_size(name: str, size: tuple[int, int], patch: int, what: str = "image_size") -> None:
-    """Refuse inputs that patches do not cut.
-
-    Parameters
-    ----------
-    name : str
-        Of the network.
-    size : tuple of int
-        Height and width in pixels.
-    patch : int
-        Side of its patch in pixels.
-    what : str
-        Option that the size comes from.
-
-    Raises
-    ------
-    BackboneError
-        The message names the next two sizes.
-    """
+    """Refuse inputs that patches do not cut."""
     for side in size:
         if side % patch:
             below = max(patch, side // patch * patch)
@@ -195,25 +130,7 @@ def _spelled(size: tuple[int, int]) -> str:
 
 
 def windows_of(name: str, layers: tuple[str, ...], n_blocks: int) -> tuple[Window, ...]:
-    """Read names of layers.
-
-    Parameters
-    ----------
-    name : str
-        Of the network.
-    layers : tuple of str
-    n_blocks : int
-        That it has.
-
-    Returns
-    -------
-    tuple of Window
-
-    Raises
-    ------
-    BackboneError
-        For another name, a block that is not there, or a window without one.
-    """
+    """Read names of layers."""
     return tuple(_window(name, layer, n_blocks) for layer in layers)
 
 
@@ -252,19 +169,7 @@ def n_blocks_of(model: nn.Module) -> int:
 
 
 def truncated(model: nn.Module, windows: tuple[Window, ...]) -> Tokens:
-    """Cut a whole network after its last used block.
-
-    Parameters
-    ----------
-    model : Module
-        Changed in place.
-    windows : tuple of Window
-
-    Returns
-    -------
-    Tokens
-        In evaluation mode.
-    """
+    """Cut a whole network after its last used block."""
     last = max(w.last for w in windows)
     if isinstance(model, models.VisionTransformer):
         model.encoder.layers = model.encoder.layers[: last + 1]
@@ -277,19 +182,7 @@ def truncated(model: nn.Module, windows: tuple[Window, ...]) -> Tokens:
 
 
 def fitted_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give published weights the names and positions of a network, by its library's own rule.
-
-    Parameters
-    ----------
-    model : Module
-        Of :attr:`Tokens.model`.
-    state : dict of str to Tensor
-        For any size of input; names of timm or of the network's authors, where timm knows them.
-
-    Returns
-    -------
-    dict of str to Tensor
-    """
+    """Give published weights the names and positions of a network, by its library's own rule."""
     state = {k: v.float() for k, v in state.items()}
     if isinstance(model, models.VisionTransformer):
         key = "encoder.pos_embedding"

@@ -24,30 +24,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a backbone and where they came from.
+    """Tensors of a backbone and where they came from."""
 
-    Attributes
-    ----------
-    id : str
-        ``imagenet:<file>``, ``timm:<model>.<tag>``, ``file:<name>`` or ``random:<seed>``.
-    sha256 : str
-        Of the file, or for timm of the tensors; empty for random weights.
-    state : dict of str to Tensor, or None
-        None for random weights.
-    """
-
-    id: str
-    sha256: str
-    state: dict[str, Tensor] | None
+    id: str  # ``imagenet:<file>``, ``timm:<model>.<tag>``, ``file:<name>`` or ``random:<seed>``
+    sha256: str  # of the file, or for timm of the tensors; empty for random weights
+    state: dict[str, Tensor] | None  # none for random weights
 
     def take(self, needed: set[str] | None) -> dict[str, Tensor]:
-        """Give the `needed` tensors, by name; all of them for None.
-
-        Raises
-        ------
-        WeightsError
-            If one is missing; the message names it.
-        """
+        """Give the `needed` tensors, by name; all of them for None."""
         assert self.state is not None
         if needed is None:
             return self.state
@@ -65,23 +49,7 @@ class Weights:
 
 
 def load_weights(source: str, backbone: str, seed: int) -> Weights:
-    """Load weights.
-
-    Parameters
-    ----------
-    source : str
-        ``imagenet``, ``random``, or a ``.safetensors``, ``.pth`` or ``.pt`` state dict, whose path
-        may be an ``s3://`` address.
-    backbone : str
-        Model name.
-    seed : int
-        Named in the id of random weights.
-
-    Raises
-    ------
-    WeightsError
-        If they cannot be fetched or read.
-    """
+    """Load weights."""
     if "+" in backbone:
         return _pair(source, backbone.split("+"), seed)
     if source == "random":

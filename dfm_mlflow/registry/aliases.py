@@ -73,25 +73,7 @@ class Move:
 
 
 def holder(client: MlflowClient, model: str, alias: str) -> str | None:
-    """Version that an alias points to, or None.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    model : str
-        Name of a registered model.
-    alias : str
-
-    Returns
-    -------
-    str or None
-        The version's number.
-
-    Raises
-    ------
-    PromotionError
-        If there is no such registered model.
-    """
+    """Version that an alias points to, or None."""
     try:
         aliases = client.get_registered_model(model).aliases
     except MlflowException as error:
@@ -103,25 +85,7 @@ def holder(client: MlflowClient, model: str, alias: str) -> str | None:
 
 
 def version_of(client: MlflowClient, model: str, version: str) -> ModelVersion:
-    """Look up a version of a registered model.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    model : str
-        Name of a registered model.
-    version : str
-        The version's number.
-
-    Returns
-    -------
-    ModelVersion
-
-    Raises
-    ------
-    PromotionError
-        If there is no such version.
-    """
+    """Look up a version of a registered model."""
     try:
         return client.get_model_version(model, version)
     except MlflowException as error:
@@ -132,21 +96,7 @@ def version_of(client: MlflowClient, model: str, version: str) -> ModelVersion:
 
 
 def make_move(client: MlflowClient, move: Move, tags: Mapping[str, Mapping[str, str]]) -> None:
-    """Move an alias and tag versions, unless another promotion was faster.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    move : Move
-    tags : mapping of str to mapping of str to str
-        For each version the tags that it gets.
-
-    Raises
-    ------
-    PromotionError
-        If the alias changed since it was read, and then nothing is moved; or if another promotion
-        ran at the same moment, and then the sentence says where the alias points.
-    """
+    """Move an alias and tag versions, unless another promotion was faster."""
     _check_unchanged(client, move)  # most collisions end here, and leave no claim behind
     try:
         client.set_registered_model_tag(move.model, move.claim, move.id)

@@ -19,22 +19,12 @@ _PICKLES = {".pkl", ".pickle", ".joblib", ".dill", ".pt", ".pth", ".ckpt"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version with its detector in memory.
-
-    Attributes
-    ----------
-    version : ModelVersion
-    detector : AnomalyDetector
-    n_bytes : int
-        Of all files of the model.
-    metrics : dict of str to float
-        Of the run that made it; empty where it is unknown.
-    """
+    """A version with its detector in memory."""
 
     version: ModelVersion
     detector: AnomalyDetector
-    n_bytes: int
-    metrics: dict[str, float]
+    n_bytes: int  # of all files of the model
+    metrics: dict[str, float]  # of the run that made it; empty where it is unknown
 
     @property
     def name(self) -> str:
@@ -43,22 +33,7 @@ class Candidate:
 
 
 def load_candidate(client: MlflowClient, version: ModelVersion) -> Candidate:
-    """Load a version through the flavor, every hash checked, if it holds neither pickle nor code.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    version : ModelVersion
-
-    Returns
-    -------
-    Candidate
-
-    Raises
-    ------
-    PromotionError
-        If it holds what it must not, or does not load.
-    """
+    """Load a version by the flavor, hashes checked, if it holds neither pickle nor code."""
     name = f"Version {version.version} of {version.name}"
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -27,25 +27,7 @@ def comparison_gates(
     by: Sequence[str] = (COMPARISON, THRESHOLD),
     best: bool = False,
 ) -> list[Gate]:
-    """Refuse a challenger that ranks, or decides on, the same test pictures worse than a rival.
-
-    Parameters
-    ----------
-    challenger, rival : Candidate
-    options : PromoteOptions
-    scored : tuple of DataFrame
-        The same test pictures under each, in one order: ``category``, ``defective``,
-        ``anomaly_score`` and ``is_anomaly``.
-    by : sequence of str
-        Names of the gates that are wanted.
-    best : bool
-        Whether the rival is not the version that holds the alias, but the best that ever did.
-
-    Returns
-    -------
-    list of Gate
-        By AUROC, and by recall at the threshold.
-    """
+    """Refuse a challenger that ranks, or decides on, the same test pictures worse than a rival."""
     prefix = BEST if best else ""
     defective = scored[0]["defective"].to_numpy(bool)
     n_defective = int(defective.sum())

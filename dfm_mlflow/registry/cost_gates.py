@@ -15,20 +15,7 @@ _ROUNDS, _LEAST_ROUNDS, _SECONDS = 15, 5, 10.0  # of timing: up to 15 rounds whi
 def cost_gates(
     challenger: Candidate, champion: Candidate, options: PromoteOptions, images: Sequence[bytes]
 ) -> list[Gate]:
-    """Refuse a challenger that is much slower, or much larger, than the champion.
-
-    Parameters
-    ----------
-    challenger, champion : Candidate
-    options : PromoteOptions
-    images : sequence of bytes
-        Encoded pictures to time both on.
-
-    Returns
-    -------
-    list of Gate
-        Of speed and of size.
-    """
+    """Refuse a challenger that is much slower, or much larger, than the champion."""
     slowdown, new, old = compare_speed(challenger.detector, champion.detector, images)
     growth = challenger.n_bytes / champion.n_bytes
     fast, small = slowdown <= options.max_slowdown, growth <= options.max_growth
@@ -51,23 +38,7 @@ def cost_gates(
 def compare_speed(
     challenger: AnomalyDetector, champion: AnomalyDetector, images: Sequence[bytes]
 ) -> tuple[float, float, float]:
-    """Time two detectors by turns on the same pictures.
-
-    Parameters
-    ----------
-    challenger, champion : AnomalyDetector
-    images : sequence of bytes
-        Encoded pictures.
-
-    Returns
-    -------
-    slowdown : float
-        Median over rounds of the ratio of their times, or the ratio of their median times: the
-        smaller one, since a load that changes within rounds fools the first, and one that changes
-        between them the second.
-    challenger, champion : float
-        Images per second, of the median time.
-    """
+    """Time two detectors by turns on the same pictures."""
     times: tuple[list[float], list[float]] = ([], [])
     pair = (challenger, champion)
     for detector in pair:  # the first call pays for what later ones do not

@@ -33,24 +33,7 @@ _OF_FLAVOR = (
 
 
 def describe(uri: str) -> dict[str, Any]:
-    """Gather the lineage of a model.
-
-    Parameters
-    ----------
-    uri : str
-        ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``runs:/...`` or a path.
-
-    Returns
-    -------
-    dict
-        Always the same keys; None, or an empty one, where nothing is known. ``promotion`` and
-        ``rollback`` have a dict for each alias, of the tags that those verbs wrote.
-
-    Raises
-    ------
-    ArtifactError
-        If there is no model of this flavor.
-    """
+    """Gather the lineage of a model."""
     client = MlflowClient()
     resolved = resolve(uri)
     version = resolved.version

@@ -14,25 +14,13 @@ from dfm_mlflow.registry.candidate import Candidate
 
 @dataclass(frozen=True)
 class Gate:
-    """What one gate found.
-
-    Attributes
-    ----------
-    name : str
-    passed : bool
-    sentence : str
-        Why, for people.
-    figures : dict of str to float
-        Why, for scripts.
-    may_be_forced : bool
-        A model that is broken or unsafe is not promoted for any reason.
-    """
+    """What one gate found."""
 
     name: str
     passed: bool
-    sentence: str
-    figures: dict[str, float] = field(default_factory=dict)
-    may_be_forced: bool = True
+    sentence: str  # why, for people
+    figures: dict[str, float] = field(default_factory=dict)  # why, for scripts
+    may_be_forced: bool = True  # A model that is broken or unsafe is not promoted for any reason
 
 
 def golden_gate(candidate: Candidate) -> Gate:
@@ -66,22 +54,7 @@ def golden_gate(candidate: Candidate) -> Gate:
 def metrics_gate(
     candidate: Candidate, options: PromoteOptions, scored: pd.DataFrame | None, source: str
 ) -> Gate:
-    """Hold the AUROC against the minimum; without test pictures the promise on good ones.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    options : PromoteOptions
-    scored : DataFrame, optional
-        ``defective``, ``category`` and ``anomaly_score`` of test pictures; without good and
-        defective ones the metrics of its run count.
-    source : str
-        Which pictures these are, in words.
-
-    Returns
-    -------
-    Gate
-    """
+    """Hold the AUROC against the minimum; without test pictures the promise on good ones."""
     area = None if scored is None else _area(scored)
     if area is None:
         area, source = candidate.metrics.get("image_auroc"), "its own test pictures"

@@ -24,13 +24,7 @@ _MOST_PIXELS = 4_000_000  # of all golden pictures together; two are kept in any
 
 
 def log_golden(detector: AnomalyDetector, train: Sequence[Item], test: Sequence[Item]) -> None:
-    """Log up to 8 golden pictures to the active run: good ones, and test pictures where there are.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    train, test : sequence of Item
-    """
+    """Log up to 8 golden pictures to the active run: good ones, and test pictures if any."""
     most = min(MOST, max(2, _MOST_PIXELS // (detector.options.size[0] * detector.options.size[1])))
     from_test = _spread(test, most // 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,20 +34,7 @@ def log_golden(detector: AnomalyDetector, train: Sequence[Item], test: Sequence[
 
 
 def golden_table(detector: AnomalyDetector, items: Sequence[Item]) -> pd.DataFrame:
-    """Score what the network sees of pictures: one row a readable picture.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    items : sequence of Item
-        Unreadable ones are left out.
-
-    Returns
-    -------
-    DataFrame
-        ``image`` (PNG bytes at the network's size, pixel for pixel its input), ``category``,
-        ``split``, ``label``, ``device``, ``precision``, and :data:`COLUMNS`.
-    """
+    """Score what the network sees of pictures: one row a readable picture."""
     kept, images = [], []
     for item in items:
         try:

@@ -14,44 +14,18 @@ from dfm_mlflow.tracking.kept import PARENT, RECALIBRATED_FROM, UPDATE
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """What is known of one version; None where nothing is.
-
-    Attributes
-    ----------
-    version : str
-    created : str
-        In UTC, ISO 8601.
-    aliases : list of str
-    parent : str or None
-        Version, or model, that it was updated or calibrated anew from.
-    n_train : int or None
-        Pictures that it was fitted to.
-    threshold : float or None
-        Largest of its classes.
-    recall, false_alarms, image_auroc : float or None
-        On the test pictures of its own run.
-    n_test : int or None
-        How many these are.
-    recall_before, false_alarms_before : float or None
-        Of its parent on the same pictures.
-    good, bad, unsure : int or None
-        Verdicts that it learned from.
-    added, removed : int or None
-        Pictures that joined and left its training set.
-    who : str or None
-        Who gave the verdicts.
-    """
+    """What is known of one version; None where nothing is."""
 
     version: str
-    created: str
+    created: str  # in UTC, ISO 8601
     aliases: list[str]
-    parent: str | None
-    n_train: int | None
-    threshold: float | None
+    parent: str | None  # version, or model, that it was updated or calibrated anew from
+    n_train: int | None  # pictures that it was fitted to
+    threshold: float | None  # largest of its classes
     recall: float | None
     false_alarms: float | None
     image_auroc: float | None
-    n_test: int | None
+    n_test: int | None  # how many these are
     recall_before: float | None
     false_alarms_before: float | None
     good: int | None
@@ -59,27 +33,11 @@ class VersionRecord:
     unsure: int | None
     added: int | None
     removed: int | None
-    who: str | None
+    who: str | None  # who gave the verdicts
 
 
 def history(name: str) -> list[VersionRecord]:
-    """Gather what is known of every version of a registered model.
-
-    Parameters
-    ----------
-    name : str
-        Of the registered model; of ``models:/NAME/...`` or ``models:/NAME@...`` the name is taken.
-
-    Returns
-    -------
-    list of VersionRecord
-        The first version first.
-
-    Raises
-    ------
-    ArtifactError
-        If there is no such model, or it has no version.
-    """
+    """Gather what is known of every version of a registered model."""
     name = name.removeprefix("models:/").partition("/")[0].partition("@")[0]
     client = MlflowClient()
     try:
@@ -116,21 +74,7 @@ def record_of(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
 ) -> VersionRecord:
-    """Write what metrics and tags say of a version.
-
-    Parameters
-    ----------
-    version, created : str
-    aliases : sequence of str
-    metrics : mapping of str to float
-        Of its run; empty where it is gone.
-    tags : mapping of str to str
-        Of the version.
-
-    Returns
-    -------
-    VersionRecord
-    """
+    """Write what metrics and tags say of a version."""
 
     def count(key: str) -> int | None:
         text = tags.get(UPDATE + key, "")
@@ -174,17 +118,7 @@ def _metrics(client: MlflowClient, version: ModelVersion) -> dict[str, float]:
 
 
 def better(records: Sequence[VersionRecord]) -> str:
-    """Say whether the last update made the line better, on the same pictures before and after.
-
-    Parameters
-    ----------
-    records : sequence of VersionRecord
-        The last is judged.
-
-    Returns
-    -------
-    str
-    """
+    """Say whether the last update made the line better, on the same pictures before and after."""
     now = records[-1]
     parts = []
     for what, was, value in (
@@ -229,16 +163,7 @@ _COLUMNS = {
 
 
 def in_lines(records: Sequence[VersionRecord]) -> str:
-    """Write a history as a table, and say whether the line gets better.
-
-    Parameters
-    ----------
-    records : sequence of VersionRecord
-
-    Returns
-    -------
-    str
-    """
+    """Write a history as a table, and say whether the line gets better."""
     rows = [list(_COLUMNS)] + [[_cell(getattr(r, c)) for c in _COLUMNS.values()] for r in records]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]

@@ -11,21 +11,7 @@ from dfm_mlflow.scores.verdict import BROKEN_REMEDY, percent, said_rate, would_f
 
 
 def recall_gate(candidate: Candidate, options: PromoteOptions, scored: pd.DataFrame) -> Gate:
-    """Hold the share of labelled defects that is found at the threshold against the least.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    options : PromoteOptions
-    scored : DataFrame
-        Test pictures under it: ``category``, ``defective``, ``is_anomaly``, ``p_value`` and
-        ``predicted_class``, one row a picture.
-
-    Returns
-    -------
-    Gate
-        Recall is the mean over the categories that have defective pictures.
-    """
+    """Hold the share of labelled defects that is found at the threshold against the least."""
     bad = scored[scored["defective"].astype(bool)]
     if bad.empty:
         return Gate("recall", True, "No labelled defects, so what it finds of them is not known.")
@@ -47,20 +33,7 @@ def recall_gate(candidate: Candidate, options: PromoteOptions, scored: pd.DataFr
 
 
 def false_alarm_gate(candidate: Candidate, scored: pd.DataFrame) -> Gate:
-    """Refuse a version that flags more good test pictures than its promise and chance explain.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    scored : DataFrame
-        As for :func:`recall_gate`.
-
-    Returns
-    -------
-    Gate
-        Refused where ``P(X >= flagged) < 0.01`` for the beta-binomial X of
-        :func:`~dfm_mlflow.core.operating_point.false_alarm_chance`.
-    """
+    """Refuse a version that flags more good test pictures than its promise and chance explain."""
     good = scored[~scored["defective"].astype(bool)]
     if good.empty:
         return Gate("false_alarms", True, "No good test pictures to hold the promise against.")

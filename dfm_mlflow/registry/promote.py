@@ -157,26 +157,7 @@ def _experiment_of(client: MlflowClient, version: ModelVersion) -> str | None:
 def run_gates(
     client: MlflowClient, options: PromoteOptions, version: ModelVersion, before: str | None
 ) -> list[Gate]:
-    """Run every gate; the ones after a broken model are left out.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    options : PromoteOptions
-    version : ModelVersion
-        The challenger.
-    before : str or None
-        Version that holds the alias.
-
-    Returns
-    -------
-    list of Gate
-
-    Raises
-    ------
-    DfmError
-        If the data that the options name cannot be used.
-    """
+    """Run every gate; the ones after a broken model are left out."""
     try:
         challenger = load_candidate(client, version)
     except PromotionError as error:

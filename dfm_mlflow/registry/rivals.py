@@ -27,58 +27,27 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The same test pictures under several versions.
+    """The same test pictures under several versions."""
 
-    Attributes
-    ----------
-    catalog : Catalog or None
-        None where they are those that the challenger's run recorded.
-    tables : list of DataFrame
-        One for each candidate, in their order; rows that one could not read are in none.
-    source : str
-        Which pictures these are, in words.
-    """
-
-    catalog: Catalog | None
+    catalog: Catalog | None  # none where they are those that the challenger's run recorded
+    # One for each candidate, in their order; rows that one could not read are in none.
     tables: list[pd.DataFrame]
-    source: str
+    source: str  # which pictures these are, in words
 
 
 @dataclass(frozen=True, eq=False)
 class Rival:
-    """A version that a challenger is compared with.
-
-    Attributes
-    ----------
-    candidate : Candidate
-    by : tuple of str
-        What it is compared by.
-    best : bool
-        Whether it does not hold the alias, but is the best that ever did.
-    """
+    """A version that a challenger is compared with."""
 
     candidate: Candidate
-    by: tuple[str, ...]
-    best: bool
+    by: tuple[str, ...]  # what it is compared by
+    best: bool  # whether it does not hold the alias, but is the best that ever did
 
 
 def best_ever(
     client: MlflowClient, model: str, alias: str, but: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Versions that ever held an alias with the best AUROC, and with the best recall, of then.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    model, alias : str
-    but : sequence of str
-        Versions that are not asked for: the challenger, and the one that holds the alias.
-
-    Returns
-    -------
-    dict of str to list of str
-        By their numbers, what each was the best in; the earliest of several alike.
-    """
+    """Versions that ever held an alias with the best AUROC, and with the best recall, of then."""
     known: dict[str, dict[str, float]] = {}
     for version in client.search_model_versions(f"name='{model}'"):
         text = version.tags.get(f"dfm.promotion.{alias}.figures")
@@ -97,22 +66,7 @@ def best_ever(
 def load_rivals(
     client: MlflowClient, options: PromoteOptions, before: str | None
 ) -> tuple[list[Rival], str]:
-    """Load the version that holds the alias, then the best that ever did.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    options : PromoteOptions
-    before : str or None
-        Version that holds the alias.
-
-    Returns
-    -------
-    rivals : list of Rival
-        The first is the version that holds the alias; empty where that one does not load.
-    trouble : str
-        Why it does not.
-    """
+    """Load the version that holds the alias, then the best that ever did."""
     if before is None:
         return [], ""
     try:
@@ -134,26 +88,7 @@ def load_rivals(
 def score_all(
     options: PromoteOptions, challenger: Candidate, rivals: Sequence[Rival]
 ) -> tuple[Scored | None, str]:
-    """Score test pictures with all, or read what the challenger's run recorded of its own.
-
-    Parameters
-    ----------
-    options : PromoteOptions
-    challenger : Candidate
-    rivals : sequence of Rival
-
-    Returns
-    -------
-    scored : Scored or None
-        None without test pictures; of the challenger alone where they cannot be reached.
-    trouble : str
-        Why not.
-
-    Raises
-    ------
-    DfmError
-        If data that the options name cannot be used.
-    """
+    """Score test pictures with all, or read what the challenger's run recorded of its own."""
     own = options.data == "auto"
     detector = challenger.detector
     try:

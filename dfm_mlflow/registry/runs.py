@@ -18,25 +18,7 @@ SCORES, TRAIN_SCORES = "scores.parquet", "train_scores.parquet"
 
 
 def find_run(client: MlflowClient, asked: str) -> Run:
-    """Look up a run by its id, the URI of a model that it made, or its name.
-
-    Parameters
-    ----------
-    client : MlflowClient
-    asked : str
-        Any of these.
-
-    Returns
-    -------
-    Run
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or there are several of that name.
-    ArtifactError
-        For the URI of a model that is not there.
-    """
+    """Look up a run by its id, the URI of a model that it made, or its name."""
     run_id = asked
     if asked.startswith("runs:/"):
         run_id = asked.removeprefix("runs:/").partition("/")[0]
@@ -72,13 +54,7 @@ def find_run(client: MlflowClient, asked: str) -> Run:
 
 
 def read_scores(run: Run) -> pd.DataFrame:
-    """Read what a `run` scored: its labelled test pictures, without those that it could not read.
-
-    Raises
-    ------
-    DataError
-        If there are none.
-    """
+    """Read what a `run` scored: its labelled test pictures that could be read."""
     name = f"The run {run.info.run_name} ({run.info.run_id})"
     try:
         with tempfile.TemporaryDirectory() as folder:

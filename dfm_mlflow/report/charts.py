@@ -51,33 +51,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Charts:
-    """Draws figures into a folder, and keeps each as SVG for the page.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the PNG files go.
-    """
+    """Draws figures into a folder, and keeps each as SVG for the page."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def draw(self, name: str, size: tuple[float, float], paint: Callable[[Figure], Any]) -> str:
-        """Draw one figure: ``<name>.png`` is written, SVG for inside a page comes back.
-
-        Parameters
-        ----------
-        name : str
-            Of the file, and in front of the identifiers inside the SVG.
-        size : tuple of float
-            Width and height in inches.
-        paint : callable
-            Draws on the figure that it is given.
-
-        Returns
-        -------
-        str
-        """
+        """Draw one figure: ``<name>.png`` is written, SVG for inside a page comes back."""
         fonts = {"font.sans-serif": ["DejaVu Sans", *wide_fonts()]}
         with mpl.rc_context(_STYLE | fonts), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # said once, in words

@@ -19,16 +19,7 @@ _MOST_LINES = 6
 
 
 def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
-    """Draw the ROC curve with the point where the threshold works.
-
-    Parameters
-    ----------
-    figure : Figure
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-    metrics : dict of str to float
-        Of these pictures; ``image_auroc`` must be there.
-    """
+    """Draw the ROC curve with the point where the threshold works."""
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=PLAIN, lw=0.8, linestyle=":")
     for label, style, truth, scores in _lines(table):
@@ -45,16 +36,7 @@ def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) ->
 
 
 def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) -> None:
-    """Draw the precision-recall curve with the point where the threshold works.
-
-    Parameters
-    ----------
-    figure : Figure
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-    metrics : dict of str to float
-        Of these pictures; ``image_average_precision`` must be there.
-    """
+    """Draw the precision-recall curve with the point where the threshold works."""
     axes = figure.add_subplot()
     for label, style, truth, scores in _lines(table):
         precision, recall, _ = precision_recall_curve(truth, scores)
@@ -88,15 +70,7 @@ def _lines(table: pd.DataFrame) -> list[tuple[str, dict[str, Any], np.ndarray, n
 
 
 def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame) -> None:
-    """Draw the measured over the promised false-positive rate, with what chance allows.
-
-    Parameters
-    ----------
-    figure : Figure
-    detector : AnomalyDetector
-    table : DataFrame
-        Rows of good, or of unlabelled, pictures.
-    """
+    """Draw the measured over the promised false-positive rate, with what chance allows."""
     p_values = np.sort(table["p_value"].to_numpy(float))
     n, held_out = len(p_values), min(c.calibration.n_groups for c in detector.classes) + 1
     promised = np.linspace(0, 1, 201)

@@ -15,18 +15,7 @@ _MOST_ROWS, _BINS = 14, 50
 def paint_scores(
     figure: Figure, rows: dict[str, pd.DataFrame], threshold: float | None, narrow: bool = False
 ) -> None:
-    """Draw one histogram a row of pictures: right decisions in blue, wrong ones in orange.
-
-    Parameters
-    ----------
-    figure : Figure
-    rows : dict of str to DataFrame
-        ``anomaly_score`` and ``wrong`` (None where unknown) of each row, by its title.
-    threshold : float, optional
-        Of the decision.
-    narrow : bool
-        Whether there is no room for titles beside the rows: they stand above them.
-    """
+    """Draw one histogram a row of pictures: right decisions in blue, wrong ones in orange."""
     values = np.concatenate([r["anomaly_score"] for r in rows.values()])
     # the far end of the worst defects must not press all that matters against the left edge
     top = max(float(np.quantile(r["anomaly_score"], 0.99, method="higher")) for r in rows.values())
@@ -92,21 +81,7 @@ def _explain(axes: np.ndarray, threshold: float | None, cut: bool, narrow: bool)
 def score_rows(
     detector: AnomalyDetector, table: pd.DataFrame, name: str
 ) -> dict[str, pd.DataFrame]:
-    """Take the rows of one class: held-out good, test good, each defect (rarest ones together).
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-    name : str
-        Of the class.
-
-    Returns
-    -------
-    dict of str to DataFrame
-        ``anomaly_score`` and ``wrong`` (None where unknown) of each row, by its title.
-    """
+    """Take the rows of one class: held-out good, test good, each defect (rarest ones together)."""
     mine = detector.classes[detector.class_names.index(name)].calibration
     limit = mine.threshold(detector.options.fpr)
     rows = {

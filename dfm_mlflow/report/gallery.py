@@ -35,24 +35,15 @@ _logger = logging.getLogger(__name__)
 class Shown:
     """One picture of the gallery.
 
-    Attributes
-    ----------
-    row : Series
-        Of the evaluation's table; its name is the picture's number.
-    picture, marked : ndarray of shape (H, W, 3), uint8
-        The picture, and its map (and the outline of its mask) laid over it; at most 1024 pixels a
-        side.
-    outlined : bool
-        Whether there is a mask.
-    own_scale : bool
-        Whether the map is drawn on a scale of its own, from its median to its largest value, since
-        on that of all pictures it is calm.
+    Shapes: picture, marked (H, W, 3) uint8.
     """
 
-    row: pd.Series
+    row: pd.Series  # of the evaluation's table; its name is the picture's number
     picture: np.ndarray
     marked: np.ndarray
-    outlined: bool
+    outlined: bool  # whether there is a mask
+    # Whether the map is drawn on a scale of its own, from its median to its largest value, since on
+    # that of all pictures it is calm.
     own_scale: bool
 
     @property
@@ -70,20 +61,7 @@ class Shown:
 def build_gallery(
     detector: AnomalyDetector, catalog: Catalog, evaluation: Evaluation
 ) -> dict[str, list[Shown]]:
-    """Choose pictures and draw their maps.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    catalog : Catalog
-        That the pictures come from; it knows their masks.
-    evaluation : Evaluation
-
-    Returns
-    -------
-    dict of str to list of Shown
-        By title; a kind that could have pictures and has none is an empty list.
-    """
+    """Choose pictures and draw their maps."""
     masks = {str(item.path): item.mask for item in catalog.items}
     gallery: dict[str, list[Shown]] = {}
     for title, rows in _choose(counted(evaluation.table)).items():
@@ -134,24 +112,7 @@ def draw_case(
 ) -> Shown:
     """Read a picture and draw its map over it.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    row : Series
-        With ``path`` and ``predicted_class``; it goes into the result.
-    values : Tensor of shape (h, w)
-        The anomaly map.
-    mask : Mask, optional
-        Of the defects.
-
-    Returns
-    -------
-    Shown
-
-    Raises
-    ------
-    DfmError
-        If the picture can no longer be read.
+    Shapes: values (h, w).
     """
     whole = detector.extractor.decoder.decode(store.read(row["path"]))[0]
     pixels = shrunk(whole, _SIDE)
@@ -171,21 +132,7 @@ def level_of(
 ) -> tuple[np.ndarray, bool]:
     """Give the levels of a map that is to be seen, whatever its scale.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    values : Tensor of shape (h, w)
-        The anomaly map.
-    size : tuple of int
-        Height and width of the result in pixels.
-    category : str
-        That the picture was judged by.
-
-    Returns
-    -------
-    level : ndarray of shape size, uint8
-    own_scale : bool
-        Whether it is on a scale of its own, since on that of all pictures it is calm.
+    Shapes: values (h, w); gives level size, uint8.
     """
     scale = detector.classes[detector.class_names.index(category)].map_scale
     full = detector.full_map(values, size)
@@ -204,15 +151,7 @@ def _source(path: str) -> Path | store.S3Object:
 def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Draw the border of a mask, of any size, just around what it marks.
 
-    Parameters
-    ----------
-    pixels : ndarray of shape (H, W, 3), uint8
-        Not changed.
-    mask : ndarray of shape (h, w), bool
-
-    Returns
-    -------
-    ndarray of shape (H, W, 3), uint8
+    Shapes: pixels (H, W, 3) uint8; mask (h, w) bool; gives (H, W, 3) uint8.
     """
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     # averaged, so that the smallest spot is still there
@@ -226,15 +165,7 @@ def outline(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     """Shrink a picture, its proportions kept; a smaller one stays as it is.
 
-    Parameters
-    ----------
-    pixels : ndarray of shape (H, W, 3), uint8
-    side : int
-        Most pixels of its longer side.
-
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
+    Shapes: pixels (H, W, 3) uint8; gives (h, w, 3) uint8.
     """
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
@@ -242,22 +173,7 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def worst_cases(gallery: dict[str, list[Shown]], side: int = 256) -> pd.DataFrame:
-    """Table for :func:`mlflow.log_table`: the misses and false alarms, or the most unusual ones.
-
-    Parameters
-    ----------
-    gallery : dict of str to list of Shown
-        Of :func:`build_gallery`.
-    side : int
-        Most pixels of the longer side of a picture.
-
-    Returns
-    -------
-    DataFrame
-        ``case``, ``picture`` and ``anomaly_map`` (:class:`mlflow.Image`), ``label``,
-        ``anomaly_score``, ``p_value``, ``category``, ``path``, ``own_scale``; no rows where nothing
-        went wrong.
-    """
+    """Table for :func:`mlflow.log_table`: the misses and false alarms, or the most unusual ones."""
     names = {MISSES: "miss", FALSE_ALARMS: "false alarm", UNUSUAL: "unusual"}
     rows = [
         {

@@ -17,22 +17,7 @@ _CHARTS = (
 
 
 def history_page(name: str, records: Sequence[Mapping[str, Any]], sentence: str) -> str:
-    """Write a page that needs nothing else.
-
-    Parameters
-    ----------
-    name : str
-        Of the registered model.
-    records : sequence of mapping
-        One a version, the first first: the fields of a ``VersionRecord``.
-    sentence : str
-        Whether the line gets better.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """Write a page that needs nothing else."""
     charts = [
         {"title": title, **chart}
         for key, title, form in _CHARTS

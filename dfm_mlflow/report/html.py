@@ -47,26 +47,7 @@ def write_report(
     provenance: Mapping[str, str],
     look: LookSection | None = None,
 ) -> None:
-    """Write ``report.html`` and its pictures as files beside it.
-
-    Parameters
-    ----------
-    folder : Path
-        Created.
-    detector : AnomalyDetector
-    evaluation : Evaluation
-        Scored pictures, empty where there are none.
-    metrics : dict of str to float
-    sentences : list of str
-        What calibration and measurement say in words.
-    verdict : Verdict
-    gallery : dict of str to list of Shown
-        Of :func:`~dfm_mlflow.report.gallery.build_gallery`.
-    provenance : dict of str to str
-        Where the model and the pictures come from.
-    look : LookSection, optional
-        What is said of the training pictures.
-    """
+    """Write ``report.html`` and its pictures as files beside it."""
     folder.mkdir(parents=True)
     table = counted(evaluation.table)
     for case in (case for cases in gallery.values() for case in cases):

@@ -27,34 +27,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LookSection:
-    """What a report says of the training pictures.
-
-    Attributes
-    ----------
-    look : TrainingLook
-    held_out : HeldOutScores
-        With the maps of the pictures to look at.
-    drawn : SyntheticRecall or None
-        Where there are no test pictures.
-    """
+    """What a report says of the training pictures."""
 
     look: TrainingLook
-    held_out: HeldOutScores
-    drawn: SyntheticRecall | None = None
+    held_out: HeldOutScores  # with the maps of the pictures to look at
+    drawn: SyntheticRecall | None = None  # where there are no test pictures
 
     def html(self, folder: Path, detector: AnomalyDetector) -> Markup:
-        """Write the overlays into a folder, and give the section.
-
-        Parameters
-        ----------
-        folder : Path
-            Of the report.
-        detector : AnomalyDetector
-
-        Returns
-        -------
-        Markup
-        """
+        """Write the overlays into a folder, and give the section."""
         several = len(detector.class_names) > 1
         thresholds = {t.path for t in self.look.thresholds if t.setter.apart}
         page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

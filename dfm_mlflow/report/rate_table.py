@@ -29,23 +29,7 @@ _LARGEST = 0.3  # rate of the chart
 def which_rate(
     folder: Path, detector: AnomalyDetector, table: pd.DataFrame, drawn: np.ndarray | None = None
 ) -> dict[str, Any] | None:
-    """Give the rows, the chart and the sentence of the report's section.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the chart goes as PNG.
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-    drawn : ndarray, optional
-        As for :func:`~dfm_mlflow.scores.operating_points.operating_points`.
-
-    Returns
-    -------
-    dict or None
-        ``rows``, ``chart``, ``sentence``, ``several`` and ``costs``.
-    """
+    """Give the rows, the chart and the sentence of the report's section."""
     points = operating_points(detector, table, drawn)
     costs = costs_of(detector.options)
     best = cheapest(points, costs)
@@ -102,19 +86,7 @@ def paint_rates(
     drawn: np.ndarray | None,
     points: Sequence[OperatingPoint],
 ) -> None:
-    """Draw what is found and what is flagged in vain over the target rate, and mark the current.
-
-    Parameters
-    ----------
-    figure : Figure
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-    drawn : ndarray or None
-        As for :func:`~dfm_mlflow.scores.operating_points.operating_points`.
-    points : sequence of OperatingPoint
-        Of these.
-    """
+    """Draw what is found and what is flagged in vain over the target rate, and mark the current."""
     now = next(p for p in points if p.current)
     rates = np.geomspace(min(points[0].fpr, now.fpr) / 2, max(_LARGEST, now.fpr), 120)
     axes = figure.add_subplot()

@@ -41,37 +41,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture as the page shows it.
+    """A picture as the page shows it."""
 
-    Attributes
-    ----------
-    case : Case
-        With the digest of what was read.
-    picture, layer, thumb : str
-        Base64 of a JPEG, of a WebP to be laid over it, and of a small JPEG.
-    own_scale : bool
-        Whether the map is on a scale of its own.
-    """
-
-    case: Case
+    case: Case  # with the digest of what was read
     picture: str
     layer: str
     thumb: str
-    own_scale: bool
+    own_scale: bool  # whether the map is on a scale of its own
 
 
 def shoot(detector: AnomalyDetector, cases: Sequence[Case]) -> list[Shot]:
-    """Read pictures and draw their maps; one that cannot be read is left out with a warning.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    cases : sequence of Case
-
-    Returns
-    -------
-    list of Shot
-    """
+    """Read pictures and draw their maps; one that cannot be read is left out with a warning."""
     seen: dict[int, Any] = {}
     sources = [_source(case.path) for case in cases]
     there = [i for i, source in enumerate(sources) if source is not None]
@@ -173,31 +153,7 @@ def review_page(
     verdicts: str,
     token: str | None = None,
 ) -> str:
-    """Write the page.
-
-    Parameters
-    ----------
-    shots : sequence of Shot
-    model : str
-        Address of the model, for the record.
-    who : str
-        Who judges, until somebody writes another name.
-    defects : sequence of str
-        Names that are suggested.
-    said : mapping of str to tuple of str
-        Verdict and defect that are known already, by SHA-256.
-    categories : sequence of str
-        Of the model; of several the page writes down which.
-    verdicts : str
-        Name of the file that is downloaded or appended to.
-    token : str, optional
-        Of the server that verdicts are sent to; without, they are kept until they are downloaded.
-
-    Returns
-    -------
-    str
-        HTML, which needs nothing else.
-    """
+    """Write the page."""
     pictures = [
         {
             "sha256": shot.case.sha256,

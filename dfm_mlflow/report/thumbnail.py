@@ -14,13 +14,7 @@ SIDE = 240  # most pixels: 42 pictures of pure noise stay under 3 MB
 def data_url(pixels: np.ndarray) -> str:
     """Give a picture as the address of an image: a small JPEG that the page itself holds.
 
-    Parameters
-    ----------
-    pixels : ndarray of shape (H, W, 3), uint8
-
-    Returns
-    -------
-    str
+    Shapes: pixels (H, W, 3) uint8.
     """
     buffer = io.BytesIO()
     Image.fromarray(shrunk(pixels, SIDE)).save(buffer, format="JPEG", quality=78)

@@ -9,20 +9,7 @@ from dfm_mlflow.scores.verdict import percent, said_rate
 
 
 def rates(detector: AnomalyDetector, table: pd.DataFrame) -> list[dict[str, str]]:
-    """Hold what is promised against what is measured.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-
-    Returns
-    -------
-    list of dict
-        ``name``, ``line`` (the word on the line), ``promised``, ``measured``, ``interval`` (exact,
-        95 %) and ``judgement``.
-    """
+    """Hold what is promised against what is measured."""
     if table.empty:
         return []
     flagged = table["is_anomaly"].to_numpy(bool)
@@ -93,18 +80,7 @@ def _judgement(detector: AnomalyDetector, good: pd.DataFrame) -> str:
 
 
 def masks(metrics: dict[str, float], table: pd.DataFrame) -> str | None:
-    """Say how many defective pictures the pixel metrics leave out; None where there are none.
-
-    Parameters
-    ----------
-    metrics : dict of str to float
-    table : DataFrame
-        Of an :class:`Evaluation`, without rows that have an error.
-
-    Returns
-    -------
-    str or None
-    """
+    """Say how many defective pictures the pixel metrics leave out; None where there are none."""
     without = int(metrics.get("n_without_mask", 0))
     bad = int((table["defective"] == True).sum())  # noqa: E712  # None where nothing is known
     if "pixel_auroc" not in metrics:

@@ -13,22 +13,7 @@ def compare_models(
     before: pd.DataFrame,
     now: pd.DataFrame,
 ) -> tuple[str, dict[str, float]]:
-    """Say how two models decide and rank, with figures for scripts.
-
-    Parameters
-    ----------
-    subject : str
-        The new model, as the sentence is to begin.
-    old, new : AnomalyDetector
-    before, now : DataFrame
-        The same test pictures under each, in one order, as an
-        :class:`~dfm_mlflow.scores.evaluation.Evaluation` has them.
-
-    Returns
-    -------
-    sentence : str
-    figures : dict of str to float
-    """
+    """Say how two models decide and rank, with figures for scripts."""
     if not before.empty:
         read = before["error"].isna() & now["error"].isna()
         before, now = before[read], now[read]

@@ -18,31 +18,16 @@ _NAMED = 3  # pictures in a sentence
 
 @dataclass(frozen=True)
 class Copies:
-    """Which pictures of a run have the bytes of another.
+    """Which pictures of a run have the bytes of another."""
 
-    Attributes
-    ----------
-    of : dict of str to str
-        The first picture with the same bytes, training ones before test ones, by path.
-    left_out : dict of str to str
-        Why a test picture says nothing: it was fitted to, or stands under another label, too.
-    """
-
+    # The first picture with the same bytes, training ones before test ones, by path.
     of: dict[str, str] = field(default_factory=dict)
+    # Why a test picture says nothing: it was fitted to, or stands under another label, too.
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 def find_copies(catalog: Catalog) -> Copies:
-    """Compare the contents of all pictures but those that are excluded.
-
-    Parameters
-    ----------
-    catalog : Catalog
-
-    Returns
-    -------
-    Copies
-    """
+    """Compare the contents of all pictures but those that are excluded."""
     contents = catalog.contents
     first: dict[str, Item] = {}
     of: dict[str, str] = {}
@@ -72,20 +57,13 @@ def find_copies(catalog: Catalog) -> Copies:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """Pictures that nearly equal others, though their bytes differ.
+    """Pictures that nearly equal others, though their bytes differ."""
 
-    Attributes
-    ----------
-    of : dict of str to str
-        Of training pictures: the most alike other training picture, by path.
-    groups : dict of str to int
-        Of those pictures: the same number for all that belong together.
-    in_test : dict of str to str
-        Of test pictures: the training picture that it nearly equals.
-    """
-
+    # Of training pictures: the most alike other training picture, by path.
     of: dict[str, str] = field(default_factory=dict)
+    # Of those pictures: the same number for all that belong together.
     groups: dict[str, int] = field(default_factory=dict)
+    # Of test pictures: the training picture that it nearly equals.
     in_test: dict[str, str] = field(default_factory=dict)
 
 
@@ -96,26 +74,7 @@ def find_near_copies(
     contents: dict[str, str],
     groups: Sequence[str] | None,
 ) -> NearCopies:
-    """Compare the features of training pictures with each other and with those of test pictures.
-
-    Parameters
-    ----------
-    items : sequence of Item
-        That the detector was fitted to.
-    held_out : HeldOutScores
-        Of these.
-    evaluation : Evaluation
-        Of the test pictures.
-    contents : dict of str to str
-        SHA-256 by path: the same bytes are no near copies.
-    groups : sequence of str, optional
-        Declared group of each item: what is held together already is not named.
-
-    Returns
-    -------
-    NearCopies
-        Empty where there are no sketches.
-    """
+    """Compare the features of training pictures with each other and with those of test pictures."""
     found = NearCopies()
     if held_out.sketches is None:
         return found
@@ -152,22 +111,7 @@ def find_near_copies(
 def copies_sentences(
     copies: Copies, near: NearCopies, counted: bool, expression: str | None
 ) -> str:
-    """Say in a few sentences what was found, and what to do.
-
-    Parameters
-    ----------
-    copies : Copies
-    near : NearCopies
-    counted : bool
-        Whether the metrics count test pictures that say nothing.
-    expression : str or None
-        For ``group_by``, that holds near copies together.
-
-    Returns
-    -------
-    str
-        Empty where nothing was found.
-    """
+    """Say in a few sentences what was found, and what to do."""
     parts = []
     if copies.left_out:
         path, why = next(iter(copies.left_out.items()))

@@ -26,19 +26,12 @@ STEPS = np.r_[0:20, 20:100:5, 100:1001:20]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A scored set of labelled pictures.
+    """A scored set of labelled pictures."""
 
-    Attributes
-    ----------
-    table : DataFrame
-        One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
-        :meth:`AnomalyDetector.score` without the map.
-    seen : dict of int to Observation
-        Anomaly map, size and places of each row that could be read.
-    """
-
+    # One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
+    # :meth:`AnomalyDetector.score` without the map.
     table: pd.DataFrame
-    seen: dict[int, Observation]
+    seen: dict[int, Observation]  # anomaly map, size and places of each row that could be read
 
     def leaving_out(self, reasons: Mapping[str, str]) -> "Evaluation":
         """Say of pictures, by path, why metrics leave them out; see :func:`counted`.
@@ -55,17 +48,7 @@ class Evaluation:
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a scored set that metrics count: those that could be read and are not left out.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`Evaluation`, with a column ``left_out`` of reasons or without.
-
-    Returns
-    -------
-    DataFrame
-    """
+    """Rows of a scored set that metrics count: those that could be read and are not left out."""
     table = table[table["error"].isna()]
     return table[table["left_out"].isna()] if "left_out" in table else table
 
@@ -79,19 +62,7 @@ def without_labels(evaluation: Evaluation) -> Evaluation:
 def score_items(
     detector: AnomalyDetector, items: Sequence[Item], progress: str | None = "scoring"
 ) -> Evaluation:
-    """Score labelled pictures; unreadable ones keep a row with their error.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    items : sequence of Item
-    progress : str, optional
-        Title of a progress bar.
-
-    Returns
-    -------
-    Evaluation
-    """
+    """Score labelled pictures; unreadable ones keep a row with their error."""
     seen: dict[int, Observation] = {}
     scores = detector.score(
         [i.path for i in items],
@@ -120,18 +91,6 @@ def pixel_metrics_of(
     """Pixel metrics at the size of the masks; empty where there is no mask at all.
 
     A defective picture without a mask is left out and counted as ``n_without_mask``.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    items : sequence of Item
-        The pictures of the evaluation, in its order.
-    evaluation : Evaluation
-
-    Returns
-    -------
-    dict of str to float
-        Of :func:`~dfm_mlflow.core.pixel_metrics.pixel_metrics`, and that count.
     """
     if not any(item.mask for item in items):
         return {}
@@ -170,11 +129,6 @@ def image_metrics(table: pd.DataFrame) -> dict[str, float]:
     ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``, and
     ``category_accuracy/good`` and ``category_accuracy/defective`` are the shares of images that are
     judged as their own category.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`Evaluation`; rows with an error are left out, see :func:`counted`.
     """
     table = counted(table)
     if table.empty:
@@ -213,20 +167,7 @@ def _mean_over_categories(table: pd.DataFrame) -> dict[str, float]:
 
 
 def defect_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Count what is found of each kind of defect, and flagged of the good pictures.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`Evaluation`; rows with an error are left out.
-
-    Returns
-    -------
-    DataFrame
-        ``category``, ``label``, ``n``, ``flagged``, and ``auroc`` against the good pictures of the
-        category (None for those themselves, or without them); the good ones of a category first,
-        then its defects by name.
-    """
+    """Count what is found of each kind of defect, and flagged of the good pictures."""
     rows = []
     table = counted(table)
     for category, of_category in table.groupby("category", sort=False):
@@ -249,18 +190,7 @@ def defect_table(table: pd.DataFrame) -> pd.DataFrame:
 def curve_points(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Take curves at :data:`STEPS`, for metrics whose step is the horizontal axis in per mille.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`Evaluation`; rows with an error are left out.
-
-    Returns
-    -------
-    dict of str to ndarray of shape (82,)
-        Means over categories of ``curve/roc_true_positive_rate`` (largest at no more than that
-        false-positive rate) and of ``curve/precision_at_recall`` (largest at no less than that
-        recall); ``curve/measured_false_positive_rate`` (of good pictures, at that promised rate);
-        those without the pictures that they need are left out.
+    Gives (82,).
     """
     table = table[table["error"].isna()]
     at, truth = STEPS / 1000, table["defective"].to_numpy(bool)
@@ -291,18 +221,7 @@ def _ranking_curves(table: pd.DataFrame, at: np.ndarray) -> dict[str, np.ndarray
 
 
 def measured_sentence(detector: AnomalyDetector, table: pd.DataFrame) -> list[str]:
-    """Hold the promise against the good test pictures; no sentence where there are none.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`; rows with an error are left out.
-
-    Returns
-    -------
-    list of str
-    """
+    """Hold the promise against the good test pictures; no sentence where there are none."""
     table = counted(table)
     good = table[table["label"] == GOOD]
     if good.empty:

@@ -26,47 +26,17 @@ from dfm_mlflow.scores.verdict import Verdict, said_rate, verdict_of
 
 @dataclass(frozen=True)
 class Measured:
-    """What pictures show of a model.
+    """What pictures show of a model."""
 
-    Attributes
-    ----------
-    evaluation : Evaluation
-        Without labels where they are not known.
-    metrics : dict of str to float
-    sentences : list of str
-        The same in words.
-    verdict : Verdict
-        What the model decides, and what is wrong with that.
-    points : list of OperatingPoint
-        What it would decide at other rates.
-    """
-
-    evaluation: Evaluation
+    evaluation: Evaluation  # without labels where they are not known
     metrics: dict[str, float]
-    sentences: list[str]
-    verdict: Verdict
-    points: list[OperatingPoint]
+    sentences: list[str]  # the same in words
+    verdict: Verdict  # what the model decides, and what is wrong with that
+    points: list[OperatingPoint]  # what it would decide at other rates
 
 
 def measure(detector: AnomalyDetector, items: Sequence[Item], labelled: bool) -> Measured:
-    """Score pictures, and say what that shows: in metrics, and in words.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    items : sequence of Item
-    labelled : bool
-        Whether their labels are known; without them there is drift alone.
-
-    Returns
-    -------
-    Measured
-
-    Raises
-    ------
-    DataError
-        If no picture can be read.
-    """
+    """Score pictures, and say what that shows: in metrics, and in words."""
     start = time.perf_counter()
     evaluation = score_items(detector, items)
     seconds = time.perf_counter() - start
@@ -145,21 +115,7 @@ def _counts(evaluation: Evaluation, labelled: bool) -> dict[str, float]:
 def drift_of(
     detector: AnomalyDetector, evaluation: Evaluation, labelled: bool = False
 ) -> Drift | None:
-    """Compare scored pictures with the good ones of the calibration, each in its own category.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    evaluation : Evaluation
-        Its ``seen`` is looked up by the index of its table.
-    labelled : bool
-        Whether to leave out those that are labelled defective.
-
-    Returns
-    -------
-    Drift or None
-        None where no picture is left.
-    """
+    """Compare scored pictures with the good ones of the calibration, each in its own category."""
     table = evaluation.table[evaluation.table["error"].isna()]
     if labelled:  # known defects are no drift
         table = table[table["label"] == GOOD]
@@ -180,19 +136,7 @@ def drift_of_rows(
 ) -> Drift:
     """Compare scored rows with the calibration, each in the category that it was judged as.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    read : DataFrame
-        Columns of :meth:`AnomalyDetector.score`, without errors.
-    places : ndarray of shape (n, l), optional
-        Of the leading coordinates of each row; without them p-values alone are compared.
-    light : ndarray of shape (n,), optional
-        Place of the mean level of each row.
-
-    Returns
-    -------
-    Drift
+    Shapes: places (n, l); light (n,).
     """
     judged_as = read["predicted_class"].to_numpy(str)
     sizes = {c.name: c.calibration.n_groups for c in detector.classes}
@@ -212,17 +156,8 @@ def cautious_p_values(
 ) -> np.ndarray:
     """P-values too large rather than estimated: with others drift would alarm too often.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    scores : ndarray of shape (n,)
-    judged_as : ndarray of shape (n,), str
-        Class of each picture.
-
-    Returns
-    -------
-    ndarray of shape (n,), float64
-        Of :meth:`Calibration.cautious_p_value`.
+    Shapes: scores (n,); judged_as (n,), str; gives (n,) float64, of
+    :meth:`Calibration.cautious_p_value`.
     """
     p_values = np.empty(len(scores))
     for c in detector.classes:

@@ -20,36 +20,19 @@ from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Decisions at one target rate.
+    """Decisions at one target rate."""
 
-    Attributes
-    ----------
-    fpr : float
-        That is asked for.
-    promised : float
-        Share of good pictures that may be flagged: more than `fpr` where the pictures are few.
-    thresholds : dict of str to float
-        By category.
-    good, good_flagged : int
-        Good test pictures, and those that are flagged.
-    defective, found : int
-        Defective test pictures, and those that are flagged.
-    drawn, drawn_found : int
-        The same of defects that were drawn into good pictures, where there are no real ones.
-    current : bool
-        Whether it is the rate of the model.
-    """
-
-    fpr: float
+    fpr: float  # that is asked for
+    # Share of good pictures that may be flagged: more than `fpr` where the pictures are few.
     promised: float
-    thresholds: dict[str, float]
+    thresholds: dict[str, float]  # by category
     good: int
     good_flagged: int
     defective: int
     found: int
     drawn: int
     drawn_found: int
-    current: bool
+    current: bool  # whether it is the rate of the model
 
     @property
     def recall(self) -> float | None:
@@ -68,14 +51,6 @@ class OperatingPoint:
 
         Good pieces count with the promised rate, or the measured one where that is larger: a test
         set of few good pictures with none flagged does not make false alarms free.
-
-        Parameters
-        ----------
-        costs : Costs
-
-        Returns
-        -------
-        float or None
         """
         if self.recall is None:
             return None
@@ -91,21 +66,7 @@ def operating_points(
 ) -> list[OperatingPoint]:
     """Decide anew at several rates; nothing is scored anew.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`~dfm_mlflow.scores.evaluation.Evaluation`, without rows that have an error;
-        ``defective`` is None where nothing is known.
-    drawn : ndarray of shape (m,), optional
-        Least rate at which each of m defects is found that were drawn into good pictures.
-    rates : sequence of float
-        Beside the model's own.
-
-    Returns
-    -------
-    list of OperatingPoint
-        By rate, ascending.
+    Shapes: drawn (m,).
     """
     own = detector.options.fpr
     bad = table["defective"].map({True: True, False: False})
@@ -134,16 +95,7 @@ def operating_points(
 def flagged_at(detector: AnomalyDetector, table: pd.DataFrame, fpr: float) -> np.ndarray:
     """Decide about scored pictures at another rate.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        ``p_value`` and ``predicted_class``, from this detector.
-    fpr : float
-
-    Returns
-    -------
-    ndarray of shape (n,), bool
+    Gives (n,) bool.
     """
     rates = {c.name: c.calibration.effective_fpr(fpr) for c in detector.classes}
     limits = table["predicted_class"].map(rates).to_numpy(float)
@@ -151,19 +103,7 @@ def flagged_at(detector: AnomalyDetector, table: pd.DataFrame, fpr: float) -> np
 
 
 def chance_of_alarms(detector: AnomalyDetector, good: pd.DataFrame) -> float:
-    """How likely so many good pictures are flagged while the promise of each category holds.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    good : DataFrame
-        Rows of good pictures: ``category`` and ``is_anomaly``.
-
-    Returns
-    -------
-    float
-        1 where there is no picture.
-    """
+    """How likely so many good pictures are flagged while the promise of each category holds."""
     promises = {c.name: Promise.of(c.calibration, detector.options.fpr) for c in detector.classes}
     fewest = min(promises.values(), key=lambda promise: promise.n)  # of a category unknown to it
     parts = [
@@ -173,16 +113,7 @@ def chance_of_alarms(detector: AnomalyDetector, good: pd.DataFrame) -> float:
 
 
 def recall_metrics(points: Sequence[OperatingPoint]) -> dict[str, float]:
-    """Give ``recall_at_fpr/<rate>`` of real defects at each of :data:`RATES`; empty without them.
-
-    Parameters
-    ----------
-    points : sequence of OperatingPoint
-
-    Returns
-    -------
-    dict of str to float
-    """
+    """Give ``recall_at_fpr/<rate>`` of real defects at :data:`RATES`; empty without them."""
     return {
         f"recall_at_fpr/{p.fpr:g}": p.found / p.defective
         for p in points
@@ -196,18 +127,7 @@ def costs_of(options: Options) -> Costs | None:
 
 
 def cheapest(points: Sequence[OperatingPoint], costs: Costs | None) -> OperatingPoint | None:
-    """Choose the rate with the smallest expected cost, the smaller rate of two alike.
-
-    Parameters
-    ----------
-    points : sequence of OperatingPoint
-    costs : Costs, optional
-
-    Returns
-    -------
-    OperatingPoint or None
-        None without costs, or where no recall is known.
-    """
+    """Choose the rate with the smallest expected cost, the smaller rate of two alike."""
     if costs is None:
         return None
     priced = [(cost, p.fpr, p) for p in points if (cost := p.cost(costs)) is not None]
@@ -215,17 +135,7 @@ def cheapest(points: Sequence[OperatingPoint], costs: Costs | None) -> Operating
 
 
 def cost_sentence(points: Sequence[OperatingPoint], costs: Costs | None) -> str | None:
-    """Name the cheapest of some rates; None without costs, or where no recall is known.
-
-    Parameters
-    ----------
-    points : sequence of OperatingPoint
-    costs : Costs, optional
-
-    Returns
-    -------
-    str or None
-    """
+    """Name the cheapest of some rates; None without costs, or where no recall is known."""
     best = cheapest(points, costs)
     if best is None or costs is None:
         return None
@@ -241,17 +151,7 @@ def cost_sentence(points: Sequence[OperatingPoint], costs: Costs | None) -> str 
 
 
 def rate_lines(points: Sequence[OperatingPoint]) -> list[str]:
-    """Write the table of the rates for a log, one line a rate.
-
-    Parameters
-    ----------
-    points : sequence of OperatingPoint
-
-    Returns
-    -------
-    list of str
-        The heading first.
-    """
+    """Write the table of the rates for a log, one line a rate."""
     lines = ["   fpr    threshold  good flagged           defects found"]
     for p in points:
         threshold = max(p.thresholds.values())

@@ -23,14 +23,6 @@ def model_in(schema: pa.Schema) -> str | None:
 
 
 def write_scores(table: pd.DataFrame, path: Path, model: str | None) -> None:
-    """Write a table of scores as parquet.
-
-    Parameters
-    ----------
-    table : DataFrame
-    path : Path
-    model : str, optional
-        Address of the model that gave them.
-    """
+    """Write a table of scores as parquet."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     pq.write_table(arrow.cast(with_model(arrow.schema, model)), path)

@@ -25,23 +25,6 @@ def part_decisions(
     whatever the pictures of a part have to do with each other: by the union bound P(m min p <= u)
     <= m u / m. Its smallest possible value is m times that of a picture, and a part is flagged at
     the larger one of that and the model's rate.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of :meth:`AnomalyDetector.score`, n rows, with all pictures of each part.
-    parts : sequence of str
-        Part of each picture.
-    fpr : float, optional
-        False-positive rate of the decision; the model's own by default.
-
-    Returns
-    -------
-    DataFrame
-        n rows with the columns of :data:`PART_COLUMNS`, the same for all pictures of a part. A part
-        with a picture that could not be scored has a p-value and is flagged if the others suffice;
-        else both are null: it is not known to be good.
     """
     known = {m.name: m.calibration.smallest_p_value for m in detector.classes}
     of, names = pd.factorize(np.asarray(parts, dtype=object))
@@ -65,19 +48,7 @@ def part_decisions(
 
 
 def part_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Measure decisions on parts; a part is defective if one of its pictures is.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`~dfm_mlflow.scores.evaluation.Evaluation`.
-
-    Returns
-    -------
-    dict of str to float
-        ``part_recall``, ``part_false_positive_rate`` and ``n_parts``, of parts that are decided
-        on; empty without parts.
-    """
+    """Measure decisions on parts; a part is defective if one of its pictures is."""
     if "part" not in table:
         return {}
     parts = table.groupby("part").agg(
@@ -94,21 +65,7 @@ def part_metrics(table: pd.DataFrame) -> dict[str, float]:
 
 
 def promise_of(detector: AnomalyDetector, parts: Sequence[str], fpr: float | None = None) -> str:
-    """Say what the decision about parts promises.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    parts : sequence of str
-        Part of each picture.
-    fpr : float, optional
-        False-positive rate of the decision; the model's own by default.
-
-    Returns
-    -------
-    str
-        One sentence.
-    """
+    """Say what the decision about parts promises."""
     counts = pd.Series(list(parts)).value_counts()
     calibrations = [model.calibration for model in detector.classes]
     smallest, most = max(c.smallest_p_value for c in calibrations), int(counts.max())

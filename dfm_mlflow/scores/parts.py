@@ -38,24 +38,12 @@ _OURS = re.compile(rf"{DONE}|part-\d{{5}}-[0-9a-f]{{16}}\.parquet")
 
 @dataclass(frozen=True)
 class Asked:
-    """How pictures are to be scored; goes to the executors of Spark, too.
+    """How pictures are to be scored; goes to the executors of Spark, too."""
 
-    Attributes
-    ----------
-    category : str
-        Class that all of them are known to be of, or ``auto``.
-    fpr : float or None
-        False-positive rate of the decision; None for the model's own.
-    anomaly_map : bool
-        Whether the table holds their maps.
-    on_error : {"report", "raise"}
-        What becomes of one that cannot be read.
-    """
-
-    category: str = "auto"
-    fpr: float | None = None
-    anomaly_map: bool = False
-    on_error: str = "report"
+    category: str = "auto"  # class that all of them are known to be of, or ``auto``
+    fpr: float | None = None  # false-positive rate of the decision; None for the model's own
+    anomaly_map: bool = False  # whether the table holds their maps
+    on_error: str = "report"  # what becomes of one that cannot be read
 
     def plan(self) -> dict[str, Any]:
         """What the scores of a folder must have in common, beside the model."""
@@ -67,53 +55,31 @@ AS_IT_IS = Asked()
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures whose scores go into one file.
+    """Pictures whose scores go into one file."""
 
-    Attributes
-    ----------
-    number : int
-        Place among the parts of the plan.
-    name : str
-        Of its file; holds a digest of its pictures.
-    sources : tuple of Path or S3Object
-    shown : tuple of str
-        What part of the line's products each picture shows; empty where nobody asked.
-    """
-
-    number: int
-    name: str
+    number: int  # place among the parts of the plan
+    name: str  # of its file; holds a digest of its pictures
     sources: tuple[Path | S3Object, ...]
+    # What part of the line's products each picture shows; empty where nobody asked.
     shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts that are to be scored, and those whose scores are there.
-
-    Attributes
-    ----------
-    missing, finished : list of Part
-    n_again : int
-        Pictures of missing parts whose scores were there and were removed, since a picture of
-        their part has come, gone or changed.
-    """
+    """Parts that are to be scored, and those whose scores are there."""
 
     missing: list[Part]
     finished: list[Part]
+    # Pictures of missing parts whose scores were there and were removed, since a picture of their
+    # part has come, gone or changed.
     n_again: int = 0
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder or ``s3://`` prefix in which a file appears whole or not at all.
+    """A folder or ``s3://`` prefix in which a file appears whole or not at all."""
 
-    Attributes
-    ----------
-    address : str
-        A local path, or an ``s3://`` prefix.
-    """
-
-    address: str
+    address: str  # A local path, or an ``s3://`` prefix
 
     def names(self) -> set[str]:
         """Names of the files and folders in it, one level deep."""
@@ -127,13 +93,7 @@ class OutputFolder:
         return store.read(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write `data` as the file called `name`.
-
-        Raises
-        ------
-        DataError
-            If that fails; nothing lies under the name then.
-        """
+        """Write `data` as the file called `name`."""
         if self._remote:
             store.upload(self._path(name), data)
         else:
@@ -167,30 +127,6 @@ def plan_parts(
     """Deal pictures to parts as the folder's plan says, or make the plan.
 
     Parts of pictures that are no longer the same are removed; no other file is.
-
-    Parameters
-    ----------
-    folder : OutputFolder
-    sources : sequence of Path or S3Object
-    model : str
-        SHA-256 of the model.
-    least : int
-        Parts of a new plan, at least, so that every core has some.
-    asked : Asked
-    shown : sequence of str
-        What each picture shows, if one decision is wanted for all that show the same; these lie in
-        one part.
-    uri : str
-        Address of the model, for whoever reads the plan.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds scores of another model or category, or files that are no scores.
     """
     there = folder.names()
     if PLAN in there:
@@ -222,22 +158,7 @@ def score_part(
     asked: Asked = AS_IT_IS,
     overlays: OverlayFolder | None = None,
 ) -> tuple[int, int, int]:
-    """Score one part and write its file.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    part : Part
-    folder : OutputFolder
-    asked : Asked
-    overlays : OverlayFolder, optional
-        For pictures with their maps.
-
-    Returns
-    -------
-    n, n_errors, n_anomalous : int
-        Pictures, those that could not be read, and those that are anomalous.
-    """
+    """Score one part and write its file."""
     table = scores_of(detector, part.sources, asked, part.shown, overlays)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -252,24 +173,7 @@ def scores_of(
     shown: Sequence[str] = (),
     overlays: OverlayFolder | None = None,
 ) -> pa.Table:
-    """Score pictures.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    sources : sequence of Path or S3Object
-    asked : Asked
-    shown : sequence of str
-        What each shows, if one decision is wanted for all that show the same.
-    overlays : OverlayFolder, optional
-        For pictures with their maps.
-
-    Returns
-    -------
-    pyarrow.Table
-        ``path``, then the columns of the detector, then those of
-        :func:`~dfm_mlflow.scores.part_decisions.part_decisions` where `shown` is given.
-    """
+    """Score pictures."""
     table = detector.score(
         sources,
         fpr=asked.fpr,

@@ -24,25 +24,7 @@ def is_log(address: str) -> bool:
 
 
 def read_log(address: str, version: str | None = None) -> pd.DataFrame:
-    """Read the rows of a log.
-
-    Parameters
-    ----------
-    address : str
-        ``log_to`` of the server.
-    version : str, optional
-        Of one registered version alone, where the rows name versions.
-
-    Returns
-    -------
-    DataFrame
-        With the columns of the log, in the order of its rows.
-
-    Raises
-    ------
-    DataError
-        If there is no log, a part is damaged, or no row is of that version.
-    """
+    """Read the rows of a log."""
     table: pd.DataFrame = pd.concat([t.to_pandas() for t in tables(address)], ignore_index=True)
     known = table["model_version"].dropna().unique()
     if version is None or not len(known):
@@ -60,29 +42,7 @@ def read_log(address: str, version: str | None = None) -> pd.DataFrame:
 def measure_log(
     detector: AnomalyDetector, table: pd.DataFrame
 ) -> tuple[dict[str, float], list[str], Verdict, Sequence[OperatingPoint]]:
-    """Say what the rows of a log show of the model that wrote them.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-        The model.
-    table : DataFrame
-        Of :func:`read_log`.
-
-    Returns
-    -------
-    metrics : dict of str to float
-        As ``evaluate`` gives them for unlabelled pictures; coordinates are in no log, so
-        ``drift_appearance`` is missing.
-    sentences : list of str
-    verdict : Verdict
-    points : sequence of OperatingPoint
-
-    Raises
-    ------
-    DataError
-        If no row was scored, or rows are of classes that the model does not have.
-    """
+    """Say what the rows of a log show of the model that wrote them."""
     read = table[table["error"].isna()].reset_index(drop=True)
     if read.empty:
         raise DataError(f"None of {len(table)} rows of the log was scored: name another log.")

@@ -37,24 +37,7 @@ def score_table(
     held_out: HeldOutScores,
     groups: Sequence[str] | None,
 ) -> pd.DataFrame:
-    """Make the table of the training pictures, one row each.
-
-    Parameters
-    ----------
-    catalog : Catalog
-        Of all pictures.
-    items : sequence of Item
-        That the detector was fitted to.
-    held_out : HeldOutScores
-        Of these.
-    groups : sequence of str, optional
-        Declared group of each.
-
-    Returns
-    -------
-    DataFrame
-        ``path``, ``sha256``, ``category``, ``group``, ``held_out_score``, ``p_value``, ``used``.
-    """
+    """Make the table of the training pictures, one row each."""
     place = {str(item.path): i for i, item in enumerate(items)}
     contents = catalog.contents
     names = _group_names(items, groups, contents)
@@ -79,22 +62,7 @@ def score_table(
 def picture_table(
     catalog: Catalog, items: Sequence[Item], groups: Sequence[str] | None
 ) -> pd.DataFrame:
-    """Make the list of all pictures, good as the manifest of another run.
-
-    Parameters
-    ----------
-    catalog : Catalog
-    items : sequence of Item
-        That the detector was fitted to.
-    groups : sequence of str, optional
-        Declared group of each.
-
-    Returns
-    -------
-    DataFrame
-        ``path``, ``sha256``, ``split``, ``label``, ``mask``, ``category``, ``group``, ``excluded``,
-        and ``part`` where there are parts; paths are absolute.
-    """
+    """Make the list of all pictures, good as the manifest of another run."""
     contents = catalog.contents
     names = _group_names(items, groups, contents)
     table = pd.DataFrame(

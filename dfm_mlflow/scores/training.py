@@ -30,38 +30,19 @@ SHARE, MOST = 0.2, 12  # of the training pictures a person is shown
 
 @dataclass(frozen=True)
 class Odd:
-    """A training picture to look at.
+    """A training picture to look at."""
 
-    Attributes
-    ----------
-    place : int
-        Among the pictures that the detector was fitted to.
-    path, category : str
-    score, p_value : float
-        Held out.
-    why : tuple of str
-        What is unusual about it.
-    """
-
-    place: int
+    place: int  # among the pictures that the detector was fitted to
     path: str
     category: str
     score: float
     p_value: float
-    why: tuple[str, ...]
+    why: tuple[str, ...]  # what is unusual about it
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The picture with the largest held-out score of a category, and what hangs on it.
-
-    Attributes
-    ----------
-    category, path : str
-    setter : Setter
-    recall, recall_without : float or None
-        Of the labelled test pictures, at the threshold and at that without the picture.
-    """
+    """The picture with the largest held-out score of a category, and what hangs on it."""
 
     category: str
     path: str
@@ -90,36 +71,20 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class TrainingLook:
-    """What a run shows of its training pictures.
+    """What a run shows of its training pictures."""
 
-    Attributes
-    ----------
-    scores : DataFrame
-        One row a training picture: ``path``, ``sha256``, ``category``, ``group``,
-        ``held_out_score``, ``p_value``, ``used``.
-    pictures : DataFrame
-        One row a picture of the run: ``path``, ``sha256``, ``split``, ``label``, ``mask``,
-        ``category``, ``group``, ``excluded``.
-    thresholds : list of Threshold
-        One for each category with enough pictures.
-    odd : list of Odd
-        The most unusual first.
-    typical : list of Odd
-        From the middle of the held-out scores.
-    copies : Copies
-    near : NearCopies
-    warnings : list of str
-        At most two lines for the log.
-    """
-
+    # One row a training picture: ``path``, ``sha256``, ``category``, ``group``, ``held_out_score``,
+    # ``p_value``, ``used``.
     scores: pd.DataFrame
+    # One row a picture of the run: ``path``, ``sha256``, ``split``, ``label``, ``mask``,
+    # ``category``, ``group``, ``excluded``.
     pictures: pd.DataFrame
-    thresholds: list[Threshold]
-    odd: list[Odd]
-    typical: list[Odd]
+    thresholds: list[Threshold]  # one for each category with enough pictures
+    odd: list[Odd]  # the most unusual first
+    typical: list[Odd]  # from the middle of the held-out scores
     copies: Copies
     near: NearCopies
-    warnings: list[str]
+    warnings: list[str]  # at most two lines for the log
 
     @property
     def concerns(self) -> list[str]:
@@ -145,29 +110,7 @@ def look_at_training(
     evaluation: Evaluation,
     copies: Copies,
 ) -> TrainingLook:
-    """Say what the training pictures are like, and which to look at.
-
-    Parameters
-    ----------
-    options : Options
-        Resolved.
-    catalog : Catalog
-        Of all pictures.
-    items : sequence of Item
-        That the detector was fitted to.
-    held_out : HeldOutScores
-        Of these.
-    groups : sequence of str, optional
-        Declared group of each.
-    evaluation : Evaluation
-        Of the test pictures.
-    copies : Copies
-        Of :func:`~dfm_mlflow.scores.copies.find_copies`.
-
-    Returns
-    -------
-    TrainingLook
-    """
+    """Say what the training pictures are like, and which to look at."""
     contents, looks = catalog.contents, catalog.looks
     near = find_near_copies(items, held_out, evaluation, contents, groups)
     thresholds = _thresholds(options, items, held_out, groups, contents, evaluation)

@@ -15,36 +15,16 @@ COLUMNS = ("anomaly_score", "p_value", "is_anomaly", "held_out")
 
 @dataclass(frozen=True)
 class Said:
-    """What a model says of one picture.
-
-    Attributes
-    ----------
-    anomaly_score, p_value : float
-    is_anomaly : bool
-    held_out : bool
-        Whether that is of a model that was not fitted to the picture.
-    """
+    """What a model says of one picture."""
 
     anomaly_score: float
     p_value: float
     is_anomaly: bool
-    held_out: bool = True
+    held_out: bool = True  # whether that is of a model that was not fitted to the picture
 
 
 def said_of_scored(table: pd.DataFrame, fitted: frozenset[str] = frozenset()) -> dict[str, Said]:
-    """Take scores of a table by path; those of pictures with an error are left out.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of an :class:`~dfm_mlflow.scores.evaluation.Evaluation`.
-    fitted : frozenset of str
-        Paths of pictures that the model was fitted to.
-
-    Returns
-    -------
-    dict of str to Said
-    """
+    """Take scores of a table by path; those of pictures with an error are left out."""
     read = table[table["error"].isna()] if len(table) else table
     return {
         str(row["path"]): Said(
@@ -60,21 +40,7 @@ def said_of_scored(table: pd.DataFrame, fitted: frozenset[str] = frozenset()) ->
 def said_while_held_out(
     detector: AnomalyDetector, scores: pd.DataFrame, by: str = "path"
 ) -> dict[str, Said]:
-    """Take held-out scores of training pictures.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-        That was fitted to them.
-    scores : DataFrame
-        ``train_scores.parquet`` of its run.
-    by : str
-        Column that names a picture.
-
-    Returns
-    -------
-    dict of str to Said
-    """
+    """Take held-out scores of training pictures."""
     fpr = detector.options.fpr
     promise = {c.name: c.calibration.effective_fpr(fpr) for c in detector.classes}
     found = {}
@@ -89,21 +55,7 @@ def said_while_held_out(
 def change_table(
     changes: Sequence[Change], before: Mapping[str, Said], now: Mapping[str, Said]
 ) -> pd.DataFrame:
-    """Put the pictures that were judged or removed beside what both models say of them.
-
-    Parameters
-    ----------
-    changes : sequence of Change
-    before, now : mapping of str to Said
-        By SHA-256.
-
-    Returns
-    -------
-    DataFrame
-        One row a picture: ``path``, ``sha256``, ``category``, ``verdict``, ``defect``, ``who``,
-        ``when``, ``was``, ``is`` (what it was and is for), and ``anomaly_score``, ``p_value``,
-        ``is_anomaly`` and ``held_out`` with ``_before`` and ``_now``.
-    """
+    """Put the pictures that were judged or removed beside what both models say of them."""
     rows = []
     for change in changes:
         said = change.verdict
@@ -126,18 +78,7 @@ def change_table(
 
 
 def changes_sentence(table: pd.DataFrame) -> str:
-    """Say what became of the pictures that were judged, in a sentence.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of :func:`change_table`.
-
-    Returns
-    -------
-    str
-        Empty where nobody judged any.
-    """
+    """Say what became of the pictures that were judged, in a sentence."""
     parts = []
     for verdict in ("good", "bad"):
         mine = table[table["verdict"] == verdict] if len(table) else table

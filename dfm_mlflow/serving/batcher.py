@@ -52,25 +52,7 @@ class _Job:
 
 
 class Batcher:
-    """Runs the network on pixels of several callers at once.
-
-    Parameters
-    ----------
-    forward : callable
-        Pixels of shape (n, 3, H, W), uint8, to feature maps of shape (n, C, h, w), one a layer.
-    batch_size : int
-        Pictures in one forward pass at most.
-    max_wait : float
-        Seconds that a picture waits at most for others. It waits only while an admitted request
-        has not handed its first pictures in: one that is alone is run at once.
-    queue_size : int
-        Requests that are admitted at the same time.
-    prepare : callable, optional
-        Called once in the worker thread, before anything else.
-    observe : callable, optional
-        Called after each batch with its pictures, how long each request waited for it and how long
-        it took, in seconds, and the requests that are admitted.
-    """
+    """Runs the network on pixels of several callers at once."""
 
     def __init__(
         self,
@@ -101,13 +83,7 @@ class Batcher:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold a place for one request of the calling thread.
-
-        Raises
-        ------
-        OverloadedError
-            At once, if `queue_size` requests are admitted.
-        """
+        """Hold a place for one request of the calling thread."""
         with self._changed:
             if self._admitted >= self.queue_size:
                 raise OverloadedError
@@ -124,19 +100,7 @@ class Batcher:
     def run(self, pixels: Tensor) -> list[Tensor]:
         """Give the feature maps of pixels; blocks until they are made.
 
-        Parameters
-        ----------
-        pixels : Tensor of shape (n, 3, H, W), uint8
-
-        Returns
-        -------
-        list of Tensor of shape (n, C, h, w)
-            One for each layer.
-
-        Raises
-        ------
-        Exception
-            Whatever `forward` raised on these pixels.
+        Shapes: pixels (n, 3, H, W) uint8; gives (n, C, h, w), one for each layer.
         """
         parts = [self._hand_in(part) for part in pixels.split(self.batch_size)]
         return parts[0] if len(parts) == 1 else [torch.cat(m) for m in zip(*parts, strict=True)]

@@ -29,17 +29,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Version:
-    """What is known of a version that is served.
+    """What is known of a version that is served."""
 
-    Attributes
-    ----------
-    digest : str
-        SHA-256 of its ``detector.json``.
-    name, number : str
-        Of the registered version; empty where it is none, or nothing says so.
-    """
-
-    digest: str = ""
+    digest: str = ""  # SHA-256 of its ``detector.json``
     name: str = ""
     number: str = ""
 
@@ -51,18 +43,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Observers:
-    """Who is told how long parts of a request took.
+    """Who is told how long parts of a request took."""
 
-    Attributes
-    ----------
-    batch : callable, optional
-        As :class:`~dfm_mlflow.serving.batcher.Batcher` takes it.
-    decode : callable, optional
-        Called with the seconds of each decoding.
-    """
-
-    batch: Observer | None = None
-    decode: Callable[[float], None] | None = None
+    batch: Observer | None = None  # as :class:`~dfm_mlflow.serving.batcher.Batcher` takes it
+    decode: Callable[[float], None] | None = None  # called with the seconds of each decoding
 
     def behind(self, gate: threading.Event) -> "Observers":
         """Give observers that see nothing before the `gate` is open."""
@@ -74,15 +58,7 @@ class Observers:
 
 
 class Engine:
-    """A detector with its queue: requests of several threads share forward passes.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    settings : ServingSettings
-    version : Version, optional
-    observers : Observers, optional
-    """
+    """A detector with its queue: requests of several threads share forward passes."""
 
     def __init__(
         self,
@@ -118,23 +94,7 @@ class Engine:
         return self.batcher.admit() if self.batcher else nullcontext()
 
     def score(self, images: Sequence[Any], **given: Any) -> pd.DataFrame:
-        """Score pictures as :meth:`AnomalyDetector.score` does, through the queue.
-
-        Parameters
-        ----------
-        images : sequence
-        **given
-            Its other arguments.
-
-        Returns
-        -------
-        DataFrame
-
-        Raises
-        ------
-        Exception
-            Whatever it raises, and what the queue does.
-        """
+        """Score pictures as :meth:`AnomalyDetector.score` does, through the queue."""
         return self._scorer().score(images, **given)
 
     def warm_up(self) -> None:
@@ -175,13 +135,7 @@ class Engine:
 
 
 class Engines:
-    """The engine that answers, and its change: a request is answered by one from end to end.
-
-    Parameters
-    ----------
-    engine : Engine
-        The first one.
-    """
+    """The engine that answers, and its change: a request is answered by one from end to end."""
 
     def __init__(self, engine: Engine):
         self._current = engine
@@ -210,10 +164,6 @@ class Engines:
         """Let another engine answer from the next request on, and end the old one.
 
         It comes back when the old one has answered its last request.
-
-        Parameters
-        ----------
-        engine : Engine
         """
         with self._changed:
             old, self._current = self._current, engine

@@ -11,19 +11,7 @@ _KEY = "b64"
 
 
 def unwrapped(value: Any) -> Any:
-    """Give the picture that a value of a request means.
-
-    Parameters
-    ----------
-    value : object
-        ``{"b64": ...}``, also as the text that MLflow makes of it; a list of one picture; or nested
-        lists of the values of an image of shape (H, W, 3) or (H, W), whole numbers from 0 to 255.
-
-    Returns
-    -------
-    object
-        Base64, or an array of uint8; anything else as it is.
-    """
+    """Give the picture that a value of a request means."""
     if isinstance(value, dict):
         return value[_KEY] if set(value) == {_KEY} else value
     if isinstance(value, bytes):

@@ -22,23 +22,7 @@ _LONGEST_NAME = 4096  # of a file, in characters
 
 
 def column_of(model_input: Any) -> tuple[list[Any], pd.Index | None]:
-    """Find the pictures of an input, and the index of the table that they came in.
-
-    Parameters
-    ----------
-    model_input : object
-        What MLflow hands over.
-
-    Returns
-    -------
-    pictures : list
-    index : Index or None
-
-    Raises
-    ------
-    ConfigError
-        If there is no column ``image``.
-    """
+    """Find the pictures of an input, and the index of the table that they came in."""
     if isinstance(model_input, pd.DataFrame):
         if "image" in model_input.columns:
             return model_input["image"].tolist(), model_input.index
@@ -61,22 +45,7 @@ def _flat(pictures: Any) -> list[Any]:
 
 
 def to_picture(value: Any, *, files: bool) -> Any:
-    """Take a value of a request, or of a table in this process, for what it is.
-
-    Parameters
-    ----------
-    value : object
-        Bytes or their base64 in text or bytes, with line breaks or without; without a server also
-        the name of a file, an array, and whatever else Python calls a picture.
-    files : bool
-        Whether text may name a file: never in a request, whose sender is anybody.
-
-    Returns
-    -------
-    object
-        Bytes where the value was one of them or text; None where it is null; the value itself
-        otherwise.
-    """
+    """Take a value of a request, or of a table in this process, for what it is."""
     value = unwrapped(value)
     if is_null(value):
         return None

@@ -23,17 +23,7 @@ class LateError(Exception):
 
 
 class Turn:
-    """A context that a thread enters to decode a picture of one request, while there is time.
-
-    Parameters
-    ----------
-    slots : semaphore
-        Shared by all requests.
-    seconds : float
-        From now on.
-    observe : callable, optional
-        Called with the seconds that each decoding took.
-    """
+    """A context that a thread enters to decode a picture of one request, while there is time."""
 
     def __init__(
         self,
@@ -58,17 +48,7 @@ class Turn:
 
 
 def check_size(images: Sequence[Any], max_pictures: int, max_bytes: int) -> None:
-    """Refuse a request of too many pictures, or of pictures with too many bytes in all.
-
-    Parameters
-    ----------
-    images : sequence of bytes, str or ndarray
-    max_pictures, max_bytes : int
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Refuse a request of too many pictures, or of pictures with too many bytes in all."""
     n_bytes = sum(len(i) for i in images if isinstance(i, bytes | str))
     n_bytes += sum(getattr(i, "nbytes", 0) for i in images)  # of pixels in nested lists
     if len(images) > max_pictures:
@@ -88,22 +68,6 @@ def read_parquet(body: bytes, max_pictures: int, max_bytes: int) -> pd.DataFrame
 
     What the file says of its own size is not believed: a dictionary or a shared prefix makes many
     large rows of few bytes.
-
-    Parameters
-    ----------
-    body : bytes
-        Of a parquet file with a column ``image`` of binary values or text.
-    max_pictures, max_bytes : int
-
-    Returns
-    -------
-    DataFrame
-        The column ``image`` alone.
-
-    Raises
-    ------
-    ConfigError
-        For anything else, and for more pictures or bytes than the limits.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(body))

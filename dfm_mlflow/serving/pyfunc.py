@@ -54,16 +54,6 @@ class PyfuncModel:
 
     Requests of several threads share forward passes; everything else, the score included, is done
     in the thread of each.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    settings : ServingSettings, optional
-        Those that the detector was loaded with.
-    version : Version, optional
-        What is known of it.
-    monitor : Monitor, optional
-        Is told of every request.
     """
 
     def __init__(
@@ -91,28 +81,7 @@ class PyfuncModel:
         self.engines.current.warm_up()
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Score the pictures in the column ``image``.
-
-        Parameters
-        ----------
-        model_input : DataFrame
-            Column ``image``: bytes of a picture, or their base64; outside of a server also what
-            :meth:`AnomalyDetector.score` takes. Also a Series, a list, or a dict of that name.
-        params : dict, optional
-            ``fpr``, ``anomaly_map``, ``on_error``, ``category``.
-
-        Returns
-        -------
-        DataFrame
-            One row a picture, with the index of the table that came in.
-
-        Raises
-        ------
-        MlflowException
-            400 for a picture or parameter that cannot be used, and for a request to a server that
-            is too large; 503 when the queue is full or memory runs out; 504 when the server's time
-            for a request is over; 500 for anything else.
-        """
+        """Score the pictures in the column ``image``."""
         given = {k: v for k, v in (params or {}).items() if v is not None}
         begun = time.perf_counter()
         with self.engines.lease() as engine:

@@ -20,13 +20,6 @@ class RequestError(MlflowException):
     """Answer to a request that cannot be served: one sentence, never the request's own data.
 
     MLflow's server puts the data before the message of an exception; what it sends is built here.
-
-    Parameters
-    ----------
-    sentence : str
-        The message.
-    error_code : int
-        Of MLflow, which the HTTP status follows.
     """
 
     def __init__(self, sentence: str, error_code: int):
@@ -39,17 +32,7 @@ class RequestError(MlflowException):
 
 
 def refusal_of(error: Exception) -> RequestError:
-    """Say to a client what happened, in one sentence.
-
-    Parameters
-    ----------
-    error : Exception
-        What was raised while a request was served.
-
-    Returns
-    -------
-    RequestError
-    """
+    """Say to a client what happened, in one sentence."""
     if isinstance(error, ImageError | ConfigError):
         return RequestError(str(error), INVALID_PARAMETER_VALUE)
     if isinstance(error, OverloadedError):

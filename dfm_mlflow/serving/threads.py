@@ -45,12 +45,6 @@ def prepare_server(
     The server's thread pool (min(32, processors + 4) threads) is the place where requests would
     pile up unseen until each gives 504. With more threads than the model admits, every request
     reaches the model, which scores it or refuses it at once.
-
-    Parameters
-    ----------
-    settings : ServingSettings
-    read_request : callable
-        Reads the body of a request that is a parquet file.
     """
     if not _compat.in_scoring_server():
         return
@@ -72,13 +66,6 @@ def prepare_worker(threads: int, device: torch.device) -> None:
     anywhere when it first asks for it; so it is made to ask now, and later calls elsewhere leave
     it alone. Pinned memory belongs to the thread's current device: on another one it would cost a
     CUDA context there.
-
-    Parameters
-    ----------
-    threads : int
-        Of one forward pass.
-    device : torch.device
-        Where the network is.
     """
     torch.set_num_threads(threads)
     torch.get_num_threads()
@@ -93,12 +80,6 @@ def calm_request_threads(settings: ServingSettings, device: torch.device) -> Non
     team of threads as large as the machine, and the teams would fight for the processors with the
     one of the network. Threads take this number on their first use of torch, so the network's own
     thread, which has chosen already, keeps its number.
-
-    Parameters
-    ----------
-    settings : ServingSettings
-    device : torch.device
-        Where the network is.
     """
     if _compat.in_scoring_server():
         torch.set_num_threads(1 if settings.queue_size else network_threads(settings, device))

@@ -15,17 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Features of a few pictures of one class.
+    """Features of a few pictures of one class."""
 
-    Attributes
-    ----------
-    index : ndarray of shape (m,), int
-        Place of each picture in the list of the class.
-    features : list of ndarray of shape (m * (1 + c), C, h, w), float32
-        One for each layer and scale: the m pictures, then c turned copies of each.
-    """
-
-    index: np.ndarray
+    index: np.ndarray  # (m,) int: place of each picture in the list of the class
+    # (m * (1 + c), C, h, w) float32: One for each layer and scale: the m pictures, then c turned
+    # copies of each.
     features: list[np.ndarray]
 
 
@@ -33,19 +27,14 @@ class Block:
 class HeldOutBlock:
     """What the pictures of a block look like under the subspaces of other folds, in each layer.
 
-    Attributes
-    ----------
-    index : ndarray of shape (m,), int
-    maps : list of ndarray of shape (m, h, w), float32
-    fre, mahalanobis : list of ndarray of shape (m,), float64
-    leading : list of ndarray of shape (m, l), float32
-        First coordinates, along directions that were found without the fold.
+    Shapes: fre, mahalanobis (m,) float64.
     """
 
-    index: np.ndarray
-    maps: list[np.ndarray]
+    index: np.ndarray  # (m,) int
+    maps: list[np.ndarray]  # (m, h, w) float32
     fre: list[np.ndarray]
     mahalanobis: list[np.ndarray]
+    # (m, l) float32: First coordinates, along directions that were found without the fold.
     leading: list[np.ndarray]
 
 
@@ -70,15 +59,9 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LocalPasses:
-    """Blocks in this process.
+    """Blocks in this process."""
 
-    Attributes
-    ----------
-    blocks : sequence
-        :class:`Block`, or what was derived from each.
-    """
-
-    blocks: Sequence[Any]
+    blocks: Sequence[Any]  # :class:`Block`, or what was derived from each
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
         """Merge by `merge` what `work` gives for every block."""

@@ -54,31 +54,7 @@ def fit_class_in_passes(
 ) -> tuple[ClassModel, HeldOutScores]:
     """Fit and calibrate a class, as ``fit_class_held_out`` does, up to rounding.
 
-    Parameters
-    ----------
-    name : str
-    passes : Passes
-        Over blocks of features.
-    folds : ndarray of shape (n_listed,), int
-        Fold of each picture in the list of the class; -1 for one that could not be read.
-    deal : Deal
-        Folds and groups of those that could be read, in the order of the list.
-    grids : sequence of Grid
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    model : ClassModel
-    held_out : HeldOutScores
-        Of the pictures that could be read, in the order of the list; with the maps of the most
-        unusual ones alone.
-
-    Raises
-    ------
-    FitError
-        As ``fit_class``, and for subspaces too large for any of the ways in
-        :mod:`dfm_mlflow.spark.blocks`.
+    Shapes: folds (n_listed,) int.
     """
     folds = folds.astype(np.int16)
     if len(np.unique(folds[folds >= 0])) < 2:

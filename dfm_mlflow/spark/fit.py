@@ -49,37 +49,18 @@ _Everything = tuple[
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an executor needs to build the extractor of the driver; goes there as bytes.
+    """What an executor needs to build the extractor of the driver; goes there as bytes."""
 
-    Attributes
-    ----------
-    options : str
-        Resolved options, as JSON.
-    layers : tuple of str
-        Names in the backbone.
-    state : bytes
-        Tensors of the truncated backbone, as safetensors.
-    roi : ndarray of shape (H, W), bool, or None
-    device, precision : str
-    fingerprint : str
-        Of the backbone.
-    version : str
-        Of the driver's dfm-mlflow.
-    depth : Depth or None
-    strict : bool
-        Whether pictures of another depth are refused.
-    """
-
-    options: str
-    layers: tuple[str, ...]
-    state: bytes
-    roi: np.ndarray | None
+    options: str  # resolved options, as JSON
+    layers: tuple[str, ...]  # names in the backbone
+    state: bytes  # tensors of the truncated backbone, as safetensors
+    roi: np.ndarray | None  # (H, W) bool, or None
     device: str
     precision: str
-    fingerprint: str
-    version: str
+    fingerprint: str  # of the backbone
+    version: str  # of the driver's dfm-mlflow
     depth: Depth | None = None
-    strict: bool = True
+    strict: bool = True  # whether pictures of another depth are refused
 
     @classmethod
     def of(cls, extractor: Extractor, options: Options) -> "Recipe":
@@ -142,15 +123,9 @@ class _Extracted(Block):
 
 @dataclass(frozen=True, eq=False)
 class SparkPasses:
-    """Blocks in an RDD.
+    """Blocks in an RDD."""
 
-    Attributes
-    ----------
-    rdd : RDD
-        Of :class:`~dfm_mlflow.spark.blocks.Block`, or of what was derived from each.
-    """
-
-    rdd: Any
+    rdd: Any  # of :class:`~dfm_mlflow.spark.blocks.Block`, or of what was derived from each
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
         """Merge by `merge` what `work` gives for every block.
@@ -208,43 +183,6 @@ def fit_on_spark(
 
     The result is that of :meth:`AnomalyDetector.fit` on one machine, up to rounding and whatever
     the number of partitions.
-
-    Parameters
-    ----------
-    options : Options
-        Resolved.
-    extractor : Extractor
-        Of the driver; executors build the same one.
-    items : sequence of Item
-        Good pictures.
-    weights : dict of str to str
-        ``id`` and ``sha256`` of the backbone's weights.
-    groups_of : callable
-        Called with what is known of the pictures beside their features; gives the groups of those
-        that could be read, or refuses.
-    session : SparkSession, optional
-        See :func:`dfm_mlflow.spark.session.session_of`.
-    partitions : int, optional
-        Of each class; by default 1,024 pictures each, and at least two a core.
-
-    Returns
-    -------
-    detector : AnomalyDetector
-    held_out : HeldOutScores
-        Of the pictures that could be read, in their order; with the maps of the most unusual ones
-        of each class alone.
-    extraction : Extraction
-        Of all pictures, without their features, which stayed in the executors.
-
-    Raises
-    ------
-    SparkError
-        If Spark cannot be used.
-    DfmError
-        As on one machine.
-    FitError
-        For fewer than 2 pictures that can be read, a region of interest that touches no cell of a
-        layer, or a class that cannot be fitted.
     """
     with session_of(session) as spark:
         context = _context(spark)

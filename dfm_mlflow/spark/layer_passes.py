@@ -44,34 +44,7 @@ def fit_layer(
 ) -> tuple[Subspace, Passes, float, np.ndarray]:
     """Give the final subspace, and the pictures of each fold under the subspace of the others.
 
-    Parameters
-    ----------
-    passes : Passes
-        Over blocks of features.
-    folds : ndarray of shape (n_listed,), int
-        Fold of each picture in the list of the class; -1 for one that could not be read.
-    j : int
-        Place of the layer in a block's features.
-    grid : Grid
-        Of the layer.
-    options : Options
-        Resolved.
-
-    Returns
-    -------
-    subspace : Subspace
-    held : Passes
-        Over :class:`HeldOutBlock` with this layer alone.
-    total : float
-        Variance of all rows, summed over features.
-    refit_ratio : ndarray of shape (n,)
-        As :class:`~dfm_mlflow.core.crossfit.HeldOut` has it, of those that could be read, in the
-        order of the list; 1 where it has none.
-
-    Raises
-    ------
-    FitError
-        For features that no model fits, and a subspace too large for any of the three ways.
+    Shapes: folds (n_listed,) int; gives refit_ratio (n,).
     """
     level = options.levels_of(j + 1)[j]
     layer = _Layer(passes, _Rows(folds, j, grid), level)

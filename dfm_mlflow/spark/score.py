@@ -25,16 +25,7 @@ _COUNTS = "images long, errors long, anomalous long"
 
 
 def cores(spark: Any) -> int:
-    """Cores of the cluster that the session sees; 8 where it does not tell (Spark Connect).
-
-    Parameters
-    ----------
-    spark : SparkSession
-
-    Returns
-    -------
-    int
-    """
+    """Cores of the cluster that the session sees; 8 where it does not tell (Spark Connect)."""
     return int(spark.sparkContext.defaultParallelism) if hasattr(spark, "_sc") else 8
 
 
@@ -45,22 +36,7 @@ def score_parts(
     folder: OutputFolder,
     asked: Asked = AS_IT_IS,
 ) -> list[tuple[int, int, int]]:
-    """Score parts and write their files; gives what :func:`score_part` gives of each.
-
-    Parameters
-    ----------
-    spark : SparkSession
-    parts : sequence of Part
-    bundle : Bundle
-        The model; goes to the executors as bytes, once.
-    folder : OutputFolder
-        Reachable from the executors.
-    asked : Asked
-
-    Returns
-    -------
-    list of tuple of int
-    """
+    """Score parts and write their files; gives what :func:`score_part` gives of each."""
     rows = [_row(part) for part in parts]
     version = dfm_mlflow.__version__
 

@@ -21,20 +21,6 @@ def session_of(session: Any = None) -> Iterator[Any]:
 
     A new one takes its master from ``DFM_SPARK_MASTER``, else from Spark's own configuration
     (``spark-submit``, ``spark-defaults.conf``, ``SPARK_REMOTE``), else ``local[*]``.
-
-    Parameters
-    ----------
-    session : SparkSession, optional
-        By default the active one, or a new one.
-
-    Yields
-    ------
-    SparkSession
-
-    Raises
-    ------
-    SparkError
-        If pyspark or Java is missing, or the cluster cannot be reached.
     """
     try:
         from pyspark.sql import SparkSession
@@ -103,13 +89,7 @@ def explained(text: str) -> errors.DfmError:
 
 
 def check_version(version: str) -> None:
-    """Refuse to run a task if the driver's `version` is not the executor's own.
-
-    Raises
-    ------
-    SparkError
-        If they differ.
-    """
+    """Refuse to run a task if the driver's `version` is not the executor's own."""
     if version != dfm_mlflow.__version__:
         raise SparkError(
             f"An executor has dfm-mlflow {dfm_mlflow.__version__} and the driver {version}: "

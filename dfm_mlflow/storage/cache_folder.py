@@ -24,17 +24,7 @@ def cache_home() -> Path:
 
 
 class CacheFolder:
-    """What every cache on disk does: write atomically, give up quietly, keep a limit.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the files lie; made on the first write.
-    limit : int
-        Bytes kept by :meth:`trim`; the longest unused files go first.
-    suffix : str
-        Of the files' names.
-    """
+    """What every cache on disk does: write atomically, give up quietly, keep a limit."""
 
     def __init__(self, folder: Path, limit: int, suffix: str = ""):
         self.folder = folder

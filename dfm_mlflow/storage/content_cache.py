@@ -9,15 +9,7 @@ CONTENT_LIMIT = 10 * 1024**3
 
 
 class ContentCache(CacheFolder):
-    """Contents of objects; each file ends with the SHA-256 of what stands before it.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the files lie; made on the first write.
-    limit : int
-        Bytes kept by :meth:`trim`; the longest unused files go first.
-    """
+    """Contents of objects; each file ends with the SHA-256 of what stands before it."""
 
     def __init__(self, folder: Path, limit: int = CONTENT_LIMIT):
         super().__init__(folder, limit)

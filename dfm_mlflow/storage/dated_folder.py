@@ -16,36 +16,15 @@ _ABANDONED = 600  # seconds; no write of a file takes so long
 
 @dataclass(frozen=True)
 class Dated:
-    """A file, and when it was written.
+    """A file, and when it was written."""
 
-    Attributes
-    ----------
-    name : str
-        Below the folder, with slashes.
-    size : int
-        In bytes.
-    stamp : float
-        Seconds since 1970.
-    """
-
-    name: str
-    size: int
-    stamp: float
+    name: str  # below the folder, with slashes
+    size: int  # in bytes
+    stamp: float  # seconds since 1970
 
 
 class DatedFolder:
-    """Files below a local folder or an ``s3://`` prefix.
-
-    Parameters
-    ----------
-    address : str
-        It need not exist yet.
-
-    Raises
-    ------
-    DataError
-        For what can be no such address.
-    """
+    """Files below a local folder or an ``s3://`` prefix."""
 
     def __init__(self, address: str):
         self._uri: str | None = None
@@ -72,13 +51,6 @@ class DatedFolder:
         """List all files of the folder `below`, at any depth, in no order; drafts are left out.
 
         Drafts of writers that were killed are removed.
-
-        Raises
-        ------
-        DataError
-            If the store cannot be reached or refuses.
-        OSError
-            If the folder cannot be listed.
         """
         if self._uri is None:
             return self._local(below)
@@ -89,13 +61,7 @@ class DatedFolder:
         return [Dated(k[cut:], size, stamp) for k, size, stamp in s3.list_dated(bucket, key)]
 
     def write(self, name: str, data: bytes) -> None:
-        """Write `data` as a file, whole or not at all; what has that `name` is replaced.
-
-        Raises
-        ------
-        DataError
-            If it cannot be written.
-        """
+        """Write `data` as a file, whole or not at all; what has that `name` is replaced."""
         if self._uri is not None:
             upload(self.address(name), data)
             return
@@ -103,23 +69,11 @@ class DatedFolder:
             draft.write_bytes(data)
 
     def read(self, name: str) -> bytes:
-        """Read the file `name`.
-
-        Raises
-        ------
-        DataError, OSError
-            If it cannot be read.
-        """
+        """Read the file `name`."""
         return read(self.address(name)) if self._uri else (self._path / name).read_bytes()
 
     def delete(self, name: str) -> None:
-        """Remove the file `name`, if it is there.
-
-        Raises
-        ------
-        DataError
-            If it cannot be removed.
-        """
+        """Remove the file `name`, if it is there."""
         if self._uri is not None:
             delete(self.address(name))
             return

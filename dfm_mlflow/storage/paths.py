@@ -12,13 +12,7 @@ _MOST = 200  # characters of a name in a message
 
 
 def local_path(address: str) -> Path:
-    """Give the path of an `address` on this machine, which need not exist.
-
-    Raises
-    ------
-    DataError
-        If it can be no path here, or may not be looked at.
-    """
+    """Give the path of an `address` on this machine, which need not exist."""
     try:
         path = Path(address).expanduser()
         path.lstat()
@@ -39,13 +33,7 @@ def local_path(address: str) -> Path:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse `names` that are no text: results, reports and tables hold only text.
-
-    Raises
-    ------
-    DataError
-        For the first one; the message has its odd bytes in hexadecimal.
-    """
+    """Refuse `names` that are no text: results, reports and tables hold only text."""
     for name in names:
         if "\0" in name or not _is_text(name):
             raise DataError(f"The name {shown(name)} is not UTF-8: rename it.")

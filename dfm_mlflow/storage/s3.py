@@ -33,21 +33,7 @@ _lock = threading.Lock()
 def list_folder(
     bucket: str, prefix: str, *, recursive: bool = False
 ) -> tuple[list[tuple[str, str, int]], list[str]]:
-    """List what lies under a prefix.
-
-    Parameters
-    ----------
-    bucket, prefix : str
-        The prefix ends with ``/`` or is empty.
-    recursive : bool
-        Everything below, or one level.
-
-    Returns
-    -------
-    objects : list of (key, ETag, size)
-    folders : list of str
-        Prefixes one level below; empty where recursive.
-    """
+    """List what lies under a prefix."""
     objects: list[tuple[str, str, int]] = []
     folders: list[str] = []
     one_level = {} if recursive else {"Delimiter": "/"}
@@ -64,17 +50,7 @@ def list_folder(
 
 
 def list_dated(bucket: str, prefix: str) -> list[tuple[str, int, float]]:
-    """List everything below a prefix with the time at which it was written.
-
-    Parameters
-    ----------
-    bucket, prefix : str
-        The prefix ends with ``/`` or is empty.
-
-    Returns
-    -------
-    list of (key, size, seconds since 1970)
-    """
+    """List everything below a prefix with the time at which it was written."""
     with _explaining(f"s3://{bucket}/{prefix}"):
         pages = _client().get_paginator("list_objects_v2")
         return [
@@ -86,38 +62,14 @@ def list_dated(bucket: str, prefix: str) -> list[tuple[str, int, float]]:
 
 
 def look_up(bucket: str, key: str) -> tuple[str, int]:
-    """ETag and size in bytes of the object `key` in a `bucket`.
-
-    Raises
-    ------
-    DataError
-        If it is not there, or cannot be asked for.
-    """
+    """ETag and size in bytes of the object `key` in a `bucket`."""
     with _explaining(f"s3://{bucket}/{key}"):
         found = _client().head_object(Bucket=bucket, Key=key)
         return found["ETag"].strip('"'), found["ContentLength"]
 
 
 def download(bucket: str, key: str, etag: str, size: int) -> bytes:
-    """Read one object, in parallel ranges where it is large.
-
-    Parameters
-    ----------
-    bucket, key : str
-    etag : str
-        Without quotation marks, as :func:`look_up` gives it.
-    size : int
-        In bytes.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or is no longer the one that `etag` names.
-    """
+    """Read one object, in parallel ranges where it is large."""
     ranges = [(start, min(start + PART, size)) for start in range(0, size, PART)]
     if len(ranges) <= 1:
         return b"".join(_read_range(bucket, key, etag, *r) for r in ranges)
@@ -126,30 +78,13 @@ def download(bucket: str, key: str, etag: str, size: int) -> bytes:
 
 
 def upload(bucket: str, key: str, data: bytes) -> None:
-    """Write one object, whole or not at all.
-
-    Parameters
-    ----------
-    bucket, key : str
-    data : bytes
-
-    Raises
-    ------
-    DataError
-        If it cannot be written.
-    """
+    """Write one object, whole or not at all."""
     with _explaining(f"s3://{bucket}/{key}", written=True):
         _client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def delete(bucket: str, key: str) -> None:
-    """Remove the object `key` of a `bucket`, if it is there.
-
-    Raises
-    ------
-    DataError
-        If the store cannot be reached or refuses.
-    """
+    """Remove the object `key` of a `bucket`, if it is there."""
     with _explaining(f"s3://{bucket}/{key}", written=True):
         _client().delete_object(Bucket=bucket, Key=key)
 

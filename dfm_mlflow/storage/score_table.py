@@ -22,25 +22,7 @@ MOST = 20  # rows that are kept to be shown
 
 
 class ScoreTable:
-    """Counts what is written to it, and keeps the rows with the smallest p-values.
-
-    Parameters
-    ----------
-    output : str
-        Ends in ``.parquet`` or ``.csv``, local or ``s3://``; ``none`` writes nothing.
-
-    Attributes
-    ----------
-    n_images, n_anomalous, n_errors : int
-        Rows, those that are anomalous, and those that could not be read.
-    most : DataFrame
-        Rows of the smallest p-values.
-
-    Raises
-    ------
-    ConfigError
-        For another ending, or a folder that is not there.
-    """
+    """Counts what is written to it, and keeps the rows with the smallest p-values."""
 
     def __init__(self, output: str = NONE):
         self.output = output
@@ -120,18 +102,7 @@ class ScoreTable:
 
 
 def said(n_images: int, n_anomalous: int, n_errors: int, output: str) -> str:
-    """Say in a line what was scored.
-
-    Parameters
-    ----------
-    n_images, n_anomalous, n_errors : int
-    output : str
-        ``none`` where nothing was written.
-
-    Returns
-    -------
-    str
-    """
+    """Say in a line what was scored."""
     wrote = "" if output == NONE else f"; wrote {output}"
     return f"{n_images} images, {n_anomalous} anomalous, {n_errors} unreadable{wrote}"
 
@@ -152,16 +123,6 @@ def smallest(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def as_arrow(table: pd.DataFrame) -> pa.Table:
-    """Give an answer as Arrow knows it: a column of nulls has the type of its values elsewhere.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns of the dtypes ``float64``, ``boolean`` and ``object``, texts.
-
-    Returns
-    -------
-    pyarrow.Table
-    """
+    """Give an answer as Arrow knows it: a column of nulls has the type of its values elsewhere."""
     fields = [(name, ARROW.get(str(kind), pa.string())) for name, kind in table.dtypes.items()]
     return pa.Table.from_pandas(table, pa.schema(fields), preserve_index=False)

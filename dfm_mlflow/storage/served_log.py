@@ -60,19 +60,7 @@ def schema() -> "pa.Schema":
 
 
 def kept_name(sha256: str, data: bytes) -> str:
-    """Name of a kept picture below the log's folder, by its digest and its first bytes.
-
-    Parameters
-    ----------
-    sha256 : str
-        Of `data`, hexadecimal.
-    data : bytes
-        The picture's file.
-
-    Returns
-    -------
-    str
-    """
+    """Name of a kept picture below the log's folder, by its digest and its first bytes."""
     suffix = next((end for magic, end in _SUFFIXES if data.startswith(magic)), "bin")
     return f"{KEPT}/{sha256[:2]}/{sha256}.{suffix}"
 
@@ -90,23 +78,7 @@ def parts(folder: DatedFolder) -> list[Dated]:
 
 
 def tables(address: str) -> "Iterator[pa.Table]":
-    """Read the parts of a log one after another, in the order of writing.
-
-    Parameters
-    ----------
-    address : str
-        Folder of the log, or its ``s3://`` prefix.
-
-    Yields
-    ------
-    pyarrow.Table
-        With :data:`COLUMNS`.
-
-    Raises
-    ------
-    DataError
-        If there is no part, or one is damaged.
-    """
+    """Read the parts of a log one after another, in the order of writing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

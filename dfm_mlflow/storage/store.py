@@ -27,24 +27,12 @@ SCHEME = "s3://"
 
 @dataclass(frozen=True)
 class S3Object:
-    """One object as it was when it was listed.
+    """One object as it was when it was listed."""
 
-    Attributes
-    ----------
-    uri : str
-        ``s3://bucket/key``.
-    etag : str
-        Without quotation marks.
-    size : int
-        In bytes.
-    cached : bool
-        Whether the cache keeps its content for the next time.
-    """
-
-    uri: str
-    etag: str
-    size: int
-    cached: bool = True
+    uri: str  # ``s3://bucket/key``
+    etag: str  # without quotation marks
+    size: int  # in bytes
+    cached: bool = True  # whether the cache keeps its content for the next time
 
     def __str__(self) -> str:
         return self.uri
@@ -78,24 +66,12 @@ class S3Object:
         return False
 
     def read_bytes(self) -> bytes:
-        """Read it, whatever its size.
-
-        Raises
-        ------
-        DataError
-            If it cannot be read, or is no longer the object that was listed.
-        """
+        """Read it, whatever its size."""
         return fetch(self)
 
 
 class S3Folder:
-    """A prefix; it is listed once, and all folders reached from it share what was listed.
-
-    Parameters
-    ----------
-    uri : str
-        ``s3://bucket/prefix``, with or without a slash at the end.
-    """
+    """A prefix; it is listed once, and all folders reached from it share what was listed."""
 
     def __init__(
         self, uri: str, _listed: dict[str, "list[S3Object | S3Folder]"] | None = None
@@ -124,13 +100,7 @@ class S3Folder:
         return bool(self.iterdir())
 
     def iterdir(self) -> "list[S3Object | S3Folder]":
-        """Objects and folders one level below.
-
-        Raises
-        ------
-        DataError
-            If the store cannot be reached or refuses.
-        """
+        """Objects and folders one level below."""
         if self.uri not in self._listed:
             bucket, key = split_uri(self.uri)
             objects, prefixes = _s3().list_folder(bucket, f"{key}/" if key else "")
@@ -148,13 +118,7 @@ class S3Folder:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of the ``s3://`` address `uri`; a key is taken as it is written.
-
-    Raises
-    ------
-    DataError
-        If it is no such address, or names no bucket.
-    """
+    """Bucket and key of the ``s3://`` address `uri`; a key is taken as it is written."""
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not bucket:
         raise DataError(f"{uri} names no bucket: give s3://bucket/prefix.")
@@ -162,24 +126,12 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def folder(address: str) -> Path | S3Folder:
-    """Folder of an `address`, which need not exist.
-
-    Raises
-    ------
-    DataError
-        For an ``s3://`` address without a bucket, and for what can be no path.
-    """
+    """Folder of an `address`, which need not exist."""
     return S3Folder(address) if address.startswith(SCHEME) else local_path(address)
 
 
 def find(uri: str) -> S3Object:
-    """Look up the object of an ``s3://`` address, `uri`.
-
-    Raises
-    ------
-    DataError
-        If it is not there or cannot be asked for.
-    """
+    """Look up the object of an ``s3://`` address, `uri`."""
     bucket, key = split_uri(uri)
     if not key:
         raise DataError(f"{uri} names a bucket, not an object: give s3://bucket/key.")
@@ -202,15 +154,7 @@ def find_all(uris: Sequence[str]) -> dict[str, S3Object | DataError]:
 
 
 def read(source: str | Path | S3Object) -> bytes:
-    """Read a `source`, a file or an object, given by its path, its address or itself.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be read.
-    DataError
-        If an object cannot be read, or changed after it was listed.
-    """
+    """Read a `source`, a file or an object, given by its path, its address or itself."""
     if isinstance(source, str):
         return fetch(find(source)) if source.startswith(SCHEME) else Path(source).read_bytes()
     return source.read_bytes()
@@ -228,15 +172,7 @@ def read_by(scheme: str, reader: Callable[[str], bytes]) -> None:
 
 
 def read_address(address: str) -> bytes:
-    """Read what somebody wrote as an `address`: a path, ``s3://``, or of a :func:`read_by`.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be read.
-    DataError
-        If it can be no path, or what it names cannot be read.
-    """
+    """Read what somebody wrote as an `address`: a path, ``s3://``, or of a :func:`read_by`."""
     for scheme, reader in _READERS.items():
         if address.startswith(scheme):
             return reader(address)
@@ -244,13 +180,7 @@ def read_address(address: str) -> bytes:
 
 
 def fetch(source: S3Object) -> bytes:
-    """Read `source`, of any size, from the cache where its ETag and size are known there.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or changed after it was listed.
-    """
+    """Read `source`, of any size, from the cache where its ETag and size are known there."""
     # The address too: not every store's ETag follows from the content alone.
     if not source.cached:
         content: bytes = _s3().download(*split_uri(source.uri), source.etag, source.size)
@@ -292,22 +222,10 @@ def _s3() -> ModuleType:
 
 
 def upload(uri: str, data: bytes) -> None:
-    """Write `data` as the object at `uri`; it appears whole or not at all.
-
-    Raises
-    ------
-    DataError
-        If it cannot be written.
-    """
+    """Write `data` as the object at `uri`; it appears whole or not at all."""
     _s3().upload(*split_uri(uri), data)
 
 
 def delete(uri: str) -> None:
-    """Remove the object at `uri`, if it is there.
-
-    Raises
-    ------
-    DataError
-        If the store cannot be reached or refuses.
-    """
+    """Remove the object at `uri`, if it is there."""
     _s3().delete(*split_uri(uri))

@@ -18,16 +18,9 @@ AGAIN = "links to folders that are listed already"
 
 @dataclass(frozen=True)
 class File:
-    """One file or object.
+    """One file or object."""
 
-    Attributes
-    ----------
-    folders : tuple of str
-        Names of the folders between the root of the walk and the file.
-    source : Path or S3Object
-    """
-
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # names of the folders between the root of the walk and the file
     source: Path | S3Object
 
     @property
@@ -48,18 +41,11 @@ class File:
 
 @dataclass(frozen=True)
 class Walk:
-    """What is below a folder.
+    """What is below a folder."""
 
-    Attributes
-    ----------
-    files : list of File
-        In the order of their places.
-    left_out : Counter of str
-        How many entries were not looked at, by reason: :data:`HIDDEN` (a hidden folder counts as
-        one), :data:`NOWHERE`, :data:`AGAIN`.
-    """
-
-    files: list[File] = field(default_factory=list)
+    files: list[File] = field(default_factory=list)  # in the order of their places
+    # How many entries were not looked at, by reason: :data:`HIDDEN` (a hidden folder counts as
+    # one), :data:`NOWHERE`, :data:`AGAIN`.
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -73,21 +59,6 @@ def walk(root: Path | S3Folder) -> Walk:
 
     Links to folders are followed, and each folder is listed once: where it lies itself, if that is
     below the root, else where the first link to it is.
-
-    Parameters
-    ----------
-    root : Path or S3Folder
-
-    Returns
-    -------
-    Walk
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be listed.
-    DataError
-        If the store cannot be reached or refuses.
     """
     found = _in_s3(root) if isinstance(root, S3Folder) else _on_disk(root)
     found.files.sort(key=lambda file: file.place)

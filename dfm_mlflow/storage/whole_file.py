@@ -12,18 +12,7 @@ DRAFT = ".tmp-"  # how the name of an unfinished file starts
 
 @contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
-    """Give a name to write to, beside `path`, which becomes `path` if nothing fails.
-
-    Parameters
-    ----------
-    path : Path
-        What stands there is replaced. Its folder is made where it is missing.
-
-    Raises
-    ------
-    OSError
-        If the folder or the file cannot be written.
-    """
+    """Give a name to write to, beside `path`, which becomes `path` if nothing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{DRAFT}{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -35,13 +24,7 @@ def draft_of(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write `path` as :func:`draft_of` does, and say in one sentence what cannot be written.
-
-    Raises
-    ------
-    DataError
-        If the folder or the file cannot be written.
-    """
+    """Write `path` as :func:`draft_of` does, and say in one sentence what cannot be written."""
     try:
         with draft_of(path) as draft:
             yield draft

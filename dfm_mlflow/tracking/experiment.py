@@ -12,27 +12,7 @@ _SAID = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")  # mlflow.set_experim
 
 
 def experiment_of(asked: str, otherwise: str | None) -> str | None:
-    """Find the experiment of a new run, or make it.
-
-    Parameters
-    ----------
-    asked : str
-        Name of an experiment, or ``auto``: what MLflow was told, by ``MLFLOW_EXPERIMENT_NAME``,
-        ``MLFLOW_EXPERIMENT_ID`` or :func:`mlflow.set_experiment`, or else `otherwise`.
-    otherwise : str or None
-        Name, such as the category of the pictures; None for MLflow's own default.
-
-    Returns
-    -------
-    str or None
-        Its id; None where MLflow decides.
-
-    Raises
-    ------
-    ConfigError
-        If a run is active in another experiment than the one that is asked for, or that one is
-        deleted.
-    """
+    """Find the experiment of a new run, or make it."""
     active = mlflow.active_run()
     given = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID")
     if given:

@@ -38,17 +38,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LogResult:
-    """What became of kept results.
-
-    Attributes
-    ----------
-    run_id : str
-    model_uri : str
-        The registered version, the logged model where none was to be registered, or the model that
-        was evaluated.
-    """
+    """What became of kept results."""
 
     run_id: str
+    # The registered version, the logged model where none was to be registered, or the model that
+    # was evaluated.
     model_uri: str
 
 
@@ -56,22 +50,7 @@ class LogResult:
 def kept_on_outage(
     run_id: str, name: str, tags: Mapping[str, str], log: Callable[[str], Any]
 ) -> Iterator[None]:
-    """Keep results on this machine if the server or the store fails while they are logged.
-
-    Parameters
-    ----------
-    run_id : str
-        Of the run that they were meant for; names the folder.
-    name, tags : str and mapping
-        Of the run that keeps them.
-    log : callable
-        Given a run's id, logs everything to this active run, and registers nothing.
-
-    Raises
-    ------
-    TrackingError
-        In place of the failure; says where the results are.
-    """
+    """Keep results on this machine if the server or the store fails while they are logged."""
     try:
         yield
     except Exception as error:
@@ -118,20 +97,7 @@ def _store(folder: Path) -> Iterator[None]:
 
 
 def log_kept(folder: str) -> LogResult:
-    """Log and register what :func:`kept_on_outage` kept, in a new run.
-
-    Parameters
-    ----------
-    folder : str
-        That the failure named. It stays.
-
-    Raises
-    ------
-    DataError
-        If the folder holds no kept results.
-    TrackingError
-        If the server fails again; the folder is what it was.
-    """
+    """Log and register what :func:`kept_on_outage` kept, in a new run."""
     root = local_path(folder).absolute()
     kept, artifacts, metrics = _read(root)
     assert kept.outputs is not None  # MLflow's store fills both

@@ -21,19 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def outage(error: BaseException, then: str = "then run the command again") -> TrackingError | None:
-    """Say in a sentence that the server or the store failed.
-
-    Parameters
-    ----------
-    error : BaseException
-    then : str
-        What to do when they run again.
-
-    Returns
-    -------
-    TrackingError or None
-        None if `error` is something else.
-    """
+    """Say in a sentence that the server or the store failed."""
     # Loaded by whoever raised such an error, and slow to load for everybody else.
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -134,12 +122,7 @@ def _deleted(error: BaseException) -> TrackingError | None:
 
 @contextmanager
 def outages_in_words() -> Iterator[None]:
-    """Raise a failure of the server or the store as one sentence.
-
-    Raises
-    ------
-    TrackingError
-    """
+    """Raise a failure of the server or the store as one sentence."""
     try:
         yield
     except Exception as error:

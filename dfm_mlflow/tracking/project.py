@@ -19,17 +19,6 @@ def refuse_lost_output(output: str) -> None:
 
     ``mlflow run <git address>`` works in such a clone; ``mlflow run .`` works in the project's own
     folder, where a relative output is as good as any.
-
-    Parameters
-    ----------
-    output : str
-        Where results are to go.
-
-    Raises
-    ------
-    ConfigError
-    TrackingError
-        If the tracking server fails.
     """
     local = not output.startswith(SCHEME) and not os.path.isabs(os.path.expanduser(output))
     run_id = os.environ.get("MLFLOW_RUN_ID")
@@ -45,17 +34,7 @@ def refuse_lost_output(output: str) -> None:
 
 
 def cloned_from(run: Run) -> str | None:
-    """Give the address of the project that a run of ``mlflow run`` was cloned from.
-
-    Parameters
-    ----------
-    run : Run
-
-    Returns
-    -------
-    str or None
-        None for a run without a project, or in the project's own folder.
-    """
+    """Give the address of the project that a run of ``mlflow run`` was cloned from."""
     tags = run.data.tags
     name = tags.get(MLFLOW_SOURCE_NAME, "")
     if tags.get(MLFLOW_SOURCE_TYPE) != SourceType.to_string(SourceType.PROJECT) or not name:

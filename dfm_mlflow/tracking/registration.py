@@ -14,20 +14,7 @@ _METRICS = {"dfm.image_auroc": "image_auroc", "dfm.recall": "recall", "dfm.n_tra
 
 
 def tags_of(detector: AnomalyDetector, metrics: Mapping[str, float]) -> dict[str, str]:
-    """Give the tags of a version; those of figures that are not known are left out.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    metrics : mapping of str to float
-        Of the run that made it.
-
-    Returns
-    -------
-    dict of str to str
-        ``dfm.image_auroc``, ``dfm.recall``, ``dfm.fpr``, ``dfm.n_train``, ``dfm.backbone``,
-        ``dfm.exportable``.
-    """
+    """Give the tags of a version; those of figures that are not known are left out."""
     return {tag: f"{metrics[name]:.4g}" for tag, name in _METRICS.items() if name in metrics} | {
         "dfm.fpr": f"{detector.options.fpr:g}",
         "dfm.backbone": detector.options.backbone,
@@ -36,23 +23,7 @@ def tags_of(detector: AnomalyDetector, metrics: Mapping[str, float]) -> dict[str
 
 
 def register(uri: str, name: str, description: str, tags: Mapping[str, str]) -> str:
-    """Register a logged model as the next version, described: all of it at once, or nothing.
-
-    Parameters
-    ----------
-    uri : str
-        Of the model, ``models:/...``.
-    name : str
-        Of the registered model.
-    description : str
-        What the model decides, in words.
-    tags : mapping of str to str
-
-    Returns
-    -------
-    str
-        The version's number.
-    """
+    """Register a logged model as the next version, described: all of it at once, or nothing."""
     client = MlflowClient()
     try:
         client.create_registered_model(name)

@@ -15,15 +15,7 @@ PARENT, _CHILD = "dfm.sweep", "dfm.sweep.child"
 
 
 class Book:
-    """The children of a sweep, and those that an interrupted one of the same options left.
-
-    Parameters
-    ----------
-    parent : Run
-        The sweep's own run.
-    key : str
-        Digest of the sweep's options; sweeps of the same options have the same.
-    """
+    """The children of a sweep, and those that an interrupted one of the same options left."""
 
     def __init__(self, parent: Run, key: str):
         self._client, self._parent = MlflowClient(), parent.info
@@ -54,18 +46,7 @@ class Book:
         key: str,
         metrics: Mapping[str, float],
     ) -> None:
-        """Log one child in few requests.
-
-        Parameters
-        ----------
-        options : Options
-            Resolved.
-        configuration : mapping of str to str
-            Options that the child differs in.
-        key : str
-            By which :meth:`finished` finds it.
-        metrics : mapping of str to float
-        """
+        """Log one child in few requests."""
         child, now = self._create(options, configuration), int(time.time() * 1000)
         self._client.log_batch(
             child,
@@ -82,18 +63,7 @@ class Book:
         why: str,
         done: set[int],
     ) -> None:
-        """Log the children of a category that are not there, with the reason.
-
-        Parameters
-        ----------
-        given : sequence of Options
-            Of every configuration.
-        configurations : sequence of mapping of str to str
-            Options that each differs in.
-        why : str
-        done : set of int
-            Places of the configurations that are there.
-        """
+        """Log the children of a category that are not there, with the reason."""
         for i, (options, configuration) in enumerate(zip(given, configurations, strict=True)):
             if i in done:
                 continue
@@ -128,23 +98,7 @@ def table_of(
     configurations: Sequence[Mapping[str, str]],
     metric: str,
 ) -> pd.DataFrame:
-    """Lay out one metric: a row a configuration, the average first and then a column a category.
-
-    Parameters
-    ----------
-    found : mapping of (str, int) to mapping of str to float
-        Metrics by category and place of the configuration.
-    categories : sequence of str
-    configurations : sequence of mapping of str to str
-        Options that each differs in.
-    metric : str
-        Name of the one to lay out.
-
-    Returns
-    -------
-    DataFrame
-        NaN where there is none.
-    """
+    """Lay out one metric: a row a configuration, the average first and then a column a category."""
     rows = {}
     for i, configuration in enumerate(configurations):
         values = [found.get((c, i), {}).get(metric, np.nan) for c in categories]

@@ -43,24 +43,15 @@ RoiCells = Callable[[tuple[int, int]], np.ndarray]
 class Pictures:
     """Features of good pictures of one class, and of defects drawn into them.
 
-    Attributes
-    ----------
-    good, defects : dict of str to Tensor of shape (n, C, h, w) and (m, C, h, w)
-        Of each layer.
-    folds, their_folds : ndarray of shape (n,) and (m,), int
-        A defect belongs to the fold of the picture that it was drawn into.
-    base : int or str
-        Pooling rule of these features.
-    size : tuple of int
-        Of the network's input.
+    Shapes: good, defects (n, C, h, w) and (m, C, h, w); folds, their_folds (n,) and (m,) int.
     """
 
     good: dict[str, Tensor]
     defects: dict[str, Tensor]
     folds: np.ndarray
     their_folds: np.ndarray
-    base: int | str
-    size: tuple[int, int]
+    base: int | str  # pooling rule of these features
+    size: tuple[int, int]  # of the network's input
 
     def kernel(self, layer: str, rule: int | str) -> tuple[int, int]:
         """How these features of a `layer` are pooled to follow a `rule`, as height and width."""
@@ -69,21 +60,11 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One candidate with the scores of held-out good pictures and of defects.
+    """One candidate with the scores of held-out good pictures and of defects."""
 
-    Attributes
-    ----------
-    options : Options
-        Resolved.
-    good : ndarray of shape (n,), float64
-        Held-out scores of good pictures.
-    defects : ndarray of shape (m,), float64
-        Of defects that were drawn into them.
-    """
-
-    options: Options
-    good: np.ndarray
-    defects: np.ndarray
+    options: Options  # resolved
+    good: np.ndarray  # (n,) float64: held-out scores of good pictures
+    defects: np.ndarray  # (m,) float64: of defects that were drawn into them
 
     @property
     def auroc(self) -> float:
@@ -93,35 +74,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and why.
+    """What was chosen, and why."""
 
-    Attributes
-    ----------
-    index : int
-        Of the candidate; 0 is the preset's own configuration.
-    comparison : Comparison or None
-        Of the best challenger with the preset; None where there was no challenger.
-    sentence : str
-    """
-
-    index: int
+    index: int  # of the candidate; 0 is the preset's own configuration
+    # Of the best challenger with the preset; None where there was no challenger.
     comparison: Comparison | None
     sentence: str
 
 
 def candidates(given: Options) -> list[Options]:
-    """List the configurations that are tried: the preset's own first, then the grid's.
-
-    Parameters
-    ----------
-    given : Options
-        Of the user. Options that differ from ``auto`` are not searched.
-
-    Raises
-    ------
-    ConfigError
-        For subspaces over cells.
-    """
+    """List the configurations that are tried: the preset's own first, then the grid's."""
     start = given.resolve()
     if "cell" in start.rows_are or "," in start.aggregate + start.normalize:
         raise ConfigError(
@@ -152,22 +114,7 @@ def score_candidates(
     pictures: Sequence[Pictures],
     roi_cells: RoiCells,
 ) -> list[Scored]:
-    """Score good pictures and defects under every candidate; several classes one after another.
-
-    Parameters
-    ----------
-    options : sequence of Options
-        Resolved; they differ in :data:`SEARCHED` only.
-    pictures : sequence of Pictures
-        One for each class. Each is scored by the subspaces of its own class.
-    roi_cells : callable
-        Gives the cells of a grid of shape (h, w) that count.
-
-    Returns
-    -------
-    list of Scored
-        In the order of `options`, without those whose scores equal an earlier one's.
-    """
+    """Score good pictures and defects under every candidate; several classes one after another."""
     parts = [_score_class(options, p, roi_cells) for p in pictures]
     found: list[Scored] = []
     seen: set[bytes] = set()
@@ -190,17 +137,6 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
     Of many candidates the best looks better than it is, and synthetic defects are not the real
     ones: a small lead says nothing. Of those that are clearly better and nearly alike, the one
     with the fewest options changed is taken.
-
-    Parameters
-    ----------
-    scored : sequence of Scored
-        The preset's own configuration first.
-    seed : int
-        Of the resampling.
-
-    Returns
-    -------
-    Choice
     """
     if len(scored) == 1:
         return Choice(0, None, "Every option is given: there was nothing to choose.")

@@ -14,21 +14,11 @@ from dfm_mlflow.errors import FitError
 
 @dataclass(frozen=True, eq=False)
 class HeldOutLevel:
-    """Rows left out of a fold, and others that go with it, under one share of the variance.
+    """Rows left out of a fold, and others that go with it, under one share of the variance."""
 
-    Attributes
-    ----------
-    rows : HeldOut
-        Of the n rows that were fitted.
-    others : HeldOut
-        Of the m further rows.
-    n_components : float
-        Mean dimension of the subspaces.
-    """
-
-    rows: HeldOut
-    others: HeldOut
-    n_components: float
+    rows: HeldOut  # of the n rows that were fitted
+    others: HeldOut  # of the m further rows
+    n_components: float  # mean dimension of the subspaces
 
 
 def crossfit_with(
@@ -42,27 +32,7 @@ def crossfit_with(
 
     One Gram matrix and one decomposition a fold serve all levels.
 
-    Parameters
-    ----------
-    x : ndarray of shape (n, D), float32 or float64
-        Rows to fit; not changed.
-    folds : ndarray of shape (n,), int
-    others : ndarray of shape (m, D)
-        Rows that nothing is fitted to, such as changed copies of rows of `x`.
-    their_folds : ndarray of shape (m,), int
-        Fold whose rows the subspace of each of the others may not know.
-    levels : sequence of float
-        Shares of the variance.
-
-    Yields
-    ------
-    level : float
-    HeldOutLevel
-
-    Raises
-    ------
-    FitError
-        As :func:`crossfit`.
+    Shapes: x (n, D) float32 or float64; folds (n,) int; others (m, D); their_folds (m,) int.
     """
     check_features(x)
     if len(np.unique(folds)) < 2:

@@ -29,14 +29,7 @@ _logger = logging.getLogger(__name__)
 def network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.ndarray]:
     """Give pictures at the size at which the network sees them, without padding.
 
-    Parameters
-    ----------
-    extractor : Extractor
-    items : sequence of Item
-
-    Yields
-    ------
-    ndarray of shape (H, W, 3), uint8
+    Gives (H, W, 3) uint8.
     """
 
     def load(item: Item) -> np.ndarray:
@@ -58,15 +51,7 @@ def _without_padding(extractor: Extractor, pixels: np.ndarray, size: tuple[int, 
 def regions_of(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray | None]:
     """Give the region of interest in each of the :func:`network_inputs`.
 
-    Parameters
-    ----------
-    extractor : Extractor
-    sizes : sequence of tuple of int
-        Height and width of each picture as its file has it.
-
-    Returns
-    -------
-    list of ndarray of shape (H, W), bool, or None
+    Gives (H, W) bool, or None.
     """
     if extractor.roi is None:
         return [None] * len(sizes)
@@ -80,24 +65,13 @@ def regions_of(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[n
 
 @dataclass(frozen=True)
 class SyntheticRecall:
-    """How many drawn defects are found: an estimate, for real ones are others.
-
-    Attributes
-    ----------
-    plans : list of Plan
-    found : ndarray of shape (n,), bool
-        Of each.
-    n_fitted, n_held_out : int
-        Pictures that the detector of the estimate was fitted to, and that defects were drawn into.
-    rates : ndarray of shape (n,)
-        Least false-positive rate at which each is found; 0 for any.
-    """
+    """How many drawn defects are found: an estimate, for real ones are others."""
 
     plans: list[Plan]
-    found: np.ndarray
+    found: np.ndarray  # (n,) bool: of each
     n_fitted: int
     n_held_out: int
-    rates: np.ndarray
+    rates: np.ndarray  # (n,): least false-positive rate at which each is found; 0 for any
 
     @property
     def recall(self) -> float:
@@ -140,25 +114,6 @@ def synthetic_recall(
 
     A detector is fitted to the features of four fifths of the pictures, which costs no pass of the
     network, and judges defects that are drawn into the others, at its own threshold.
-
-    Parameters
-    ----------
-    options : Options
-        Resolved.
-    extractor : Extractor
-    extraction : Extraction
-        Features of the n pictures of `items`.
-    items : sequence of Item
-        Good pictures.
-    weights : dict of str to str
-        ``id`` and ``sha256`` of the backbone's weights.
-    groups : sequence of str, optional
-        Of the n pictures.
-
-    Returns
-    -------
-    SyntheticRecall or None
-        None where a category has too few pictures to hold some out, which is logged.
     """
     held_out, fitted = _hold_out(extraction, items, groups, options.seed)
     if not held_out:

@@ -14,15 +14,7 @@ _FRAME = (0, 130, 255)
 
 
 def write_sheet(path: Path, examples: Sequence[tuple[Plan, np.ndarray, np.ndarray]]) -> None:
-    """Draw one example of each kind, size and strength: a row a kind, a frame around the defect.
-
-    Parameters
-    ----------
-    path : Path
-        Of the PNG.
-    examples : sequence of (Plan, picture, mask)
-        What is missing stays empty.
-    """
+    """Draw one example of each kind, size and strength: a row a kind, a frame around the defect."""
     columns = list(itertools.product(SIZES, STRENGTHS))
     width, height = _MARGIN + _TILE * len(columns), _HEAD + _TILE * len(KINDS)
     sheet = Image.new("RGB", (width, height), "white")

@@ -27,21 +27,11 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What kind of defect is drawn, how large and how strong.
+    """What kind of defect is drawn, how large and how strong."""
 
-    Attributes
-    ----------
-    kind : str
-        One of :data:`KINDS`.
-    size : str
-        One of :data:`SIZES`.
-    strength : str
-        One of :data:`STRENGTHS`.
-    """
-
-    kind: str
-    size: str
-    strength: str
+    kind: str  # one of :data:`KINDS`
+    size: str  # one of :data:`SIZES`
+    strength: str  # one of :data:`STRENGTHS`
 
     def __str__(self) -> str:
         return f"{self.strength} {self.size} {self.kind.replace('_', ' ')}"
@@ -75,28 +65,8 @@ def draw_defect(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one defect into a copy of a good picture.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    plan : Plan
-    rng : numpy.random.Generator
-        The same state gives the same defect.
-    other : ndarray of shape (h, w, 3), uint8, optional
-        Another good picture, from which patches are cut; the same one by default.
-    inside : ndarray of shape (H, W), bool, optional
-        Region that the defect keeps to.
-
-    Returns
-    -------
-    picture : ndarray of shape (H, W, 3), uint8
-        Equal to `image` outside the mask.
-    mask : ndarray of shape (H, W), bool
-        Pixels that differ.
-
-    Raises
-    ------
-    DataError
-        If the region has no pixel.
+    Shapes: image (H, W, 3) uint8; other (h, w, 3) uint8; inside (H, W) bool; gives picture (H, W,
+    3) uint8: equal to `image` outside the mask; mask (H, W) bool: pixels that differ.
     """
     inside = np.ones(image.shape[:2], dtype=bool) if inside is None else inside
     if not inside.any():
@@ -183,20 +153,7 @@ def _within(inside: np.ndarray, window: tuple[slice, slice], alpha: np.ndarray) 
 
 
 def noise(shape: tuple[int, ...], period: float, rng: Generator) -> np.ndarray:
-    """Perlin-like noise of mean about 0 and standard deviation about 0.5: three octaves.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Height and width.
-    period : float
-        Of the coarsest octave, in pixels.
-    rng : Generator
-
-    Returns
-    -------
-    ndarray of that shape, float32
-    """
+    """Perlin-like noise of mean about 0 and standard deviation about 0.5: three octaves."""
     total = np.zeros(shape, dtype=np.float32)
     for octave in range(3):
         step = max(1.0, period / 2**octave)
@@ -344,19 +301,7 @@ def draw_all(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw each plan into the next picture, with patches of the one before it.
 
-    Parameters
-    ----------
-    images : iterable of ndarray of shape (H, W, 3), uint8
-    dealt : sequence of Plan
-        As many.
-    seed : int
-    inside : sequence of ndarray of shape (H, W), bool, or None, optional
-        Region of each picture.
-
-    Yields
-    ------
-    picture, mask
-        As :func:`draw_defect` gives them.
+    Shapes: images (H, W, 3) uint8; inside (H, W) bool, or None.
     """
     other, inside = None, inside or [None] * len(dealt)
     for i, (image, plan, region) in enumerate(zip(images, dealt, inside, strict=True)):

@@ -17,21 +17,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Watched:
-    """What a test needs to know of a class's calibration.
+    """What a test needs to know of a class's calibration."""
 
-    Attributes
-    ----------
-    n : int
-        Good pictures (groups) that p-values count, those left out as declared dirt included.
-    n_left_out : int
-        Of them, left out as declared dirt.
-    fpr : float
-        Rate of the decision.
-    """
-
-    n: int
-    n_left_out: int
-    fpr: float
+    n: int  # good pictures (groups) that p-values count, those left out as declared dirt included
+    n_left_out: int  # of them, left out as declared dirt
+    fpr: float  # rate of the decision
 
     @classmethod
     def of(cls, calibration: Calibration, fpr: float) -> "Watched":
@@ -50,24 +40,7 @@ class Watched:
         return min(1.0, (p * (kept + 1) + self.n_left_out) / (self.n + 1))
 
     def test(self, promise: float, expected_flagged: float | None) -> LifetimeTest:
-        """Begin a test.
-
-        Parameters
-        ----------
-        promise : float
-            Probability that it raises a false alarm in its whole life.
-        expected_flagged : float or None
-            Share of flagged pictures that is expected; no less than the calibration promises.
-
-        Returns
-        -------
-        LifetimeTest
-
-        Raises
-        ------
-        ConfigError
-            For a calibration that is too small.
-        """
+        """Begin a test."""
         least = LifetimeTest(self.n, self.fpr, promise=promise).expected_flagged
         expected = max(least, expected_flagged or 0.0)
         return LifetimeTest(self.n, self.fpr, expected_flagged=expected, promise=promise)
@@ -75,42 +48,18 @@ class Watched:
 
 @dataclass(frozen=True)
 class Alarm:
-    """An alarm at the moment when it is raised.
+    """An alarm at the moment when it is raised."""
 
-    Attributes
-    ----------
-    kind : {"flagged", "drift"}
-        The share of flagged pictures, or the p-values of those that are not.
-    model : str
-        Digest of the model.
-    category : str
-        The class.
-    seen : int
-        Pictures of it that the test has been shown.
-    n_flagged : int
-        Of them, flagged.
-    evidence : float
-        Value of the test.
-    """
-
-    kind: str
-    model: str
-    category: str
-    seen: int
-    n_flagged: int
-    evidence: float
+    kind: str  # the share of flagged pictures, or the p-values of those that are not
+    model: str  # digest of the model
+    category: str  # the class
+    seen: int  # pictures of it that the test has been shown
+    n_flagged: int  # of them, flagged
+    evidence: float  # value of the test
 
 
 class Watch:
-    """Tests of all classes of all versions that a worker has served.
-
-    Parameters
-    ----------
-    promise : float
-        Probability of a false alarm in the life of this worker, over all classes of a version.
-    expected_flagged : float, optional
-        Share of flagged pictures that is expected.
-    """
+    """Tests of all classes of all versions that a worker has served."""
 
     def __init__(self, promise: float, expected_flagged: float | None = None):
         self._promise, self._expected = promise, expected_flagged
@@ -119,19 +68,7 @@ class Watch:
         self._model = ""
 
     def begin(self, model: str, classes: Mapping[str, Watched]) -> None:
-        """Go over to a version; one that was served before goes on where it was.
-
-        Parameters
-        ----------
-        model : str
-            Its digest.
-        classes : mapping of str to Watched
-
-        Raises
-        ------
-        ConfigError
-            For a calibration that is too small.
-        """
+        """Go over to a version; one that was served before goes on where it was."""
         begun = {
             name: watched.test(self._promise / len(classes), self._expected)
             for name, watched in classes.items()
@@ -146,19 +83,7 @@ class Watch:
             del self._tests[old]
 
     def update(self, category: str, p_values: Sequence[float]) -> list[Alarm]:
-        """Look at more pictures of a class, one after another.
-
-        Parameters
-        ----------
-        category : str
-        p_values : sequence of float
-            Cautious ones, see :meth:`Calibration.cautious_p_value`.
-
-        Returns
-        -------
-        list of Alarm
-            Those that were raised by these pictures.
-        """
+        """Look at more pictures of a class, one after another."""
         test, watched = self._tests[self._model][category], self._watched[category]
         before = {kind: bool(getattr(test, kind).alarm) for kind in KINDS}
         test.update([watched.p_value(p) for p in p_values])
@@ -195,17 +120,7 @@ class Watch:
         return json.dumps({"tests": tests})
 
     def restore(self, text: str) -> None:
-        """Go on with the tests of :meth:`to_json`; call it before :meth:`begin`.
-
-        Parameters
-        ----------
-        text : str
-
-        Raises
-        ------
-        DataError
-            If it is something else.
-        """
+        """Go on with the tests of :meth:`to_json`; call it before :meth:`begin`."""
         try:
             found = {
                 str(model): {str(n): LifetimeTest.from_json(t) for n, t in classes.items()}

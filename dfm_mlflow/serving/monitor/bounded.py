@@ -21,18 +21,6 @@ class Bounded:
 
     What comes first to the eyes of a worker is older: the clock, which may jump, decides only
     between files that were there before it.
-
-    Parameters
-    ----------
-    folder : DatedFolder
-    below : str
-        The folder in it that is held to the limit.
-    limit : int
-        In bytes.
-    workers : int
-        That write there.
-    age : callable
-        Sorts files that were there before, the oldest first.
     """
 
     def __init__(
@@ -53,15 +41,7 @@ class Bounded:
         self.n_evicted = 0
 
     def put(self, name: str, data: bytes) -> None:
-        """Write `data` as the file `name` below the folder, after room was made for it.
-
-        Raises
-        ------
-        TooLargeError
-            If it alone is larger than the limit.
-        DataError, OSError
-            If the folder cannot be read or written.
-        """
+        """Write `data` as the file `name` below the folder, after room was made for it."""
         if len(data) > self._limit:
             raise TooLargeError
         if len(data) > self._left:
@@ -72,13 +52,7 @@ class Bounded:
         self._see(name)
 
     def make_room(self, size: int) -> None:
-        """Look at the folder, and remove the oldest files until each worker can add `size` bytes.
-
-        Raises
-        ------
-        DataError, OSError
-            If the folder cannot be read or written.
-        """
+        """Remove the oldest files of the folder until each worker can add `size` bytes."""
         by_age = sorted(self._folder.files(self._below), key=self._age)
         self.newest = by_age[-1] if by_age else None
         for file in by_age:

@@ -31,23 +31,6 @@ class Channel:
     """A writer process and the socket to it.
 
     Nothing here waits: a row is handed over with one system call, or dropped and counted.
-
-    Parameters
-    ----------
-    settings : ServingSettings
-    workers : int
-        Of the server.
-    model : dict
-        The message that tells the writer which version is served.
-    on_status : callable
-        Called in a thread with each status that the writer sends.
-    extra : dict, optional
-        Further keys of the first message.
-
-    Attributes
-    ----------
-    dropped : Counter of str
-        Rows and pictures that the writer never took, or took and lost with its own end.
     """
 
     def __init__(
@@ -83,16 +66,7 @@ class Channel:
     def hand_over(
         self, message: dict[str, Any], n_rows: int, pictures: Sequence[bytes] = ()
     ) -> None:
-        """Give the rows of one request to the writer.
-
-        Parameters
-        ----------
-        message : dict
-        n_rows : int
-            In it.
-        pictures : sequence of bytes
-            Those that are to be kept, as ``message["pictures"]`` has their digests.
-        """
+        """Give the rows of one request to the writer."""
         size = sum(map(len, pictures))
         with self._lock:
             if size and self._bytes_sent - self._bytes_taken + size > _BYTES_UNDER_WAY:

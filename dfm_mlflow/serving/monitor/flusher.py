@@ -20,23 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Flusher:
-    """Writes what it is handed, in a thread of its own; what finds no room is counted.
-
-    Parameters
-    ----------
-    store : LogStore
-    state : callable
-        Gives the text that is to be kept with the next part, and its slot; None for none.
-    seconds : float
-        Between two parts.
-
-    Attributes
-    ----------
-    written : Counter of str
-        ``rows`` and ``pictures`` that are in the log.
-    dropped : Counter of str
-        Rows and pictures that are not, by the reason.
-    """
+    """Writes what it is handed, in a thread of its own; what finds no room is counted."""
 
     def __init__(
         self,
@@ -60,14 +44,7 @@ class Flusher:
         self._thread.start()
 
     def add(self, rows: Sequence[Row], pictures: Sequence[tuple[str, bytes]]) -> None:
-        """Take over what is to be written; never waits.
-
-        Parameters
-        ----------
-        rows : sequence of Row
-        pictures : sequence of (str, bytes)
-            Digest and file of each.
-        """
+        """Take over what is to be written; never waits."""
         with self._changed:
             self._rows += rows
             while self._rows and len(self._rows) + self._in_hand > _MOST_ROWS:
@@ -88,13 +65,7 @@ class Flusher:
             self._changed.notify()
 
     def close(self, seconds: float) -> int:
-        """Write what is left, for so many `seconds` at most.
-
-        Returns
-        -------
-        int
-            Rows and pictures that were lost: the target failed, or took too long.
-        """
+        """Write what is left, for so many `seconds` at most."""
         with self._changed:
             self._ending = True
             self._changed.notify()

@@ -33,16 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
-    """A version that is not used, for a reason that will not go away by itself.
-
-    Parameters
-    ----------
-    sentence : str
-    result : str
-        Under which it is counted.
-    lasting : bool
-        Whether it is not worth another try.
-    """
+    """A version that is not used, for a reason that will not go away by itself."""
 
     def __init__(self, sentence: str, result: str = "refused", lasting: bool = True):
         super().__init__(sentence)
@@ -50,22 +41,7 @@ class RefusedError(Exception):
 
 
 class Follower(threading.Thread):
-    """Looks at the registry, in a thread of its own.
-
-    Parameters
-    ----------
-    settings : ServingSettings
-        ``follow`` and ``follow_seconds``, and what a version is loaded with.
-    engines : Engines
-        What is served.
-    observers : Observers
-        Of the engines that are built.
-    on_change : callable
-        Called with the engine that has begun to answer.
-    on_look : callable
-        Called after each look with its result (None, ``swapped``, ``refused``, ``memory``,
-        ``unreachable``) and whether the alias's version is served.
-    """
+    """Looks at the registry, in a thread of its own."""
 
     def __init__(
         self,

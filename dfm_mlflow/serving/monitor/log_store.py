@@ -28,15 +28,6 @@ class LogStore:
     """The log of one worker.
 
     Parts are numbered, so that their order outlives a clock that jumps.
-
-    Parameters
-    ----------
-    address : str
-        Folder or ``s3://`` prefix.
-    megabytes, keep_megabytes : int
-        Limits of rows and of pictures, in units of 2**20 bytes.
-    workers : int
-        That write there.
     """
 
     def __init__(self, address: str, megabytes: int, keep_megabytes: int, workers: int):
@@ -51,15 +42,7 @@ class LogStore:
         return {"scores": self._parts.n_evicted, "kept": self._kept.n_evicted}
 
     def add_rows(self, rows: Sequence[Row]) -> None:
-        """Write `rows` as one part.
-
-        Raises
-        ------
-        TooLargeError
-            If the part is larger than the whole log may be.
-        DataError, OSError
-            If it cannot be written.
-        """
+        """Write `rows` as one part."""
         data = to_parquet(rows)
         if not self._number:
             self._parts.make_room(len(data))
@@ -70,21 +53,7 @@ class LogStore:
         self._parts.put(f"{SCORES}/{name}", data)
 
     def keep(self, sha256: str, data: bytes) -> None:
-        """Write a picture under its digest.
-
-        Parameters
-        ----------
-        sha256 : str
-        data : bytes
-            Its file.
-
-        Raises
-        ------
-        TooLargeError
-            If it is larger than all kept pictures may be.
-        DataError, OSError
-            If it cannot be written.
-        """
+        """Write a picture under its digest."""
         self._kept.put(kept_name(sha256, data), data)
 
     def read_state(self, slot: int) -> str | None:
@@ -94,13 +63,7 @@ class LogStore:
         return self.folder.read(name).decode() if name in known else None
 
     def write_state(self, slot: int, text: str) -> None:
-        """Keep the state `text` of the alarm of the worker in `slot`.
-
-        Raises
-        ------
-        DataError
-            If it cannot be written.
-        """
+        """Keep the state `text` of the alarm of the worker in `slot`."""
         self.folder.write(_state_name(slot), text.encode())
 
 

@@ -15,16 +15,7 @@ _ROOM_BESIDE = 256 << 20  # bytes beside
 
 
 def memory_of(device: torch.device) -> dict[str, int]:
-    """Bytes in use: of this process, and of a GPU by its allocator.
-
-    Parameters
-    ----------
-    device : torch.device
-
-    Returns
-    -------
-    dict of str to int
-    """
+    """Bytes in use: of this process, and of a GPU by its allocator."""
     found = {}
     if device.type == "cuda":
         found["allocated"] = torch.cuda.memory_allocated(device)
@@ -38,20 +29,7 @@ def memory_of(device: torch.device) -> dict[str, int]:
 
 
 def lack_of_room(declared: Declared, device: torch.device) -> str | None:
-    """Say why there is no room for another version beside the one that is served.
-
-    Parameters
-    ----------
-    declared : Declared
-        Its files.
-    device : torch.device
-        Where it would be.
-
-    Returns
-    -------
-    str or None
-        None where there is room.
-    """
+    """Say why there is no room for another version beside the one that is served."""
     size = sum(file.stat().st_size for file in declared.files() if file.is_file())
     needed, free = _ROOM * size + _ROOM_BESIDE, free_memory()
     if device.type == "cuda":

@@ -34,18 +34,7 @@ def cautious_p_values(
 ) -> list[tuple[str | None, float]]:
     """Class and p-value of each picture as tests over many pictures need them.
 
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    scores : ndarray of shape (n,)
-        NaN where a picture was not scored.
-    classes : sequence of str or None
-        Of each picture; None where it was not scored.
-
-    Returns
-    -------
-    list of tuple
-        Of :meth:`Calibration.cautious_p_value`; 1 where there is no class.
+    Shapes: scores (n,).
     """
     p_values = np.ones(len(scores))
     for c in detector.classes:

@@ -30,13 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Window:
-    """Shares of flagged pictures among the last ones.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Pictures that each window has.
-    """
+    """Shares of flagged pictures among the last ones."""
 
     def __init__(self, lengths: Sequence[int] = WINDOWS):
         self._lengths = lengths
@@ -60,18 +54,7 @@ class Window:
 
 
 class Metrics:
-    """The metrics of one worker.
-
-    Parameters
-    ----------
-    workers : int
-        Of the server.
-
-    Raises
-    ------
-    ConfigError
-        If the client library is not installed.
-    """
+    """The metrics of one worker."""
 
     def __init__(self, workers: int):
         prepare_folder(workers)
@@ -141,17 +124,7 @@ class Metrics:
             self.dropped.labels(reason)
 
     def answered(self, p_values: Sequence[float], flagged: Sequence[bool], seconds: float) -> None:
-        """Count one request that was answered.
-
-        Parameters
-        ----------
-        p_values : sequence of float
-            Of its scored pictures.
-        flagged : sequence of bool
-            Whether each of them is.
-        seconds : float
-            That it took.
-        """
+        """Count one request that was answered."""
         self.requests.inc()
         self.request_seconds.observe(seconds)
         self.pictures.inc(len(p_values))
@@ -165,19 +138,7 @@ class Metrics:
                 self.window_pictures.labels(length).set(n)
 
     def batch(self, n: int, waits: Sequence[float], seconds: float, admitted: int) -> None:
-        """Count a forward pass.
-
-        Parameters
-        ----------
-        n : int
-            Pictures in it.
-        waits : sequence of float
-            Seconds that each request waited for it.
-        seconds : float
-            That it took.
-        admitted : int
-            Requests in the model.
-        """
+        """Count a forward pass."""
         self.batch_pictures.observe(n)
         self.network_seconds.observe(seconds)
         for wait in waits:
@@ -185,16 +146,7 @@ class Metrics:
         self.queue.set(admitted)
 
     def serves(self, name: str, version: str, device: str, precision: str, sha256: str) -> None:
-        """Say what is served from now on.
-
-        Parameters
-        ----------
-        name, version : str
-            Of the registered version; empty where it is none.
-        device, precision : str
-        sha256 : str
-            Of the model.
-        """
+        """Say what is served from now on."""
         labels = (name, version, device, precision, sha256[:12])
         if self._info and self._info != labels:
             self.info.labels(*self._info).set(0)
@@ -203,17 +155,7 @@ class Metrics:
         self.version.set(int(version) if version.isdigit() else 0)
 
     def add_up(self, what: str, metric: Any, totals: Mapping[str, float]) -> None:
-        """Bring counters up to totals that begin at 0 again with another process.
-
-        Parameters
-        ----------
-        what : str
-            Whose totals they are.
-        metric : Counter
-            Of the client library, with one label or none.
-        totals : mapping of str to float
-            By the label.
-        """
+        """Bring counters up to totals that begin at 0 again with another process."""
         last = self._last.setdefault(what, Counter())
         for label, total in totals.items():
             before = last[label]
@@ -231,14 +173,7 @@ class Metrics:
         return registry
 
     def expose(self, port: int, host: str) -> None:
-        """Answer at a port, in a thread; where another worker does, wait for its end.
-
-        Parameters
-        ----------
-        port : int
-        host : str
-            Address that the port is bound to.
-        """
+        """Answer at a port, in a thread; where another worker does, wait for its end."""
         threading.Thread(
             target=self._expose, args=(port, host), name="dfm-metrics", daemon=True
         ).start()

@@ -33,17 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Metrics, log, alarm and the alias of one server process.
-
-    Parameters
-    ----------
-    settings : ServingSettings
-
-    Raises
-    ------
-    ConfigError
-        If the library of the metrics is not installed.
-    """
+    """Metrics, log, alarm and the alias of one server process."""
 
     def __init__(self, settings: ServingSettings):
         self._settings, self._workers = settings, worker_count()
@@ -63,22 +53,7 @@ class Monitor:
         return cls(settings) if settings.watches and _compat.in_scoring_server() else None
 
     def begin(self, engines: Engines) -> str:
-        """Begin with the first version.
-
-        Parameters
-        ----------
-        engines : Engines
-
-        Returns
-        -------
-        str
-            What the server's first line says of it.
-
-        Raises
-        ------
-        ConfigError
-            For an alarm that the model's calibration cannot have.
-        """
+        """Begin with the first version."""
         engine, settings = engines.current, self._settings
         self._check_alarm(engine.detector)
         if settings.log_to is not None or settings.drift_alarm is not None:
@@ -100,19 +75,7 @@ class Monitor:
     def answered(
         self, engine: Engine, images: Sequence[Any], scores: pd.DataFrame, seconds: float
     ) -> None:
-        """Take note of a request that was answered.
-
-        Parameters
-        ----------
-        engine : Engine
-            That answered it.
-        images : sequence
-            Its pictures.
-        scores : DataFrame
-            Its rows.
-        seconds : float
-            That it took.
-        """
+        """Take note of a request that was answered."""
         try:
             self._answered(engine, images, scores, seconds)
         except Exception:
@@ -121,18 +84,7 @@ class Monitor:
     def refused(
         self, engine: Engine, error: Exception, told: MlflowException, seconds: float
     ) -> None:
-        """Take note of a request that was refused.
-
-        Parameters
-        ----------
-        engine : Engine
-        error : Exception
-            Why.
-        told : MlflowException
-            What the client is told.
-        seconds : float
-            That it took.
-        """
+        """Take note of a request that was refused."""
         try:
             if self._metrics:
                 self._metrics.requests.inc()

@@ -25,16 +25,6 @@ def prepare_folder(workers: int) -> None:
 
     It belongs to the process that started them, and is the same for a worker that takes the place
     of another. Folders of servers that are gone are removed.
-
-    Parameters
-    ----------
-    workers : int
-        Of the server; one shares nothing.
-
-    Raises
-    ------
-    ConfigError
-        If somebody else has made that folder.
     """
     if workers < 2 or os.environ.get(FOLDER):
         return
@@ -67,15 +57,7 @@ def _started(pid: int) -> str:
 
 
 class AllWorkers:
-    """Collects the metrics of all workers, and adds ``dfm_flagged_ratio``.
-
-    Parameters
-    ----------
-    own : CollectorRegistry
-        Of this worker.
-    folder : str or None
-        Where several workers share their numbers.
-    """
+    """Collects the metrics of all workers, and adds ``dfm_flagged_ratio``."""
 
     def __init__(self, own: "CollectorRegistry", folder: str | None):
         self._own, self._folder = own, folder

@@ -24,17 +24,6 @@ class Slot:
 
     Locks lie in the log's own folder, or, where that is in S3, in the temporary folder of this
     machine. They end with the process, whatever ends it.
-
-    Parameters
-    ----------
-    folder : DatedFolder
-        Of the log.
-    workers : int
-
-    Attributes
-    ----------
-    number : int or None
-        None as long as all are taken.
     """
 
     def __init__(self, folder: DatedFolder, workers: int):
@@ -48,13 +37,7 @@ class Slot:
         self._file: int | None = None
 
     def take(self) -> int | None:
-        """Take a free number, if there is one and none is taken yet.
-
-        Returns
-        -------
-        int or None
-            :attr:`number`.
-        """
+        """Take a free number, if there is one and none is taken yet."""
         if self.number is not None:
             return self.number
         for number in range(self._workers):
@@ -81,20 +64,7 @@ class Slot:
 
 
 class LastLife:
-    """The state that an earlier worker left, read in a thread: its target may hang.
-
-    Parameters
-    ----------
-    store : LogStore
-    workers : int
-
-    Attributes
-    ----------
-    ready : Event
-        Set when it has been read, or cannot be.
-    text : str or None
-    slot : Slot
-    """
+    """The state that an earlier worker left, read in a thread: its target may hang."""
 
     def __init__(self, store: LogStore, workers: int):
         self._store = store

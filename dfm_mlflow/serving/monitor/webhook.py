@@ -19,20 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Webhook:
-    """Posts messages in a thread of its own, each until it is taken or has been tried ten times.
-
-    Parameters
-    ----------
-    address : str
-        ``https://HOST/...``; the path may hold a secret, so only the host is ever logged.
-    pauses : sequence of float
-        Seconds between two tries of a message.
-
-    Attributes
-    ----------
-    counts : Counter of str
-        Messages that were ``sent``, ``failed`` for good and ``dropped`` because too many waited.
-    """
+    """Posts messages in a thread of its own, each until it is taken or has been tried ten times."""
 
     def __init__(self, address: str, pauses: tuple[float, ...] = _PAUSES):
         parts = urlsplit(address)

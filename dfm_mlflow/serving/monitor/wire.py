@@ -26,23 +26,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(end: socket.socket, message: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
-    """Send a message, at once or not at all.
-
-    Parameters
-    ----------
-    end : socket
-    message : dict
-        Of what JSON knows.
-    blobs : sequence of bytes
-        Go along.
-
-    Raises
-    ------
-    BlockingIOError
-        If the queue is full.
-    OSError
-        If nobody is there any more, or memory is short.
-    """
+    """Send a message, at once or not at all."""
     text = json.dumps(message, separators=(",", ":")).encode()
     if not blobs and len(text) <= INLINE:
         end.send(text, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -59,23 +43,7 @@ def send(end: socket.socket, message: dict[str, Any], blobs: Sequence[bytes] = (
 
 
 def receive(end: socket.socket) -> tuple[dict[str, Any], list[bytes]] | None:
-    """Wait for a message.
-
-    Parameters
-    ----------
-    end : socket
-        With its timeout.
-
-    Returns
-    -------
-    tuple of dict and list of bytes, or None
-        None when the other end is gone, whatever ended it.
-
-    Raises
-    ------
-    TimeoutError
-        If none came in the time of the socket.
-    """
+    """Wait for a message."""
     try:
         data, files, _, _ = socket.recv_fds(end, _MOST, 1)
     except ConnectionError:

@@ -41,16 +41,7 @@ _logger = logging.getLogger("dfm_mlflow.serving.monitor.writer")
 
 
 class Writer:
-    """What the process does with messages.
-
-    Parameters
-    ----------
-    end : socket
-        To the worker.
-    config : dict
-        Its first message: keys of :class:`~dfm_mlflow.config.serving.ServingSettings` and
-        ``workers``.
-    """
+    """What the process does with messages."""
 
     def __init__(self, end: socket.socket, config: dict[str, Any]):
         self._end, self._config = end, config
