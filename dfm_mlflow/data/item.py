@@ -11,12 +11,19 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the defects of one picture are."""
+    """Where the defects of one picture are.
 
-    # One, or several that are laid over each other; ``str()`` has ``|`` between them, as a manifest
-    # does.
+    Attributes
+    ----------
+    files : tuple of Path or S3Object
+        One, or several that are laid over each other; ``str()`` has ``|`` between them, as a
+        manifest does.
+    max_pixels : int
+        Limit of each.
+    """
+
     files: tuple[Path | S3Object, ...]
-    max_pixels: int = MAX_PIXELS  # limit of each
+    max_pixels: int = MAX_PIXELS
 
     def __str__(self) -> str:
         return "|".join(map(str, self.files))
@@ -24,14 +31,33 @@ class Mask:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture: where it is, what it shows, and what it is for."""
+    """One picture: where it is, what it shows, and what it is for.
 
-    # Both know ``read_bytes()``, ``name``, ``stem`` and ``suffix``, and ``str()`` names them.
+    Attributes
+    ----------
+    path : Path or S3Object
+        Both know ``read_bytes()``, ``name``, ``stem`` and ``suffix``, and ``str()`` names them.
+    category : str
+        The product.
+    split : {"train", "test"}
+        What the picture is for.
+    label : str
+        ``good`` or the name of a defect.
+    mask : Mask, optional
+        Where the defects are.
+    group : str, optional
+        Pictures of the same group are never split between calibration folds.
+    part : str, optional
+        Pictures of the same part, such as its views, get one decision.
+    excluded : str, optional
+        Why nothing is fitted to it, though it is a training picture.
+    """
+
     path: Path | S3Object
-    category: str  # the product
-    split: str  # what the picture is for
-    label: str  # ``good`` or the name of a defect
-    mask: Mask | None = None  # where the defects are
-    group: str | None = None  # pictures of the same group are never split between calibration folds
-    part: str | None = None  # pictures of the same part, such as its views, get one decision
-    excluded: str | None = None  # why nothing is fitted to it, though it is a training picture
+    category: str
+    split: str
+    label: str
+    mask: Mask | None = None
+    group: str | None = None
+    part: str | None = None
+    excluded: str | None = None

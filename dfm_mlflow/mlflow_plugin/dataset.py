@@ -29,7 +29,17 @@ _MOST_SIZES = 10  # listed one by one; of more only the smallest and the largest
 
 
 class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
-    """The labelled pictures of one or several categories."""
+    """The labelled pictures of one or several categories.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    name : str, optional
+        The categories by default.
+    digest : str, optional
+        That of roles, labels and contents by default; a run that trains on the same pictures has
+        the same.
+    """
 
     def __init__(self, catalog: "Catalog", name: str | None = None, digest: str | None = None):
         self.catalog = catalog
@@ -104,14 +114,38 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
     def to_evaluation_dataset(
         self, path: str | None = None, feature_names: Sequence[str] | None = None
     ) -> "ImageFolderEvaluationDataset":
-        """Give what ``mlflow.models.evaluate`` hands to its evaluators."""
+        """Give what ``mlflow.models.evaluate`` hands to its evaluators.
+
+        Parameters
+        ----------
+        path : str, optional
+            Of the data, as MLflow notes it.
+        feature_names : None
+            Refused.
+
+        Returns
+        -------
+        ImageFolderEvaluationDataset
+
+        Raises
+        ------
+        DataError
+            If `feature_names` are given.
+        """
         if feature_names is not None:
             raise DataError("feature_names has no meaning for pictures: leave it out.")
         return ImageFolderEvaluationDataset(self, path)
 
 
 class ImageFolderEvaluationDataset(EvaluationDataset):
-    """Pictures to evaluate on; they are read when an evaluator asks for their bytes."""
+    """Pictures to evaluate on; they are read when an evaluator asks for their bytes.
+
+    Parameters
+    ----------
+    pictures : ImageFolderDataset
+    path : str, optional
+        Of the data, as MLflow notes it.
+    """
 
     def __init__(self, pictures: ImageFolderDataset, path: str | None = None):
         import pandas as pd
@@ -150,7 +184,31 @@ def from_image_folder(
     bad: str | Sequence[str] | None = None,
     masks: str | Sequence[str] | None = None,
 ) -> ImageFolderDataset:
-    """List pictures as an MLflow dataset; ``mlflow.data.from_image_folder`` is this function."""
+    """List pictures as an MLflow dataset; ``mlflow.data.from_image_folder`` is this function.
+
+    Parameters
+    ----------
+    folder : str or path
+        What ``data`` of a training run may be: a folder or ``s3://`` prefix of one category or
+        several, a manifest ``.csv``, ``elpv`` or ``mvtec_ad``.
+    category : str or sequence of str, optional
+        One or several categories, as names or separated by commas. By default the only one that
+        the folder holds; a folder of pictures is called by its own name.
+    name, digest : str, optional
+        Others than those of :class:`ImageFolderDataset`.
+    good, bad, masks : str or sequence of str, optional
+        Folders below that of the category, or anywhere, that hold good pictures, defective ones
+        and masks, where their names do not say so.
+
+    Returns
+    -------
+    ImageFolderDataset
+
+    Raises
+    ------
+    DataError
+        If there are no such pictures, or several categories to choose from.
+    """
     from dfm_mlflow.data.catalog import load_catalog
     from dfm_mlflow.data.folder import Naming
     from dfm_mlflow.data.source import category_of

@@ -27,12 +27,21 @@ _FAR = 2.0  # times the rate that was asked for
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model decides."""
+    """What a model decides.
 
-    sentence: str  # what share of defects is found and of good pictures flagged at the threshold
-    # What is wrong with that, each with its remedy; empty where nothing is.
+    Attributes
+    ----------
+    sentence : str
+        What share of defects is found and of good pictures flagged at the threshold.
+    concerns : tuple of str
+        What is wrong with that, each with its remedy; empty where nothing is.
+    rates : tuple of str
+        What other target rates would do, in lines.
+    """
+
+    sentence: str
     concerns: tuple[str, ...] = ()
-    rates: tuple[str, ...] = ()  # what other target rates would do, in lines
+    rates: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -47,7 +56,25 @@ def verdict_of(
     points: Sequence[OperatingPoint] | None = None,
     further: Sequence[str] = (),
 ) -> Verdict:
-    """Judge what a model decides on scored pictures."""
+    """Judge what a model decides on scored pictures.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+    table : DataFrame
+        Scored pictures without errors; ``defective`` is None where nothing is known.
+    metrics : dict of str to float
+        Of these pictures.
+    points : sequence of OperatingPoint, optional
+        Of these pictures.
+    further : sequence of str
+        Concerns about the training pictures, each with its remedy, such as that one of them alone
+        sets the threshold.
+
+    Returns
+    -------
+    Verdict
+    """
     points = operating_points(detector, table) if points is None else points
     now = next(p for p in points if p.current)
     concerns = [
@@ -72,7 +99,19 @@ def _low_recall(
 
 
 def would_find(now: OperatingPoint, points: Sequence[OperatingPoint]) -> str:
-    """Say at which rate more defects would be found."""
+    """Say at which rate more defects would be found.
+
+    Parameters
+    ----------
+    now : OperatingPoint
+        Of the model.
+    points : sequence of OperatingPoint
+
+    Returns
+    -------
+    str
+        To be ended by a full stop.
+    """
     better = [p for p in points if p.fpr > now.fpr and p.found > now.found]
     enough = [p for p in better if p.found >= LEAST_RECALL * p.defective] or better[-1:]
     if enough:
@@ -181,7 +220,21 @@ def percent(share: float) -> str:
 def say(
     logger: logging.Logger, verdict: Verdict, points: Sequence[OperatingPoint], costs: Costs | None
 ) -> Verdict:
-    """Log a verdict, as a warning where there is a concern, and the table of rates."""
+    """Log a verdict, as a warning where there is a concern, and the table of rates.
+
+    Parameters
+    ----------
+    logger : Logger
+        Of the job.
+    verdict : Verdict
+    points : sequence of OperatingPoint
+    costs : Costs, optional
+
+    Returns
+    -------
+    Verdict
+        With its rates, for the job's result.
+    """
     level = logging.WARNING if verdict.concerns else logging.INFO
     logger.log(level, verdict.text, extra=RESULT)
     lines: list[str] = []
@@ -195,7 +248,16 @@ def say(
 
 
 def said_rate(detector: AnomalyDetector) -> str:
-    """Write the share of good pictures that may be flagged; at most, unless estimated."""
+    """Write the share of good pictures that may be flagged: at most that, unless it is estimated.
+
+    Parameters
+    ----------
+    detector : AnomalyDetector
+
+    Returns
+    -------
+    str
+    """
     share = percent(detector.promised_fpr())
     return share if _is_estimate(detector) else f"at most {share}"
 

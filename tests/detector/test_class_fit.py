@@ -4,9 +4,10 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class
+from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class, usual_without_fold
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
+from dfm_mlflow.detector.maps import usual_of
 from dfm_mlflow.errors import FitError
 
 from ..detectors import fit_class, fit_layers
@@ -46,6 +47,27 @@ def test_each_calibration_score_is_that_of_a_model_without_the_picture_s_fold():
     assert found.refit_ratio == pytest.approx(np.mean(fitted.refit_ratios))
     expected *= np.mean(fitted.refit_ratios, axis=0)
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["global", "position", "blend"])
+def test_a_held_out_map_is_divided_by_what_the_other_folds_show(how):
+    """By the mean of all folds, pictures would hide in it what is odd in them."""
+    maps, folds = torch.rand(12, 3, 4) + 0.5, torch.arange(12) % 4
+    maps[folds == 2] *= 50
+    divisor = usual_without_fold(maps, folds.numpy(), how)
+    for i in range(12):
+        torch.testing.assert_close(divisor[i], usual_of(maps[folds != folds[i]], how))
+    # and so does a fit
+    given = options(normalize=how, aggregate="max")
+    x = features(40)
+    x[7] *= 5
+    fitted = fit_layers([x], None, [GRID], given)
+    maps, folds = fitted.maps[0], torch.from_numpy(fitted.deal.folds)
+    alone = [usual_of(maps[folds != fold], how) for fold in folds]
+    expected = np.array([float((m / u).max()) for m, u in zip(maps, alone, strict=True)])
+    expected *= np.mean(fitted.refit_ratios, axis=0)
+    found = finish_class("a", fitted, [GRID], given).calibration
+    np.testing.assert_allclose(found.scores, np.sort(expected), rtol=1e-4)
 
 
 def test_one_fit_does_for_all_that_differ_in_what_comes_after():

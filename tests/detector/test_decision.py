@@ -73,6 +73,22 @@ def test_a_picture_is_judged_by_the_class_that_it_is_likeliest_in():
     np.testing.assert_array_equal([row["p_value"] for row in rows], 2 / 32)
 
 
+def test_a_p_value_and_its_decision_are_those_of_the_picture_s_own_class():
+    """Three classes on scales of their own: what one takes for usual is far out in another."""
+    classes = [one_class(name, scale=scale) for name, scale in (("a", 1), ("b", 100), ("c", 0.01))]
+    values = torch.linspace(-3, 3, 31)
+    for own, scale in enumerate((1, 100, 0.01)):
+        likely = [torch.full((31,), 0.0 if j == own else 1.0) for j in range(3)]
+        given = [scores(values * scale, nll) for nll in likely]
+        rows, best = decide(classes, given, 0.1, None)
+        assert (best == own).all()
+        calibration = classes[own].calibration
+        expected = calibration.p_value((values * scale).double().numpy())
+        assert [row["p_value"] for row in rows] == expected.tolist()
+        above = (values * scale).double().numpy() > calibration.threshold(0.1)
+        assert [row["is_anomaly"] for row in rows] == above.tolist()
+
+
 def test_format_1_takes_the_class_in_which_a_picture_is_least_unusual():
     fine, coarse = one_class("fine", scale=0.01), one_class("coarse", scale=100.0)
     values = [torch.tensor([0.0, 5.0, 5e3]), torch.tensor([900.0, 0.0, 5e3])]

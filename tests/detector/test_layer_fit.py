@@ -11,7 +11,7 @@ from dfm_mlflow.artifact.save_load import load_detector, save_detector
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.class_model import ratio_of, raw_scores, score_maps
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.layer_fit import cell_blocks, check_single, fit_layers
+from dfm_mlflow.detector.layer_fit import Deal, cell_blocks, check_single, fit_layers
 from dfm_mlflow.detector.maps import blurred
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.export.graph import export_onnx
@@ -111,6 +111,17 @@ def test_models_are_stored_and_exported(given, tmp_path):
     pytest.importorskip("onnxscript")
     export_onnx(loaded, tmp_path / "m.onnx")
     assert_same(tmp_path / "m.onnx", loaded, [decode_image(p) for p in new])
+
+
+def test_a_copy_of_a_picture_is_in_its_fold_and_its_group():
+    """In another fold it would be scored by a model that knows it."""
+    keys = [f"{i % 30}" for i in range(50)]  # 20 of 30 pictures twice
+    for seed in range(5):
+        for groups in (None, [f"g{i}" for i in range(50)], [f"g{i % 7}" for i in range(50)]):
+            dealt = Deal.of(keys, groups, seed)
+            np.testing.assert_array_equal(dealt.folds[30:], dealt.folds[:20])
+            np.testing.assert_array_equal(dealt.groups[30:], dealt.groups[:20])
+            assert len(np.unique(dealt.folds)) > 1 or groups is not None
 
 
 def test_the_order_of_pictures_does_not_matter():

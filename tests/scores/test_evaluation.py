@@ -1,9 +1,23 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from dfm_mlflow.scores.evaluation import STEPS, curve_points, defect_table, image_metrics
+from dfm_mlflow.core.pixel_metrics import pixel_metrics
+from dfm_mlflow.data.item import Item, Mask
+from dfm_mlflow.detector.maps import smooth_map
+from dfm_mlflow.scores.evaluation import (
+    STEPS,
+    Evaluation,
+    curve_points,
+    defect_table,
+    image_metrics,
+    pixel_metrics_of,
+)
 
 
 @pytest.fixture
@@ -80,3 +94,29 @@ def test_categories_are_ranked_each_by_itself(table):
     np.testing.assert_allclose(pooled, np.mean(parts, axis=0))
     only_good = both[(both["category"] == "a") | (both["label"] == "good")]
     assert image_metrics(only_good)["image_auroc"] == pytest.approx(alone[0]["image_auroc"])
+
+
+def test_pixel_metrics_are_those_at_the_size_of_each_mask(tmp_path):
+    """Of pictures of several sizes, one of which has a mask of half its size."""
+    items, seen, pairs, rng = [], {}, [], np.random.default_rng(0)
+    sizes = [((48, 80), (48, 80)), ((96, 64), (48, 32)), ((40, 40), None)]
+    for i, (size, of_mask) in enumerate(sizes):
+        values = torch.from_numpy(rng.random((6, 5)).astype(np.float32))
+        mask = np.zeros(of_mask or size, bool)
+        file = None
+        if of_mask:
+            mask[3 : 9 + 2 * i, 5:11] = True
+            mask[20, 20] = True  # a pixel that a coarser mask would lose
+            file = tmp_path / f"{i}.png"
+            Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+        items.append(
+            Item(tmp_path / "p", "a", "test", "hole" if file else "good", file and Mask((file,)))
+        )
+        seen[i] = SimpleNamespace(map=values, size=size)
+        pairs.append((smooth_map(values, mask.shape).numpy(), mask))
+    found = pixel_metrics_of(
+        SimpleNamespace(full_map=smooth_map),
+        items,
+        Evaluation(pd.DataFrame({"error": [None] * 3}), seen),
+    )
+    assert found == pixel_metrics(pairs) | {"n_without_mask": 0.0}
