@@ -4,9 +4,11 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from wcmatch import glob
 
 from dfm_mlflow.data.accounting import Account, count, reason_of, total
 from dfm_mlflow.data.manifest import read_list
@@ -140,26 +142,13 @@ def _walk(root: Path | S3Folder) -> Walk:
 
 
 def _matching(walked: Walk, pattern: str) -> Walk:
-    matches = _matcher(pattern)
+    # a shell's patterns, over whole paths; pathlib has them from Python 3.13 on
+    wanted = glob.compile(
+        pattern, flags=glob.GLOBSTAR | glob.DOTGLOB | glob.CASE | glob.FORCEUNIX
+    ).match
     spelled = GROUND_TRUTH in pattern.casefold()
-    files = [File(() if spelled else f.folders, f.source) for f in walked.files if matches(f.place)]
+    files = [File(() if spelled else f.folders, f.source) for f in walked.files if wanted(f.place)]
     return Walk(files, Counter())
-
-
-def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None]:
-    """Shell pattern over whole paths; pathlib has one from Python 3.13 on."""
-    words = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]]+\])", pattern)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression = ""
-    for word in words:
-        if word.startswith("[") and word.endswith("]"):
-            expression += "[^" + word[2:] if word.startswith("[!") else word
-        else:
-            expression += known.get(word, re.escape(word))
-    try:
-        return re.compile(expression, re.S).fullmatch
-    except re.error as error:
-        raise DataError(f"The pattern {pattern} is none ({error.msg}): correct it.") from None
 
 
 def parts_by(pattern: str, found: Found) -> list[str] | None:
