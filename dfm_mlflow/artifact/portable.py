@@ -25,8 +25,3 @@ def obstacle_of(record: Record) -> str | None:
     """Say what a model's `record` has against ONNX; None where nothing is known."""
     tile = record.options.get("tile", "none")
     return why_not(None if tile == "none" else int(tile), record.precision)
-
-
-def calibrated_in(record: Record) -> str:
-    """Name the precision of a model's `record`."""
-    return record.precision

@@ -3,23 +3,18 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
-from functools import cache
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.models.utils import _save_example
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
-from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from mlflow.tracking._model_registry import fluent as registering
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME,
@@ -38,7 +33,6 @@ from mlflow.utils.model_utils import (
 )
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.requirements_utils import _get_pinned_requirement
-from tqdm.auto import tqdm
 
 CONDA_FILE, PYTHON_FILE = _CONDA_ENV_FILE_NAME, _PYTHON_ENV_FILE_NAME
 REQUIREMENTS_FILE, CONSTRAINTS_FILE = _REQUIREMENTS_FILE_NAME, _CONSTRAINTS_FILE_NAME
@@ -65,18 +59,6 @@ def is_random_name(name: str) -> bool:
     noun, _, number = rest.partition("-")
     known = predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS
     return known and number.isdecimal()
-
-
-@contextmanager
-def without_messages() -> Iterator[None]:
-    """Keep MLflow from writing to standard error that it registers a model."""
-    # `eprint` is a name of that module alone
-    say = vars(registering)["eprint"]
-    vars(registering)["eprint"] = lambda *_: None
-    try:
-        yield
-    finally:
-        vars(registering)["eprint"] = say
 
 
 def in_scoring_server() -> bool:
@@ -146,46 +128,3 @@ def registered_as(root: Path) -> tuple[str, str]:
         return str(meta["model_name"]), str(meta["model_version"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return "", ""
-
-
-_PARTS_FROM = 8 * 2**20  # bytes; boto3 sends larger files in parts
-_bars: ContextVar[bool] = ContextVar("bars", default=False)
-
-
-@contextmanager
-def upload_bars() -> Iterator[None]:
-    """Show a bar for every large file that this thread uploads to S3.
-
-    MLflow shows bars for downloads, and for parts that go through its own server, but none here.
-    """
-    _watch_s3()
-    token = _bars.set(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get())
-    try:
-        yield
-    finally:
-        _bars.reset(token)
-
-
-@cache
-def _watch_s3() -> None:
-    upload: Callable[..., None] = S3ArtifactRepository._upload_file
-
-    def with_bar(self: Any, s3_client: Any, local_file: str, bucket: str, key: str) -> None:
-        size = os.path.getsize(local_file)
-        if not _bars.get() or size < _PARTS_FROM:
-            return upload(self, s3_client, local_file, bucket, key)
-        name = f"Uploading {os.path.basename(local_file)}"
-        with tqdm(total=size, desc=name, unit="B", unit_scale=True) as bar:
-            upload(self, _Watched(s3_client, bar), local_file, bucket, key)
-
-    S3ArtifactRepository._upload_file = with_bar  # type: ignore[method-assign]  # patched
-
-
-class _Watched:
-    """A client of S3 that tells a bar how far its uploads are."""
-
-    def __init__(self, client: Any, bar: "tqdm[Any]"):
-        self._client, self._bar = client, bar
-
-    def upload_file(self, **arguments: Any) -> None:
-        self._client.upload_file(**arguments, Callback=self._bar.update)

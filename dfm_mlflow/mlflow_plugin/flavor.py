@@ -233,18 +233,17 @@ def log_model(
     -------
     mlflow.models.model.ModelInfo
     """
-    with _compat.upload_bars():
-        info: ModelInfo = Model.log(
-            artifact_path=artifact_path,
-            name=name,
-            flavor=sys.modules[__name__],
-            registered_model_name=registered_model_name,
-            dfm_model=dfm_model,
-            tags=tags,
-            params=params,
-            **kwargs,
-        )
-        return info
+    info: ModelInfo = Model.log(
+        artifact_path=artifact_path,
+        name=name,
+        flavor=sys.modules[__name__],
+        registered_model_name=registered_model_name,
+        dfm_model=dfm_model,
+        tags=tags,
+        params=params,
+        **kwargs,
+    )
+    return info
 
 
 def load_model(

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from dfm_mlflow.artifact.portable import HALF, calibrated_in, obstacle_of, why_not
+from dfm_mlflow.artifact.portable import HALF, obstacle_of, why_not
 from dfm_mlflow.artifact.record import DETECTOR, parse_record
 from dfm_mlflow.artifact.save_load import save_detector
 from dfm_mlflow.export.graph import obstacle
@@ -25,7 +25,7 @@ def test_the_record_says_what_the_detector_says(tmp_path):
     assert "tile=128" in obstacle(tiled)
     for precision in HALF:
         half = record_of(plain, tmp_path / precision, precision=precision)
-        assert calibrated_in(half) == precision
+        assert half.precision == precision
         assert f"calibrated in {precision}" in obstacle_of(half) == why_not(None, precision)
 
 
