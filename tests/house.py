@@ -65,16 +65,11 @@ def public() -> set[tuple[str, str]]:
     names |= {(m, n) for m, n in DEFINED if m in ("dfm_mlflow.client", "dfm_mlflow.errors")}
     options = {(m, n) for m, n in DEFINED if m.startswith("dfm_mlflow.config.")}
     names |= {(m, n) for m, n in options if n in config.__all__}
-    page = (ROOT / "docs/python.md").read_text()
-    names |= {
-        (f"dfm_mlflow.{m}", n) for m, n in re.findall(r"`dfm_mlflow\.([\w.]+)\.(\w+)\(", page)
-    }
-    names &= set(DEFINED)
+    page = re.findall(r"`(dfm_mlflow\.[\w.]+)\.(\w+)\(", (ROOT / "docs/python.md").read_text())
+    names = (names | set(page) | ALSO) & set(DEFINED)
     while True:
         known = {word for name in names for word in _named(DEFINED[name])}
-        more = {
-            key for key, n in DEFINED.items() if isinstance(n, ast.ClassDef) and key[1] in known
-        }
+        more = {key for key in CLASSES if key[1] in known}
         if more <= names:
             return names
         names |= more

@@ -11,19 +11,12 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the defects of one picture are.
+    """Where the defects of one picture are."""
 
-    Attributes
-    ----------
-    files : tuple of Path or S3Object
-        One, or several that are laid over each other; ``str()`` has ``|`` between them, as a
-        manifest does.
-    max_pixels : int
-        Limit of each.
-    """
-
+    # One, or several that are laid over each other; ``str()`` has ``|`` between them, as a manifest
+    # does.
     files: tuple[Path | S3Object, ...]
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # limit of each
 
     def __str__(self) -> str:
         return "|".join(map(str, self.files))

@@ -138,14 +138,7 @@ class ImageFolderDataset(Dataset, PyFuncConvertibleDatasetMixin):
 
 
 class ImageFolderEvaluationDataset(EvaluationDataset):
-    """Pictures to evaluate on; they are read when an evaluator asks for their bytes.
-
-    Parameters
-    ----------
-    pictures : ImageFolderDataset
-    path : str, optional
-        Of the data, as MLflow notes it.
-    """
+    """Pictures to evaluate on; they are read when an evaluator asks for their bytes."""
 
     def __init__(self, pictures: ImageFolderDataset, path: str | None = None):
         import pandas as pd

@@ -56,25 +56,7 @@ def verdict_of(
     points: Sequence[OperatingPoint] | None = None,
     further: Sequence[str] = (),
 ) -> Verdict:
-    """Judge what a model decides on scored pictures.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Scored pictures without errors; ``defective`` is None where nothing is known.
-    metrics : dict of str to float
-        Of these pictures.
-    points : sequence of OperatingPoint, optional
-        Of these pictures.
-    further : sequence of str
-        Concerns about the training pictures, each with its remedy, such as that one of them alone
-        sets the threshold.
-
-    Returns
-    -------
-    Verdict
-    """
+    """Judge what a model decides on scored pictures."""
     points = operating_points(detector, table) if points is None else points
     now = next(p for p in points if p.current)
     concerns = [
@@ -99,19 +81,7 @@ def _low_recall(
 
 
 def would_find(now: OperatingPoint, points: Sequence[OperatingPoint]) -> str:
-    """Say at which rate more defects would be found.
-
-    Parameters
-    ----------
-    now : OperatingPoint
-        Of the model.
-    points : sequence of OperatingPoint
-
-    Returns
-    -------
-    str
-        To be ended by a full stop.
-    """
+    """Say at which rate more defects would be found."""
     better = [p for p in points if p.fpr > now.fpr and p.found > now.found]
     enough = [p for p in better if p.found >= LEAST_RECALL * p.defective] or better[-1:]
     if enough:
@@ -220,21 +190,7 @@ def percent(share: float) -> str:
 def say(
     logger: logging.Logger, verdict: Verdict, points: Sequence[OperatingPoint], costs: Costs | None
 ) -> Verdict:
-    """Log a verdict, as a warning where there is a concern, and the table of rates.
-
-    Parameters
-    ----------
-    logger : Logger
-        Of the job.
-    verdict : Verdict
-    points : sequence of OperatingPoint
-    costs : Costs, optional
-
-    Returns
-    -------
-    Verdict
-        With its rates, for the job's result.
-    """
+    """Log a verdict, as a warning where there is a concern, and the table of rates."""
     level = logging.WARNING if verdict.concerns else logging.INFO
     logger.log(level, verdict.text, extra=RESULT)
     lines: list[str] = []
@@ -248,16 +204,7 @@ def say(
 
 
 def said_rate(detector: AnomalyDetector) -> str:
-    """Write the share of good pictures that may be flagged: at most that, unless it is estimated.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-
-    Returns
-    -------
-    str
-    """
+    """Write the share of good pictures that may be flagged; at most, unless estimated."""
     share = percent(detector.promised_fpr())
     return share if _is_estimate(detector) else f"at most {share}"
 
