@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -17,7 +17,7 @@ from PIL import Image
 
 from .lines import line, made_line  # noqa: F401
 from .stores import pauses, s3_server, s3_store  # noqa: F401
-from .zoo import registry, zoo  # noqa: F401
+from .zoo import SMALL, registry, zoo  # noqa: F401
 
 # The flavor holds no pickle, so everything must work where none may be read: in this process and
 # in those that tests start.
@@ -48,6 +48,8 @@ ZOO = {
     "registry/test_ui",
     "tracking/test_run",
 }
+# Modules that share a trained run.
+TRAINED = {"jobs/test_evaluate", "jobs/test_recalibrate", "tracking/test_kept"}
 # What takes longest begins first, so that the workers end together.
 LONGEST = ("zoo", "test_stack", "spark", "faults", "jobs/test_sweep")
 
@@ -58,6 +60,8 @@ def group_of(nodeid):
         return "spark"
     if module in ("test_campaigns", "test_faults"):  # both start runs in processes that were forked
         return "faults"
+    if module in TRAINED:
+        return "trained"
     return "zoo" if module in ZOO else module
 
 
@@ -167,6 +171,26 @@ def _logged_once(monkeypatch):
     monkeypatch.setattr("mlflow.models.utils._validate_serving_input", lambda *given, **named: None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _painted_only(request):
+    """Leave drawing, most of a small training, to tests/report and to runs with integration."""
+    if "not integration" not in request.config.getoption("markexpr"):
+        yield
+        return
+    from matplotlib.figure import Figure
+
+    from dfm_mlflow.report.charts import Charts
+
+    def paint_only(self, name, size, paint):
+        paint(Figure(figsize=size))
+        Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
+        return "<svg></svg>"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Charts, "draw", paint_only)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_experiment_is_left():
     """``mlflow.set_experiment`` tells later tests and processes of a store that is gone by then."""
@@ -183,24 +207,59 @@ def empty_store(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch, empty_store):
-    """A real sqlite tracking store and registry of its own."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        database.execute(
-            "UPDATE experiments SET artifact_location = ?", [str(tmp_path / "mlruns/0")]
-        )
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+@contextmanager
+def in_store(database, folder):
+    """Work in a folder that holds a copy of a store."""
+    shutil.copy(database, folder / "mlflow.db")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as opened, opened:
+        opened.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns/0")])
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment_id="0")  # a test before may have chosen another
-    yield uri
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(previous)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(experiment_id="0")  # a test before may have chosen another
+        yield uri
+        while mlflow.active_run():
+            mlflow.end_run()
+        mlflow.set_tracking_uri(previous)
+
+
+@pytest.fixture
+def store(tmp_path, empty_store):
+    """A real sqlite tracking store and registry of its own."""
+    with in_store(empty_store, tmp_path) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory, empty_store, mvtec_like):
+    """Train on stripes, each time with other options, and give the store that holds the run."""
+    from dfm_mlflow.config import Options
+    from dfm_mlflow.jobs.train import train
+
+    made = {}
+
+    def given(**more):
+        key = tuple(sorted(more.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("trained")
+            small = SMALL | {"data": str(mvtec_like), "registered_model": "auto"} | more
+            with in_store(empty_store, folder):
+                result = train(Options.parse(small))
+            made[key] = folder / "mlflow.db", result
+        return made[key]
+
+    return given
+
+
+@pytest.fixture
+def trained(train_once, tmp_path):
+    """A run and ``models:/dfm-stripes/1``, made once; the store that they are in is a copy."""
+    database, result = train_once(fpr="0.1")
+    with in_store(database, tmp_path):
+        yield result
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,6 @@ from ..conftest import texture
 from .test_train import artifacts, options
 
 
-@pytest.fixture
-def trained(store, mvtec_like):
-    return train(options(mvtec_like, "stripes", fpr="0.1"))
-
-
 def ask(**given):
     return evaluate(EvaluateOptions.parse({"model": "models:/dfm-stripes/1", **given}))
 

@@ -24,11 +24,6 @@ from .test_train import options
 PARENT = "models:/dfm-stripes/1"
 
 
-@pytest.fixture
-def trained(store, mvtec_like):
-    return train(options(mvtec_like, "stripes", fpr="0.1"))
-
-
 def ask(images, model=PARENT, **given):
     return recalibrate(RecalibrateOptions.parse({"model": model, "images": str(images), **given}))
 

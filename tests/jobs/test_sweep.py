@@ -16,6 +16,8 @@ from dfm_mlflow.jobs.sweep import sweep
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.network.extractor import Extractor
 
+from ..conftest import in_store
+
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "cache": "false"}
 GRID = "pca_level=0.9,0.97;score=fre,nll"
 
@@ -40,9 +42,22 @@ def text(run_id, name):
     return mlflow.artifacts.load_text(f"{mlflow.get_run(run_id).info.artifact_uri}/{name}")
 
 
-def test_one_child_a_category_and_configuration_with_the_numbers_of_train(store, mvtec_like):
-    result = sweep(options(mvtec_like))
-    found = children(result.run_id)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, empty_store, mvtec_like):
+    """A store with a sweep, made once."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with in_store(empty_store, folder):
+        return folder / "mlflow.db", sweep(options(mvtec_like))
+
+
+@pytest.fixture
+def swept(made, tmp_path):
+    with in_store(made[0], tmp_path):
+        yield made[1]
+
+
+def test_one_child_a_category_and_configuration_with_the_numbers_of_train(swept, mvtec_like):
+    found = children(swept.run_id)
     assert len(found) == 8
     one_of_each = {c.data.params["resolved_score"]: c for c in found}
     for child in one_of_each.values():
@@ -69,8 +84,8 @@ def test_one_child_a_category_and_configuration_with_the_numbers_of_train(store,
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
-def test_the_parent_holds_a_table_with_the_average_first(store, mvtec_like):
-    result = sweep(options(mvtec_like))
+def test_the_parent_holds_a_table_with_the_average_first(swept):
+    result = swept
     table = pd.read_csv(io.StringIO(text(result.run_id, "image_auroc.csv")), index_col=0)
     assert list(table.columns) == ["Avg", "stripes", "bands"]
     assert list(table.index) == [

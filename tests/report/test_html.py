@@ -152,11 +152,16 @@ def test_it_stays_small_with_pictures_of_noise_and_many_kinds_of_defects(tmp_pat
         for _ in range(3)
     ]
     catalog = Catalog("x", "x", tuple(items))
-    scored = score_items(detector, items, None)
-    table = scored.table.assign(
-        anomaly_score=rng.lognormal(2, 2, len(items)), is_anomaly=rng.random(len(items)) < 0.5
+    scored = score_items(detector, items[:1], None)  # all are the same picture
+    table = scored.table.loc[[0] * len(items)].reset_index(drop=True)
+    table = table.assign(
+        category=[item.category for item in items],
+        label=[item.label for item in items],
+        defective=[item.label != "good" for item in items],
+        anomaly_score=rng.lognormal(2, 2, len(items)),
+        is_anomaly=rng.random(len(items)) < 0.5,
     )
-    evaluation = Evaluation(table, scored.seen)
+    evaluation = Evaluation(table, dict.fromkeys(range(len(items)), scored.seen[0]))
     gallery = build_gallery(detector, catalog, evaluation)
     assert sum(map(len, gallery.values())) == 21
     verdict = Verdict("It is noise.")

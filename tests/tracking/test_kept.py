@@ -7,17 +7,11 @@ from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.errors import TrackingError
 from dfm_mlflow.jobs import evaluate as evaluate_module
 from dfm_mlflow.jobs import recalibrate as recalibrate_module
-from dfm_mlflow.jobs.train import train
 from dfm_mlflow.tracking import kept
 
 from ..jobs.test_evaluate import new_pictures
 from ..jobs.test_recalibrate import ask as recalibrate
-from ..jobs.test_train import artifacts, options
-
-
-@pytest.fixture
-def trained(store, mvtec_like):
-    return train(options(mvtec_like, "stripes", fpr="0.1"))
+from ..jobs.test_train import artifacts
 
 
 def fail_once(monkeypatch, module, name):

@@ -12,12 +12,12 @@ from botocore.exceptions import NoCredentialsError
 from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.errors import TrackingError
 from dfm_mlflow.jobs.evaluate import evaluate
-from dfm_mlflow.jobs.train import train
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.scores.evaluation import STEPS
 from dfm_mlflow.tracking.run import log_parameters, run_of
 
-from ..jobs.test_train import CONTRACT, artifacts, options
+from ..conftest import in_store
+from ..jobs.test_train import CONTRACT, artifacts
 
 ROOT = Path(__file__).parents[2]
 CURVES = {
@@ -28,8 +28,11 @@ CURVES = {
 
 
 @pytest.fixture
-def trained(store, mvtec_like):
-    return train(options(mvtec_like, "stripes", pca_level="0.9", fpr="0.2"))
+def trained(train_once, tmp_path):
+    """With what a run is named by."""
+    database, result = train_once(pca_level="0.9", fpr="0.2")
+    with in_store(database, tmp_path):
+        yield result
 
 
 def test_every_metric_names_its_model_and_dataset(trained):
