@@ -51,7 +51,11 @@ ZOO = {
 # Modules that share a trained run.
 TRAINED = {"jobs/test_evaluate", "jobs/test_recalibrate", "tracking/test_kept"}
 # What takes longest begins first, so that the workers end together.
-LONGEST = ("zoo", "test_stack", "spark", "faults", "jobs/test_sweep")
+LONGEST = (
+    *("test_floor_tile", "test_floor_cells", "test_learning_line"),
+    *("zoo", "test_stack", "spark", "faults", "test_validity", "trained"),
+    *("serving/test_monitored_server", "jobs/test_sweep", "jobs/test_update"),
+)
 
 
 def group_of(nodeid):
