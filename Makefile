@@ -34,7 +34,7 @@ stack: $(BIN)/.installed  ## Run mlflow server on PostgreSQL and S3 until Ctrl-C
 # Test workers share the cores: more threads than those wait for each other.
 test coverage: export OMP_NUM_THREADS ?= 1
 
-test: $(BIN)/.installed  ## Run the quick tests, under five minutes on two cores
+test: $(BIN)/.installed  ## Run the quick tests; integration and slow ones by ARGS
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-lowest:  ## Test on the lowest versions of the ranges, with the pair that TORCH names
