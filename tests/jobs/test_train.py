@@ -250,6 +250,7 @@ def test_metrics_without_one_of_the_kinds():
     assert metric_name("bent (left) & cut") == "bent _left_ _ cut"
 
 
+@pytest.mark.slow
 def test_a_training_says_each_fact_once_and_what_is_next(mvtec_like, tmp_path):
     """What a user sees, in a process of its own: the log, the result, and JSON for scripts."""
 

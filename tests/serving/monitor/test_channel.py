@@ -68,6 +68,7 @@ def test_a_log_in_s3_is_the_same(s3_store):
     assert [file.name for file in folder.files("_state")] == ["_state/worker-0.json"]
 
 
+@pytest.mark.integration
 def test_a_writer_that_stands_still_delays_nothing_and_rows_are_counted(opened, tmp_path):
     channel, _ = opened()
     os.kill(channel._process.pid, 19)
@@ -95,6 +96,7 @@ def test_pictures_under_way_are_bounded(opened, monkeypatch):
     assert channel.dropped["writer"] == 0  # their rows are there
 
 
+@pytest.mark.integration
 def test_a_writer_that_is_killed_is_replaced_and_its_rows_are_counted(opened, tmp_path, caplog):
     channel, heard = opened()
     first = channel._process
@@ -111,6 +113,7 @@ def test_a_writer_that_is_killed_is_replaced_and_its_rows_are_counted(opened, tm
     assert len(pd.read_parquet(tmp_path / "log/scores")) == 3
 
 
+@pytest.mark.integration
 def test_another_version_is_told_to_the_next_writer_too(opened, tmp_path):
     channel, heard = opened(drift_alarm=0.01)
     channel.begin(MODEL | {"digest": "d2", "version": "4"})

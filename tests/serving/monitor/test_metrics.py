@@ -144,6 +144,7 @@ def supervisor(tmp_path):
     process.wait(20)
 
 
+@pytest.mark.integration
 def test_workers_share_their_numbers_and_the_port_and_keep_those_of_the_dead(supervisor, tmp_path):
     port = free_port()
     supervisor(f"start {port} 5")

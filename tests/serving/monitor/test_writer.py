@@ -189,6 +189,7 @@ def test_the_process_ends_at_the_end_of_its_socket_alone_and_has_written_all(wor
     assert kept.stat().st_size == 200_004
 
 
+@pytest.mark.integration
 def test_a_process_killed_in_a_flush_leaves_whole_parts_alone(tmp_path):
     scores = tmp_path / "log/scores"
     for i in range(2):
