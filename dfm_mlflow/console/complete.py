@@ -41,20 +41,7 @@ _FILES = ("images", "output", "overlays", "weights", "roi", "exclude", "good", "
 
 
 def completion_of(name: str, few: Sequence[str] = ()) -> Complete | None:
-    """Choose what a shell offers for an option.
-
-    Parameters
-    ----------
-    name : str
-        Of the option.
-    few : sequence of str
-        All of its values, where they are few.
-
-    Returns
-    -------
-    callable or None
-        As click takes it.
-    """
+    """Choose what a shell offers for an option."""
     words = list(few) or _WORDS.get(name, [])
     if name == "model":
         return lambda ctx, parameter, start: _models(start) or _files(start)

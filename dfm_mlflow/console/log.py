@@ -37,13 +37,7 @@ class _Words(logging.Formatter):
 
 
 def start(level: str = NORMAL) -> None:
-    """Write the log of this process to standard error.
-
-    Parameters
-    ----------
-    level : {"quiet", "normal", "verbose"}
-        Warnings alone; what the package does; everything, with the names of who says it.
-    """
+    """Write the log of this process to standard error."""
     global _level
     _level = level
     root = logging.getLogger()

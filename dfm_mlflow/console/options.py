@@ -34,21 +34,7 @@ _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.sp
 def options_of(
     model: type[StrictOptions], argument: str | None = None, optional: Sequence[str] = ()
 ) -> Callable[[Command], Command]:
-    """Give a command one option for each field of a `model`.
-
-    Parameters
-    ----------
-    model : type of StrictOptions
-    argument : str, optional
-        Field that may also stand by position.
-    optional : sequence of str
-        Required fields that the command asks for by itself.
-
-    Returns
-    -------
-    callable
-        A decorator; the command is called with a value for each field.
-    """
+    """Give a command one option for each field of a `model`."""
 
     def add(command: Command) -> Command:
         fields = model.model_fields
@@ -128,23 +114,7 @@ def _joining(command: Command, argument: str | None, *, required: bool) -> Comma
 
 
 def joined(name: str, by_position: Any, by_name: str | None) -> Any:
-    """Give the one value that stands by position or by name, or all of several.
-
-    Parameters
-    ----------
-    name : str
-    by_position : str, tuple of str or None
-    by_name : str or None
-
-    Returns
-    -------
-    str, tuple of str or None
-
-    Raises
-    ------
-    click.UsageError
-        If both stand there and are not the same.
-    """
+    """Give the one value that stands by position or by name, or all of several."""
     if isinstance(by_position, tuple):
         return (*by_position, by_name) if by_name is not None else by_position
     if by_position is not None and by_name not in (None, by_position):

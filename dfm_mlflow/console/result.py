@@ -42,19 +42,7 @@ def wants_json() -> bool:
 
 
 def tell(text: str, record: Mapping[str, Any], then: str = "", *, every: bool = False) -> None:
-    """Print a result.
-
-    Parameters
-    ----------
-    text : str
-        For people.
-    record : mapping
-        For scripts.
-    then : str
-        What to do next, which ``--quiet`` leaves out.
-    every : bool
-        As :func:`wrapped` takes it.
-    """
+    """Print a result."""
     if wants_json():
         click.echo(json.dumps(dict(record), default=str))
         return
@@ -64,19 +52,7 @@ def tell(text: str, record: Mapping[str, Any], then: str = "", *, every: bool = 
 
 
 def wrapped(text: str, width: int = 100, *, every: bool = False) -> str:
-    """Break sentences that are wider than `width`; words without spaces stay whole.
-
-    Parameters
-    ----------
-    text : str
-    width : int
-    every : bool
-        Whether lines that are no sentences are broken, too.
-
-    Returns
-    -------
-    str
-    """
+    """Break sentences that are wider than `width`; words without spaces stay whole."""
     lines = []
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip()) + (23 if line.startswith("  ") else 0)
@@ -97,21 +73,7 @@ def wrapped(text: str, width: int = 100, *, every: bool = False) -> str:
 
 
 def next_steps(model: str, report: str | None, ui: str) -> str:
-    """Write the commands that follow a training.
-
-    Parameters
-    ----------
-    model : str
-        Address of the model.
-    report : str or None
-        Local file of the report, where it is one.
-    ui : str
-        How to see the run in MLflow.
-
-    Returns
-    -------
-    str
-    """
+    """Write the commands that follow a training."""
     steps = {
         "report": report or "report/report.html among the run's artifacts",
         "look": ui,
@@ -124,40 +86,14 @@ def next_steps(model: str, report: str | None, ui: str) -> str:
 
 
 def where_to_look(tracking: str, experiment: str, run_id: str) -> str:
-    """Say how to see a run.
-
-    Parameters
-    ----------
-    tracking : str
-        Address of the tracking server or store.
-    experiment, run_id : str
-        Ids.
-
-    Returns
-    -------
-    str
-    """
+    """Say how to see a run."""
     if tracking.startswith("http"):
         return f"{tracking.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
     return f"mlflow ui --backend-store-uri {tracking}   (choose Model training)"
 
 
 def score_lines(table: "pd.DataFrame", width: int | None = None, total: int | None = None) -> str:
-    """Write scores as a table that fits the terminal, the most anomalous rows first.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``path`` and the columns of an answer.
-    width : int, optional
-        Characters of a line; the terminal's by default.
-    total : int, optional
-        Rows that there are, where `table` holds the first of them only.
-
-    Returns
-    -------
-    str
-    """
+    """Write scores as a table that fits the terminal, the most anomalous rows first."""
     width = width or shutil.get_terminal_size((100, 24)).columns
     ordered = table.sort_values("p_value", kind="stable", na_position="last")
     shown = ordered.head(SHOWN)
@@ -193,16 +129,6 @@ def _shortened(text: str, room: int) -> str:
 
 
 def report_file(artifacts: str) -> str | None:
-    """Give the local file of a run's report, if its artifacts lie on this machine.
-
-    Parameters
-    ----------
-    artifacts : str
-        Address of the run's artifacts.
-
-    Returns
-    -------
-    str or None
-    """
+    """Give the local file of a run's report, if its artifacts lie on this machine."""
     path = Path(artifacts.removeprefix("file://"), "report", "report.html")
     return str(path) if "://" not in artifacts.removeprefix("file://") and path.is_file() else None

@@ -12,15 +12,7 @@ _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class VerbOption(click.Option):
-    """An option below a heading of ``--help``.
-
-    Parameters
-    ----------
-    *args, **kwargs
-        Of :class:`click.Option`.
-    group : str
-        The heading.
-    """
+    """An option below a heading of ``--help``."""
 
     def __init__(self, *args: Any, group: str = OUTPUT, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -35,15 +27,7 @@ class VerbOption(click.Option):
 
 
 class Verb(click.Command):
-    """A command whose options are grouped, and whose old spellings warn.
-
-    Parameters
-    ----------
-    *args, **kwargs
-        Of :class:`click.Command`.
-    old : dict of str to str, optional
-        Options that were called otherwise: ``{"--to": "--alias"}``.
-    """
+    """A command whose options are grouped, and whose old spellings warn."""
 
     def __init__(self, *args: Any, old: dict[str, str] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -94,15 +78,7 @@ class Verb(click.Command):
 
 
 class Verbs(click.Group):
-    """The commands.
-
-    Parameters
-    ----------
-    *args, **kwargs
-        Of :class:`click.Group`.
-    old : dict of str to str, optional
-        Commands that were called otherwise: ``{"log": "resume-logging"}``.
-    """
+    """The commands."""
 
     command_class = Verb
 

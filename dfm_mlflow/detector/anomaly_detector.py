@@ -41,30 +41,19 @@ CHUNK = 256  # images whose features are in memory at once while scoring
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What is seen of one picture beside its row.
+    """What is seen of one picture beside its row."""
 
-    Attributes
-    ----------
-    map : Tensor of shape (h, w)
-        Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
-    size : tuple of int
-        Height and width of the picture in pixels.
-    places : ndarray of shape (l,)
-        Place of each leading coordinate, of all layers, among those of the calibration's good
-        pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
-    light : float
-        The same of its mean level; NaN where that is not known of the calibration.
-    digest : str or None
-        SHA-256 of the file that it was read from; None for bytes and arrays.
-    sketch : ndarray of shape (layers, s), float32, or None
-        Of its features: what near-duplicates are found by.
-    """
-
+    # (h, w): Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
     map: torch.Tensor
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the picture in pixels
+    # (l,): Place of each leading coordinate, of all layers, among those of the calibration's good
+    # pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
     places: np.ndarray
+    # The same of its mean level; NaN where that is not known of the calibration.
     light: float = math.nan
+    # SHA-256 of the file that it was read from; None for bytes and arrays.
     digest: str | None = None
+    # (layers, s) float32, or None: Of its features: what near-duplicates are found by.
     sketch: np.ndarray | None = None
 
 

@@ -33,12 +33,7 @@ _APP1 = 0xE1
 
 
 def check_parts(data: bytes) -> None:
-    """Refuse `data`, a PNG or JPEG, of more parts than any encoder writes.
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse `data`, a PNG or JPEG, of more parts than any encoder writes."""
     if data.startswith(b"\x89PNG"):
         _check_chunks(data)
     elif data.startswith(b"\xff\xd8"):
@@ -48,21 +43,7 @@ def check_parts(data: bytes) -> None:
 
 
 def check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
-    """Refuse a JPEG that makes the decoder go over its pixels again and again.
-
-    Parameters
-    ----------
-    data : bytes
-        Of a JPEG.
-    pixels : int
-        That the picture has.
-    max_pixels : int
-        That any picture may have.
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse a JPEG that makes the decoder go over its pixels again and again."""
     scans = data.count(b"\xff\xda")  # within a scan 0xff is followed by 0
     most = min(MAX_SCANS, max(1, SCANS_OF_LARGEST * max_pixels // pixels))
     if scans > most:

@@ -40,24 +40,15 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 @dataclass(frozen=True)
 class Decoder:
-    """How one model turns the bytes of a picture into 8 bits, and what it refuses.
+    """How one model turns the bytes of a picture into 8 bits, and what it refuses."""
 
-    Attributes
-    ----------
-    depth : Depth or None
-        Of the pictures; None for models that know none, as all did before: 65535 is white, and of
-        16-bit colours only the upper bytes count.
-    real_range : tuple of float or None
-        Black and white of floating-point pictures, which are refused without.
-    max_pixels : int
-        Limit, checked before any pixel is decoded.
-    strict : bool
-        Whether pictures of another depth are refused; while it is being looked for, none is.
-    """
-
+    # Of the pictures; None for models that know none, as all did before: 65535 is white, and of
+    # 16-bit colours only the upper bytes count.
     depth: Depth | None = None
+    # Black and white of floating-point pictures, which are refused without.
     real_range: tuple[float, float] | None = None
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # limit, checked before any pixel is decoded
+    # Whether pictures of another depth are refused; while it is being looked for, none is.
     strict: bool = True
 
     @property
@@ -68,22 +59,7 @@ class Decoder:
     def decode(self, data: bytes) -> tuple[np.ndarray, Words | None]:
         """Decode one picture.
 
-        Parameters
-        ----------
-        data : bytes
-
-        Returns
-        -------
-        pixels : ndarray of shape (height, width, 3), uint8
-            RGB.
-        words : Words or None
-            What its 16-bit values show; None where 8 bits are all that it has, or it says itself
-            what is white.
-
-        Raises
-        ------
-        ImageError
-            As :func:`decode_image`, and for another depth.
+        Gives pixels (height, width, 3) uint8: RGB.
         """
         words: Words | None = None
 
@@ -104,12 +80,7 @@ class Decoder:
         return pixels, words
 
     def check(self, words: Words | None) -> None:
-        """Refuse a picture of another depth, by its `words`.
-
-        Raises
-        ------
-        ImageError
-        """
+        """Refuse a picture of another depth, by its `words`."""
         if words and self.depth and self.strict and (why := self.depth.refusal(words)):
             raise ImageError(why)
 
@@ -130,22 +101,7 @@ def decode_image(
     The first frame of an animation is used, EXIF rotation is applied, transparency is dropped,
     and 16-bit grey is scaled (65535 becomes 255), not clipped. ``docs/images.md`` has the rest.
 
-    Parameters
-    ----------
-    data : bytes
-        The encoded picture.
-    max_pixels, max_bytes : int
-        Limits, checked before any pixel is decoded.
-
-    Returns
-    -------
-    ndarray of shape (height, width, 3), uint8
-        RGB.
-
-    Raises
-    ------
-    ImageError
-        If the bytes are empty, too large, not one of the formats, or broken.
+    Gives (height, width, 3) uint8: RGB.
     """
     if len(data) > max_bytes:
         raise too_many_bytes(len(data), max_bytes)
@@ -155,19 +111,7 @@ def decode_image(
 def decode_mask(data: bytes) -> np.ndarray:
     """Decode a mask, by the rules of :func:`~dfm_mlflow.images.mask.marked_pixels`.
 
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-
-    Returns
-    -------
-    ndarray of shape (height, width), bool
-
-    Raises
-    ------
-    ImageError
-        As :func:`decode_image`.
+    Gives (height, width) bool.
     """
     return decode_soft_mask(data)[0]
 
@@ -175,22 +119,7 @@ def decode_mask(data: bytes) -> np.ndarray:
 def decode_soft_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
     """Decode a mask, and say whether noise or soft edges had to be cut off.
 
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    max_pixels : int
-        Limit, checked before any pixel is decoded.
-
-    Returns
-    -------
-    mask : ndarray of shape (height, width), bool
-    soft : bool
-
-    Raises
-    ------
-    ImageError
-        As :func:`decode_image`.
+    Gives mask (height, width) bool.
     """
     soft = False
 

@@ -20,36 +20,20 @@ _DARKER = 2  # bits that a picture may lack of the darkest one of the training, 
 
 
 class Words(NamedTuple):
-    """What the 16-bit values of one picture show.
-
-    Attributes
-    ----------
-    largest : int
-    used : int
-        Every bit that any value has set.
-    """
+    """What the 16-bit values of one picture show."""
 
     largest: int
-    used: int
+    used: int  # every bit that any value has set
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The depth of the pictures of a training, which says what value is white.
+    """The depth of the pictures of a training, which says what value is white."""
 
-    Attributes
-    ----------
-    bits : int
-        Bits that the data fill.
-    shift : int
-        Bits below them that are never set; 0 where the data fill the lowest bits.
-    darkest : int
-        Largest value of the darkest training picture; 0 where a depth was stated, and any picture
-        may be as dark as it likes.
-    """
-
-    bits: int = WORD
-    shift: int = 0
+    bits: int = WORD  # bits that the data fill
+    shift: int = 0  # bits below them that are never set; 0 where the data fill the lowest bits
+    # Largest value of the darkest training picture; 0 where a depth was stated, and any picture may
+    # be as dark as it likes.
     darkest: int = 0
 
     @property
@@ -73,17 +57,7 @@ class Depth:
         )
 
     def refusal(self, words: Words) -> str | None:
-        """Say in one sentence why a picture is of another depth; None where it is not.
-
-        Parameters
-        ----------
-        words : Words
-            Of the picture.
-
-        Returns
-        -------
-        str or None
-        """
+        """Say in one sentence why a picture is of another depth; None where it is not."""
         if words.largest > self.white:
             return (
                 f"The image holds {depth_of([words]).text()} (largest value {words.largest}), and "
@@ -109,36 +83,13 @@ BYTES = Depth(8, 8, FULL)
 
 
 def words_of(values: np.ndarray) -> Words:
-    """Look at the values of one picture.
-
-    Parameters
-    ----------
-    values : ndarray, of whole numbers from 0 to 65535
-
-    Returns
-    -------
-    Words
-    """
+    """Look at the values of one picture."""
     flat = values.reshape(-1)
     return Words(int(flat.max()), int(np.bitwise_or.reduce(flat)))
 
 
 def depth_of(words: Sequence[Words], stated: int | None = None) -> Depth:
-    """Recognise the depth of pictures.
-
-    Parameters
-    ----------
-    words : sequence of Words
-        Of all of them that have more than 8 bits a value.
-    stated : int, optional
-        Bits that the data fill, where somebody says so; whether they fill the upper ones or the
-        lower is still looked for.
-
-    Returns
-    -------
-    Depth
-        :data:`BYTES` where there are no words.
-    """
+    """Recognise the depth of pictures."""
     if stated is not None:
         above = [w for w in words if w.largest >= 2**stated and not w.used % 2 ** (WORD - stated)]
         shifted = stated < WORD and 2 * len(above) > len(words)

@@ -32,17 +32,7 @@ _MODES = {_GREY: "L", _RGB: "RGB", _RGBA: "RGBA"}
 def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
     """Decode a picture whose header Pillow has read and whose size was checked.
 
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-    image : Image
-        Opened by Pillow, with no pixel decoded yet.
-
-    Returns
-    -------
-    ndarray of shape (height, width, 3), uint8, or None
-        None where Pillow is to decode it.
+    Gives (height, width, 3) uint8, or None: none where Pillow is to decode it.
     """
     decoder = _decoder_for(data, image)
     if decoder is None or not getattr(image, "tile", None):  # or Pillow has decoded it already

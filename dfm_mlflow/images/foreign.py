@@ -25,18 +25,7 @@ _STARTS = (
 
 
 def refusal_of(data: bytes, formats: tuple[str, ...]) -> ImageError:
-    """Say what bytes are that no decoder knows.
-
-    Parameters
-    ----------
-    data : bytes
-    formats : tuple of str
-        That are read.
-
-    Returns
-    -------
-    ImageError
-    """
+    """Say what bytes are that no decoder knows."""
     known = f"not a picture in one of the formats {', '.join(formats)}"
     if data.startswith(TIFF) and (kind := kind_of(data)):
         return ImageError(f"The image is a TIFF of {kind}: save it as grey or RGB of 8 or 16 bits.")

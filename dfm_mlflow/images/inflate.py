@@ -22,25 +22,7 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def with_stored_rows(data: bytes, n: int) -> bytearray | None:
-    """Write a PNG anew without compression; chunks beside the pixels are left out.
-
-    Parameters
-    ----------
-    data : bytes
-        A PNG whose chunks every decoder reads alike.
-    n : int
-        Bytes of its rows with their filter bytes.
-
-    Returns
-    -------
-    bytearray or None
-        None where there is nothing to gain, or rows of another size.
-
-    Raises
-    ------
-    Exception
-        Any, if the file is damaged.
-    """
+    """Write a PNG anew without compression; chunks beside the pixels are left out."""
     if deflate_decode is None or len(data) < WORTH or data[28]:  # interlaced
         return None
     inflated = deflate_decode(_pixel_data(data), out=n)

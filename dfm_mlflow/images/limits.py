@@ -19,33 +19,12 @@ def too_many_bytes(n: int, most: int) -> ImageError:
 
 
 def max_bytes_of(max_pixels: int) -> int:
-    """Limit of a file in bytes.
-
-    Parameters
-    ----------
-    max_pixels : int
-        Limit of a picture; where it is raised, a file may be as large as raw colours are.
-
-    Returns
-    -------
-    int
-    """
+    """Limit of a file in bytes."""
     return MAX_BYTES if max_pixels <= MAX_PIXELS else 6 * max_pixels
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse a picture of no pixels, or of more than any may have.
-
-    Parameters
-    ----------
-    size : tuple of int
-        Width and height in pixels.
-    max_pixels : int
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse a picture of no pixels, or of more than any may have."""
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
@@ -62,20 +41,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
-    """Refuse a picture that makes its decoder work far more than its pixels are worth.
-
-    Parameters
-    ----------
-    image : Image
-        Opened by Pillow, with no pixel decoded yet.
-    data : bytes
-        The whole file.
-    max_pixels : int
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse a picture that makes its decoder work far more than its pixels are worth."""
     if image.format in ("JPEG", "MPO"):
         check_scans(data, image.width * image.height, max_pixels)
     elif image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:

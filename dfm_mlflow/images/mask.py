@@ -21,16 +21,7 @@ def marked_pixels(image: Image.Image) -> tuple[np.ndarray, bool]:
     noise or soft edges give many values, the limit is half of the largest one. A palette without
     black counts by its numbers. EXIF rotation is applied.
 
-    Parameters
-    ----------
-    image : Image
-        Opened, of any mode.
-
-    Returns
-    -------
-    marked : ndarray of shape (height, width), bool
-    soft : bool
-        Whether that limit was needed.
+    Gives marked (height, width) bool.
     """
     lossy = image.format in _LOSSY
     image = ImageOps.exif_transpose(image)
@@ -57,16 +48,7 @@ def orientation_of(data: bytes) -> int:
 def turned(mask: np.ndarray, orientation: int) -> np.ndarray:
     """Turn and mirror a mask as EXIF says of its picture.
 
-    Parameters
-    ----------
-    mask : ndarray of shape (height, width)
-    orientation : int
-        1 to 8.
-
-    Returns
-    -------
-    ndarray
-        Of shape (height, width), or (width, height) from 5 on.
+    Shapes: mask (height, width).
     """
     if orientation in (3, 4, 6, 7):
         mask = mask[::-1]

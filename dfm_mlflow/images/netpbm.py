@@ -21,24 +21,12 @@ _NUMBERS = re.compile(rb"P[56]" + _NUMBER * 3 + rb"[ \t\r\n\v\f]")
 
 
 class Head(NamedTuple):
-    """What stands before the values.
+    """What stands before the values."""
 
-    Attributes
-    ----------
-    size : tuple of int
-        Width and height in pixels.
-    channels : int
-        1 or 3.
-    white : int
-        Value that means white, 1 to 65535.
-    place : int
-        Where the values begin.
-    """
-
-    size: tuple[int, int]
-    channels: int
-    white: int
-    place: int
+    size: tuple[int, int]  # width and height in pixels
+    channels: int  # 1 or 3
+    white: int  # value that means white, 1 to 65535
+    place: int  # where the values begin
 
 
 def is_netpbm(data: bytes) -> bool:
@@ -47,22 +35,7 @@ def is_netpbm(data: bytes) -> bool:
 
 
 def head_of(data: bytes) -> Head:
-    """Read the head of a PGM or PPM.
-
-    Parameters
-    ----------
-    data : bytes
-        For which :func:`is_netpbm` holds.
-
-    Returns
-    -------
-    Head
-
-    Raises
-    ------
-    ImageError
-        For the plain kinds and the other ones of the family, and for a head that is none.
-    """
+    """Read the head of a PGM or PPM."""
     if data[:2] in _OTHERS:
         raise ImageError(
             f"The image is netpbm of the kind {data[:2].decode()}: save it as a binary PGM (P5) or "
@@ -78,20 +51,7 @@ def head_of(data: bytes) -> Head:
 def values_of(data: bytes, head: Head) -> np.ndarray:
     """Give the values of a PGM or PPM, whose size was checked.
 
-    Parameters
-    ----------
-    data : bytes
-    head : Head
-        Of it.
-
-    Returns
-    -------
-    ndarray of shape (height, width) or (height, width, 3), uint8 or uint16
-
-    Raises
-    ------
-    ImageError
-        If values are missing, or above white.
+    Gives (height, width) or (height, width, 3) uint8 or uint16.
     """
     (width, height), kind = head.size, "u1" if head.white < 256 else ">u2"
     n = width * height * head.channels

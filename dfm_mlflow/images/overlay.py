@@ -29,14 +29,7 @@ _SIDE = 1024  # most pixels of the longer side of a picture with a legend
 def tint(image: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Lay the colours of a map over its picture: nothing below level 64, then yellow to dark red.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    level : ndarray of shape (H, W), uint8
-
-    Returns
-    -------
-    ndarray of shape (H, W, 3), uint8
+    Shapes: image (H, W, 3) uint8; level (H, W) uint8; gives (H, W, 3) uint8.
     """
     colour, opacity = colours(level), _opacity(level)
     blend: np.ndarray = (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
@@ -46,14 +39,8 @@ def tint(image: np.ndarray, level: np.ndarray) -> np.ndarray:
 def layer(level: np.ndarray) -> np.ndarray:
     """Give the colours of a map by themselves, to be laid over a picture of any size.
 
-    Parameters
-    ----------
-    level : ndarray of shape (H, W), uint8
-
-    Returns
-    -------
-    ndarray of shape (H, W, 4), uint8
-        RGBA: over a picture it is what :func:`tint` gives.
+    Shapes: level (H, W) uint8; gives (H, W, 4) uint8: RGBA: over a picture it is what :func:`tint`
+    gives.
     """
     opacity = 255 * _opacity(level)
     return np.concatenate([colours(level), opacity], axis=-1).round().astype(np.uint8)
@@ -67,17 +54,7 @@ def _opacity(level: np.ndarray) -> np.ndarray:
 
 
 def colours(level: np.ndarray) -> np.ndarray:
-    """Colour of each level of a map.
-
-    Parameters
-    ----------
-    level : ndarray of any shape, uint8
-
-    Returns
-    -------
-    ndarray of that shape and 3, float32
-        RGB, 0 to 255.
-    """
+    """Colour of each level of a map."""
     stops = np.linspace(_FAINTEST, 255, len(_COLOURS))
     parts = [np.interp(level, stops, _COLOURS[:, i]) for i in range(3)]
     return np.stack(parts, axis=-1).astype(np.float32)

@@ -16,23 +16,7 @@ _MARK = {"Software": "dfm-mlflow"}  # in every file, so that no other is ever re
 
 
 class OverlayFolder:
-    """A folder of overlays of pictures.
-
-    Parameters
-    ----------
-    address : str
-        Local; made where it is not there.
-    sources : sequence of str or Path
-        All pictures: below the folder, files are called as these are below what they have in
-        common, with ``.png`` at the end.
-    searched : sequence of str
-        Folders that pictures were looked for in, and may be again.
-
-    Raises
-    ------
-    ConfigError
-        If it is no local folder, or lies where its files would be taken for pictures later on.
-    """
+    """A folder of overlays of pictures."""
 
     def __init__(self, address: str, sources: Sequence[Any], searched: Sequence[str] = ()):
         if "://" in address:
@@ -55,27 +39,7 @@ class OverlayFolder:
             ) from None
 
     def write(self, source: Any, picture: bytes | np.ndarray, anomaly_map: str) -> Path:
-        """Draw one.
-
-        Parameters
-        ----------
-        source : str or Path
-            One of the pictures.
-        picture : bytes or ndarray
-            What it holds.
-        anomaly_map : str
-            Its map, as a model answers it.
-
-        Returns
-        -------
-        Path
-            Of the file.
-
-        Raises
-        ------
-        ConfigError
-            If there is a file of that name that was not written here.
-        """
+        """Draw one."""
         path = self._folder.joinpath(*_parts(source)[self._depth :])
         path = path.with_name(path.name + ".png")
         if path.exists() and not _is_ours(path):

@@ -30,21 +30,7 @@ _NOTHING = "The row holds no picture (null): send the bytes of one."
 def taken(value: Any) -> Path | bytes | np.ndarray:
     """Take one picture, in whatever form.
 
-    Parameters
-    ----------
-    value : str, Path, bytes, bytearray, memoryview, np.void, ndarray or PIL image
-        A file; encoded bytes; or values of shape (H, W, 3), RGB, (H, W) or (H, W, 1), grey, uint8,
-        of any strides.
-
-    Returns
-    -------
-    Path, bytes or ndarray of shape (H, W, 3), uint8
-        The array lies in one piece, and is RGB.
-
-    Raises
-    ------
-    ImageError
-        For anything else.
+    Gives (H, W, 3) uint8: the array lies in one piece, and is RGB.
     """
     if isinstance(value, bytes | Path):
         return value
@@ -67,21 +53,7 @@ def taken(value: Any) -> Path | bytes | np.ndarray:
 
 
 def encoded(value: Any) -> bytes:
-    """Give the bytes of one picture, in whatever form it is; values become a PNG.
-
-    Parameters
-    ----------
-    value : Picture
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    ImageError
-        For what :func:`taken` refuses, and for a file that cannot be read.
-    """
+    """Give the bytes of one picture, in whatever form it is; values become a PNG."""
     picture = taken(value)
     if isinstance(picture, bytes):
         return picture
@@ -99,16 +71,7 @@ def encoded(value: Any) -> bytes:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a row has no picture: None, NaN, pandas' NA, or what MLflow makes of a JSON null.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a row has no picture: None, NaN, pandas' NA, or what MLflow makes of a JSON null."""
     if isinstance(value, str | bytes):
         return value in _NULLS
     if value is None or isinstance(value, float | np.floating):
@@ -117,16 +80,7 @@ def is_null(value: Any) -> bool:
 
 
 def is_single(value: Any) -> bool:
-    """Whether a value is one picture, where a list of them is expected.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    bool
-    """
+    """Whether a value is one picture, where a list of them is expected."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in "OSUV" and value.ndim in (2, 3)
     plain = (str, Path, bytes, bytearray, memoryview, np.void)
@@ -134,22 +88,7 @@ def is_single(value: Any) -> bool:
 
 
 def listed(values: Any) -> list[Any]:
-    """Give the pictures of a sequence, an array of them, or a column of a table, as a list.
-
-    Parameters
-    ----------
-    values : iterable
-        Not a single picture, and no table.
-
-    Returns
-    -------
-    list
-
-    Raises
-    ------
-    ConfigError
-        For a single picture, a table, and what is no sequence.
-    """
+    """Give the pictures of a sequence, an array of them, or a column of a table, as a list."""
     if is_single(values):
         raise ConfigError("A single picture was given: give a list of them, such as [picture].")
     if hasattr(values, "columns"):

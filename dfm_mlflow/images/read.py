@@ -14,25 +14,7 @@ from dfm_mlflow.storage.store import S3Object
 
 
 def read_picture(source: Path | S3Object, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read the bytes of one picture.
-
-    Parameters
-    ----------
-    source : Path or S3Object
-    max_bytes : int
-        That a picture may have.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    ImageError
-        If it is larger than any picture may be, and then nothing is read, or a file cannot be read.
-    DataError
-        If an object cannot be read, or is no longer the one that was listed.
-    """
+    """Read the bytes of one picture."""
     try:
         size = source.size if isinstance(source, S3Object) else source.stat().st_size
         if size > max_bytes:
@@ -47,18 +29,12 @@ def read_picture(source: Path | S3Object, max_bytes: int = MAX_BYTES) -> bytes:
 
 @dataclass(frozen=True)
 class Look:
-    """What one read of a picture shows beside its pixels.
+    """What one read of a picture shows beside its pixels."""
 
-    Attributes
-    ----------
-    sha256 : str
-        Of the file, hexadecimal. Of what cannot be read, or is too large to be a picture, that of
-        its ETag and size, or of nothing: whoever needs it will say so.
-    size : tuple of int or None
-        Height and width in pixels, as the head of the file has them; None where it is no picture.
-    """
-
+    # Of the file, hexadecimal. Of what cannot be read, or is too large to be a picture, that of its
+    # ETag and size, or of nothing: whoever needs it will say so.
     sha256: str
+    # Height and width in pixels, as the head of the file has them; None where it is no picture.
     size: tuple[int, int] | None
 
 
@@ -87,16 +63,7 @@ def depth_of(source: Path | S3Object) -> str | None:
 
 
 def look_at(source: Path | S3Object) -> Look:
-    """Read a picture for its digest and size alone.
-
-    Parameters
-    ----------
-    source : Path or S3Object
-
-    Returns
-    -------
-    Look
-    """
+    """Read a picture for its digest and size alone."""
     try:
         data = read_picture(source)
     except ImageError:

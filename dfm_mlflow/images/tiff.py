@@ -31,12 +31,7 @@ class _Entry(NamedTuple):
 
 
 def check_tiff(data: bytes) -> None:
-    """Refuse `data`, a TIFF, whose directory makes a decoder work again and again.
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse `data`, a TIFF, whose directory makes a decoder work again and again."""
     if data.startswith(b"MM\0+"):  # Pillow reads another directory there than libtiff
         raise ImageError("The image is a big-endian BigTIFF: save it as little-endian.")
     try:
@@ -111,17 +106,7 @@ def _numbers(data: bytes, tags: dict[int, _Entry], *either: int) -> list[int]:
 
 
 def kind_of(data: bytes) -> str:
-    """Say what numbers the first picture of a TIFF holds; empty where that cannot be read.
-
-    Parameters
-    ----------
-    data : bytes
-
-    Returns
-    -------
-    str
-        Such as ``5 channels of 16-bit whole numbers``.
-    """
+    """Say what numbers the first picture of a TIFF holds; empty where that cannot be read."""
     try:
         tags = _directory(data)
         bits, channels, formats, meaning, compression = (

@@ -19,39 +19,15 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}
 
 
 class Values(NamedTuple):
-    """Values of a picture as its file has them.
+    """Values of a picture as its file has them."""
 
-    Attributes
-    ----------
-    array : ndarray of shape (height, width) or (height, width, 3), uint16 or float32
-    white : int or None
-        Value that the file itself calls white; None where it does not say.
-    inverted : bool
-        Whether 0 is white instead.
-    """
-
-    array: np.ndarray
-    white: int | None = None
-    inverted: bool = False
+    array: np.ndarray  # (height, width) or (height, width, 3) uint16 or float32
+    white: int | None = None  # value that the file itself calls white; None where it does not say
+    inverted: bool = False  # whether 0 is white instead
 
 
 def wide_values(image: Image.Image) -> Values | None:
-    """Give the values of grey with more than 8 bits of them; None for anything else.
-
-    Parameters
-    ----------
-    image : Image
-        Opened by Pillow.
-
-    Returns
-    -------
-    Values or None
-
-    Raises
-    ------
-    ImageError
-        For whole numbers outside 0 to 65535.
-    """
+    """Give the values of grey with more than 8 bits of them; None for anything else."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "F":
         return Values(np.asarray(image))
@@ -64,39 +40,12 @@ def wide_values(image: Image.Image) -> Values | None:
 
 
 def has_wide_colours(image: Image.Image) -> bool:
-    """Whether colours have 16 bits each.
-
-    Parameters
-    ----------
-    image : Image
-        Opened by Pillow, with no pixel decoded yet.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether colours have 16 bits each."""
     return any(_raw_mode(tile)[:-1] in _COLOURS for tile in getattr(image, "tile", []))
 
 
 def wide_colours(image: Image.Image, data: bytes) -> Values:
-    """Give colours of 16 bits, of which Pillow keeps a byte: it decodes twice, once for either.
-
-    Parameters
-    ----------
-    image : Image
-        Opened by Pillow.
-    data : bytes
-        The whole file.
-
-    Returns
-    -------
-    Values
-
-    Raises
-    ------
-    ImageError
-        For grey with transparency.
-    """
+    """Give colours of 16 bits, of which Pillow keeps a byte: it decodes twice, once for either."""
     upper = _colours(image)
     with Image.open(io.BytesIO(data), formats=(image.format or "",)) as again:
         again.decodermaxblock = image.decodermaxblock  # type: ignore[attr-defined]
@@ -109,17 +58,7 @@ def wide_colours(image: Image.Image, data: bytes) -> Values:
 
 
 def check_numbers(image: Image.Image) -> None:
-    """Refuse a TIFF whose numbers Pillow takes for others.
-
-    Parameters
-    ----------
-    image : Image
-        Opened by Pillow.
-
-    Raises
-    ------
-    ImageError
-    """
+    """Refuse a TIFF whose numbers Pillow takes for others."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode.startswith(("I", "F")):
         return
@@ -137,20 +76,7 @@ def check_numbers(image: Image.Image) -> None:
 
 
 def to_8_bits(values: np.ndarray, white: int, inverted: bool = False) -> np.ndarray:
-    """Scale whole numbers to 0 to 255, rounded.
-
-    Parameters
-    ----------
-    values : ndarray, uint16
-    white : int
-        Becomes 255, as does whatever lies above it.
-    inverted : bool
-        Whether 0 is white instead.
-
-    Returns
-    -------
-    ndarray of the shape of `values`, uint8
-    """
+    """Scale whole numbers to 0 to 255, rounded."""
     table = _table(white)
     return np.asarray((255 - table if inverted else table)[values])
 
@@ -158,20 +84,7 @@ def to_8_bits(values: np.ndarray, white: int, inverted: bool = False) -> np.ndar
 def reals_to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Scale floating-point numbers of a stated range to 0 to 255, rounded.
 
-    Parameters
-    ----------
-    values : ndarray of shape (height, width), float32
-    low, high : float
-        Black and white.
-
-    Returns
-    -------
-    ndarray of the shape of `values`, uint8
-
-    Raises
-    ------
-    ImageError
-        For values outside the range, or that are no numbers.
+    Shapes: values (height, width) float32.
     """
     least, largest = float(values.min()), float(values.max())
     if not (np.float32(low) <= least and largest <= np.float32(high)):  # false for NaN, too

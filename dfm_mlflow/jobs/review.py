@@ -30,27 +30,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReviewResult:
-    """What there is to judge.
+    """What there is to judge."""
 
-    Attributes
-    ----------
-    output : str
-        The page, or the address that it was served at.
-    model : str
-        That drew the maps.
-    counts : dict of str to int
-        Pictures on the page, by why they are shown.
-    megabytes : float
-        Of the page.
-    verdicts : str
-        File of the verdicts.
-    """
-
-    output: str
-    model: str
-    counts: dict[str, int]
-    megabytes: float
-    verdicts: str
+    output: str  # the page, or the address that it was served at
+    model: str  # that drew the maps
+    counts: dict[str, int]  # pictures on the page, by why they are shown
+    megabytes: float  # of the page
+    verdicts: str  # file of the verdicts
 
     def summary(self) -> str:
         """Say in a few lines what to do with it."""
@@ -65,27 +51,7 @@ class ReviewResult:
 def review(
     options: ReviewOptions, *, started: Callable[[ReviewServer], object] | None = None
 ) -> ReviewResult:
-    """Choose pictures, draw their maps, and write the page or serve it until Ctrl-C.
-
-    Parameters
-    ----------
-    options : ReviewOptions
-    started : callable, optional
-        Told of the server before it answers; by default its address goes to the log.
-
-    Returns
-    -------
-    ReviewResult
-
-    Raises
-    ------
-    DfmError
-        For scores, a model or verdicts that cannot be used.
-    ConfigError
-        If nobody says which model drew the scores, or the port is taken.
-    DataError
-        If there is no picture to show.
-    """
+    """Choose pictures, draw their maps, and write the page or serve it until Ctrl-C."""
     if not options.serve:
         refuse_lost_output(options.output)
     scores = [read_scores(options.scores)]
@@ -127,16 +93,7 @@ def _model(options: ReviewOptions, scores: Scores) -> ResolvedModel:
 
 
 def name_of(found: ResolvedModel) -> str:
-    """Give the address of a model for the record: of the version that it is, where it is one.
-
-    Parameters
-    ----------
-    found : ResolvedModel
-
-    Returns
-    -------
-    str
-    """
+    """Give the address of a model for the record: of the version that it is, where it is one."""
     if found.version is not None or not found.uri.startswith("models:/"):
         return found.uri
     model_id = found.uri.removeprefix("models:/")

@@ -22,24 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves one page, and appends what is sent to it.
-
-    Parameters
-    ----------
-    page : callable
-        Given a token, gives the page, which sends the token along.
-    known : mapping of str to PictureVerdict
-        What is written of each picture, by SHA-256, but for the verdict itself.
-    path : Path
-        Of the file of verdicts.
-    port : int
-        0 for a free one.
-
-    Raises
-    ------
-    ConfigError
-        If the port cannot be used.
-    """
+    """Serves one page, and appends what is sent to it."""
 
     daemon_threads = True
 

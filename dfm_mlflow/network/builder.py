@@ -46,23 +46,7 @@ def build_extractor(
 ) -> tuple[Extractor, dict[str, str], Options]:
     """Build the network with its weights, and resolve what only it knows.
 
-    Parameters
-    ----------
-    options : Options
-        Resolved, but for layers by stride, device and precision.
-    items : sequence of Item, optional
-        Good pictures. ``precision=auto`` takes the device's half precision where their scores
-        stand it, and fp32 otherwise and without pictures.
-    roi : ndarray of shape (H, W), bool, optional
-        Region of interest of the options, where it was read already.
-
-    Returns
-    -------
-    extractor : Extractor
-    weights : dict of str to str
-        ``id`` and ``sha256``.
-    options : Options
-        With the names of the layers, the device and the precision.
+    Shapes: roi (H, W) bool.
     """
     device = choose_device(options.device)
     half = half_precision(device) if options.precision == "auto" and items else None
@@ -108,22 +92,7 @@ def build_extractor(
 
 
 def trained_anew(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
-    """Give a model's network to a training on other pictures, as :func:`build_extractor` would.
-
-    Parameters
-    ----------
-    extractor : Extractor
-        Of the model.
-    options : Options
-        Of the model.
-    items : sequence of Item
-        Good pictures.
-
-    Returns
-    -------
-    Extractor
-        With the cache of features; what the model knew of the depth of its pictures is forgotten.
-    """
+    """Give a model's network to a training on other pictures, as :func:`build_extractor` would."""
     decoder = guessed(extractor.decoder, [item.path for item in items], options.stated_bits)
     assert decoder.depth is not None  # a guess gives one
     return cached(extractor, options).with_depth(decoder.depth, strict=decoder.strict)
@@ -193,29 +162,6 @@ def precision_change(
 
     Pictures of one class go through both networks, and are held out of subspaces of the others.
     `half` remembers their maps, and its cache the result.
-
-    Parameters
-    ----------
-    full, half : Extractor
-        The same network in two precisions.
-    sample : sequence of Seen
-        Of :func:`read_sample`.
-    level : float
-        Share of the variance that the subspaces keep.
-    seed : int
-        Of the folds.
-    rows : sequence of tuple of str and float, optional
-        Of each feature map: what a row of its subspace is, and its own level.
-
-    Returns
-    -------
-    float
-        Standard deviation of the changes by that of the scores, of the layer where it is largest.
-
-    Raises
-    ------
-    FitError
-        For fewer than 8 pictures that can be read, or pictures that are all the same.
     """
     if len(sample) < FEWEST_MEASURED:
         raise FitError(f"{len(sample)} pictures are too few to measure half precision on.")
@@ -248,36 +194,16 @@ def precision_change(
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A decoded picture, with the SHA-256 of its file.
-
-    Attributes
-    ----------
-    path : Path or S3Object
-    digest : str
-        SHA-256 of the file, hexadecimal.
-    image : ndarray of shape (H, W, 3), uint8
-    words : Words or None
-        What its 16-bit values show.
-    """
+    """A decoded picture, with the SHA-256 of its file."""
 
     path: Path | S3Object
-    digest: str
-    image: np.ndarray
-    words: Words | None = None
+    digest: str  # SHA-256 of the file, hexadecimal
+    image: np.ndarray  # (H, W, 3) uint8
+    words: Words | None = None  # what its 16-bit values show
 
 
 def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[Seen]:
-    """Read a few pictures of the first class, evenly spread; unreadable ones are left out.
-
-    Parameters
-    ----------
-    items : sequence of Item
-    decoder : Decoder, optional
-
-    Returns
-    -------
-    list of Seen
-    """
+    """Read a few pictures of the first class, evenly spread; unreadable ones are left out."""
     decoder = decoder or Decoder()
 
     def seen(path: Path | S3Object) -> Seen | None:
@@ -312,21 +238,7 @@ def _change(before: Tensor, after: Tensor, kind: str, level: float, seed: int) -
 def load_roi(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """Read the mask of the region of interest.
 
-    Parameters
-    ----------
-    path : str
-        ``none`` for none.
-    max_pixels : int
-        Limit of a picture.
-
-    Returns
-    -------
-    ndarray of shape (H, W), bool, or None
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or marks nothing.
+    Gives (H, W) bool, or None.
     """
     if path == "none":
         return None

@@ -43,34 +43,7 @@ MOST_HELD = 256 << 20  # bytes of inputs that are held for copies
 class Extractor:
     """A backbone with its preprocessing, pooling, device and precision.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        Frozen network.
-    size : tuple of int
-        Network input (height, width) in pixels.
-    resize : {"stretch", "keep"}
-        Stretch to `size`, or keep the aspect ratio and pad with the mean colour.
-    pooling : int, str or sequence of sequence of them
-        Kernel and stride of average pooling, or ``stride:N``: on each layer the kernel that makes
-        cells of N input pixels. A partial window at the border averages what it has. One for all
-        layers, or the scales of each.
-    device : torch.device
-        Where the network runs.
-    precision : {"fp32", "bf16", "fp16"}
-        Arithmetic of the network; features are float32.
-    batch_size : int
-        Pictures in one forward pass; where passes share the cores of a CPU they are smaller.
-    cache : FeatureCache, optional
-        Where features are kept between runs.
-    tile : int, optional
-        The network sees overlapping tiles of this side, and their maps are put together, so that a
-        large input costs the memory of a small one.
-    roi : ndarray of shape (H, W), bool, optional
-        Region of interest; pixels outside it are painted in the mean colour before anything else,
-        in pictures of another size scaled to theirs.
-    decoder : Decoder, optional
-        What becomes of the bytes of a picture; by default as in :func:`decode_image`.
+    Shapes: roi (H, W) bool.
     """
 
     def __init__(
@@ -121,24 +94,7 @@ class Extractor:
     ) -> "Extractor":
         """Prepare and pool as the options of a training say; see the class for the rest.
 
-        Parameters
-        ----------
-        backbone : Backbone
-        options : Options
-            Resolved.
-        device : torch.device
-        precision : {"fp32", "bf16", "fp16"}
-        batch_size : int
-        roi : ndarray of shape (H, W), bool, optional
-        cache : FeatureCache, optional
-        depth : Depth, optional
-            Of the pictures; without, none is known and none refused.
-        strict : bool
-            Whether pictures of another depth are refused.
-
-        Returns
-        -------
-        Extractor
+        Shapes: roi (H, W) bool.
         """
         return cls(
             backbone,
@@ -162,15 +118,7 @@ class Extractor:
         return other
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
-        """Return a copy whose forward passes go through another hand.
-
-        Parameters
-        ----------
-        runner : callable
-            Calls :meth:`run_batch`, perhaps for several callers at once.
-        decoding : context manager
-            Entered by every thread while it decodes a picture, such as a semaphore.
-        """
+        """Return a copy whose forward passes go through another hand."""
         other = copy.copy(self)
         other._runner, other._decoding = runner, decoding
         return other
@@ -186,18 +134,7 @@ class Extractor:
     ) -> None:
         """Keep the maps of one picture that the network has seen, for the next extraction.
 
-        Parameters
-        ----------
-        source : Path or S3Object
-        digest : str
-            SHA-256 of its contents, in hexadecimal.
-        maps : sequence of Tensor of shape (C, h, w)
-        size : tuple of int
-            Height and width of the picture in pixels.
-        light : float
-            Mean level of the network's input, from 0 to 255.
-        words : Words, optional
-            What its 16-bit values show.
+        Shapes: maps (C, h, w).
         """
         arrays = [m.cpu().numpy() for m in maps]
         if self.cache:
@@ -217,14 +154,7 @@ class Extractor:
         self._held.clear()
 
     def take_back(self, sources: Sequence[Source], extraction: Extraction) -> None:
-        """Remember what was extracted, for an extraction of the same pictures with copies.
-
-        Parameters
-        ----------
-        sources : sequence of Path or S3Object
-        extraction : Extraction
-            Of them, without copies.
-        """
+        """Remember what was extracted, for an extraction of the same pictures with copies."""
         for row, i in enumerate(extraction.kept):
             maps = [f[row].cpu().numpy() for f in extraction.features]
             size, digest = extraction.sizes[row], extraction.digests.get(i)
@@ -241,21 +171,7 @@ class Extractor:
         hold: bool = False,
         progress: str | None = None,
     ) -> Extraction:
-        """Extract the features of pictures, in their order; unreadable ones are reported.
-
-        Parameters
-        ----------
-        sources : sequence of Picture or S3Object
-            Files, objects, encoded pictures, arrays and PIL images, as
-            :func:`~dfm_mlflow.images.picture.taken` takes them.
-        copies : sequence of Copy
-            What of each picture the network sees, by default itself; it is decoded once.
-        hold : bool
-            Whether inputs are held until :meth:`release`, as long as :data:`MOST_HELD` allows, so
-            that copies of the same pictures need not be read again.
-        progress : str, optional
-            Title of a progress bar, shown on a terminal only.
-        """
+        """Extract the features of pictures, in their order; unreadable ones are reported."""
         sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, str] = {}
         digests: dict[int, str] = {}
@@ -358,17 +274,7 @@ class Extractor:
     def read(self, source: Path | S3Object) -> np.ndarray:
         """Read and decode a picture.
 
-        Parameters
-        ----------
-        source : Path or S3Object
-
-        Returns
-        -------
-        ndarray of shape (H, W, 3), uint8
-
-        Raises
-        ------
-        ImageError
+        Gives (H, W, 3) uint8.
         """
         return self.decoder.decode(read_picture(source, self.decoder.max_bytes))[0]
 
@@ -377,55 +283,25 @@ class Extractor:
 
         It lies on the extractor's device; a GPU's resize may differ from a CPU's by one level.
 
-        Parameters
-        ----------
-        image : ndarray of shape (H, W, 3), uint8
-
-        Returns
-        -------
-        Tensor of shape (3, H, W), uint8
+        Shapes: image (H, W, 3) uint8; gives (3, H, W) uint8.
         """
         return self._pixels.resized(image)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Which cells of a feature grid the region of interest touches.
 
-        Parameters
-        ----------
-        grid : tuple of int
-            Height and width of the grid in cells.
-
-        Returns
-        -------
-        ndarray of shape (h, w), bool
+        Gives (h, w) bool.
         """
         return self._pixels.roi_cells(grid)
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture fills.
-
-        Parameters
-        ----------
-        size : tuple of int
-            Height and width of the picture in pixels.
-
-        Returns
-        -------
-        tuple of float
-        """
+        """Share of the input's height and width that a picture fills."""
         return self._pixels.filled_part(size)
 
     def run_batch(self, pixels: Tensor) -> list[Tensor]:
         """Run the network on pixels.
 
-        Parameters
-        ----------
-        pixels : Tensor of shape (n, 3, H, W), uint8
-
-        Returns
-        -------
-        list of Tensor of shape (n, C, h, w), float32
-            One for each layer.
+        Shapes: pixels (n, 3, H, W) uint8; gives (n, C, h, w) float32, one for each layer.
         """
         return self._network.run(pixels)
 
