@@ -15,6 +15,7 @@ WITHIN = 0.03  # of a model that was trained on clean data
 
 
 @pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.xfail(
     run=False,
     reason="not reached yet: after the first day recall on the defects of the line is below the "
