@@ -166,7 +166,7 @@ def _check(options: UpdateOptions) -> None:
             "to remove."
         )
     if options.promote != "none":
-        PromoteOptions.parse({"model": "any", "version": "1", "to": options.promote})
+        PromoteOptions.parse({"model": "any", "version": "1", "alias": options.promote})
 
 
 def _parent(options: UpdateOptions) -> _Parent:
@@ -365,4 +365,5 @@ def _by_content(said: dict[str, Said], contents: dict[str, str]) -> dict[str, Sa
 
 def _promote(options: UpdateOptions, trained: TrainResult) -> PromoteResult:
     given = {"model": trained.detector.options.model_name, "version": trained.registered_version}
-    return promote(PromoteOptions.parse({**given, "to": options.promote, "reason": options.reason}))
+    given |= {"alias": options.promote, "reason": options.reason} | options.gates
+    return promote(PromoteOptions.parse(given))
