@@ -40,6 +40,7 @@ from dfm_mlflow.scores.verdict_changes import (
     Said,
     change_table,
     changes_sentence,
+    hard_ones_sentence,
     said_of_scored,
     said_while_held_out,
 )
@@ -285,11 +286,13 @@ class _Telling:
             ),
         )
         sentence, figures = compare_models("The new model", old, fitted.detector, tested, now)
-        said = [self._learned.sentence(), changes_sentence(self.changes), sentence]
+        n_calibrated = min(len(c.calibration.scores) for c in old.classes)
+        hard = hard_ones_sentence(self.changes, n_calibrated)
+        said = [self._learned.sentence(), changes_sentence(self.changes), sentence, hard]
         self.sentences = [text for text in said if text]
         fitted.sentences.extend(self.sentences)
         for text in self.sentences[1:]:
-            _logger.info(text)
+            _logger.log(logging.WARNING if text == hard else logging.INFO, text)
         fitted.metrics.update(figures | self._figures(tested))
         tags = self._tags()
         files = {
