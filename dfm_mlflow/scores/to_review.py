@@ -27,7 +27,7 @@ RETEST, FLAGGED, PASSED, TRAINING = "retest", "flagged", "least typical", "train
 KEPT = "kept"  # folder of a server's log with the pictures themselves
 # Training pictures at least, where there are so many: bad ones hide each other and themselves where
 # few teach. Of 4 bad ones among 40, the 12 most unusual hold three quarters (docs/learning.md).
-_FEWEST = 40
+FEWEST = 40
 _OF_MOST = 4  # training pictures are at most this part of a page that others fill, too
 
 _logger = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ def _case(row: Mapping[Any, Any], why: str) -> Case:
 
 def _unusual(table: pd.DataFrame) -> list[Case]:
     table = table[table["p_value"].notna()]
-    n = max(_FEWEST, math.ceil(SHARE * len(table)))
+    n = max(FEWEST, math.ceil(SHARE * len(table)))
     rows = table.sort_values(["p_value", "held_out_score"], ascending=[True, False]).head(n)
     return [
         Case(
