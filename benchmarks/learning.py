@@ -22,7 +22,7 @@ from dfm_mlflow.scores.to_review import FEWEST
 from dfm_mlflow.scores.training import SHARE
 
 GOOD, DIRT, DAY_GOOD, DAY_BAD, DAYS = 36, 4, 40, 10, 2
-KEPT = {"flagged": None, "retest=0.5": 0.5, "retest=0.95": 0.95, "all": 1.0}
+KEPT = {"flagged": None, "retest, retest=0.5": 0.5, "retest, retest=0.95": 0.95, "all": 1.0}
 LOOKED_AT = (8, 12, 20, 30, 40)
 
 
