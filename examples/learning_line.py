@@ -15,6 +15,7 @@ What differs from the defaults, and why:
   has, and its threshold is too high.
 - ``augment=none``: an update keeps what ``auto`` decided on the first 40 pictures, and the clean
   model would decide anew on its own; so both are told, and it is quicker.
+- ``fpr=0.05``: 40 pictures cannot promise 1 %.
 - ``min_recall`` of the gate: it is judged on the few defects of the line so far, of which a model
   of some 80 pictures may find few, trained on clean data or not.
 """

@@ -142,7 +142,7 @@ def _of_server(
     if not there.any():
         raise DataError(
             f"{address} holds the scores of {len(table)} pictures and keeps none of them: serve "
-            "with keep=retest or keep=flagged, or review what `score` wrote."
+            "with keep=all, retest or flagged, or review what `score` wrote."
         )
     mine = table[there]
     mine = mine.assign(path=mine["sha256"].map(dict(kept)))
