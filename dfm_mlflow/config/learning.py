@@ -1,6 +1,9 @@
 """The options of the verbs by which a line learns: review and update."""
 
+from typing import Any
+
 from dfm_mlflow.config.base import StrictOptions, option
+from dfm_mlflow.config.gates import GateOptions, check_reason
 from dfm_mlflow.errors import ConfigError
 
 
@@ -54,8 +57,8 @@ class ReviewOptions(StrictOptions):
     )
 
 
-class UpdateOptions(StrictOptions):
-    """Every option of an update."""
+class _Updated(StrictOptions):
+    """What is updated, and by what."""
 
     model: str = option(
         ...,
@@ -108,10 +111,19 @@ class UpdateOptions(StrictOptions):
         "auto, none or a name without / : . % or quotes",
         r"^[^/:.%\"']+$",
     )
-    reason: str = option("none", "Why, for the record.", "none or a text", r"\S")
+    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+
+
+class UpdateOptions(GateOptions, _Updated):
+    """Every option of an update; the gates are those of its promotion."""
+
+    @property
+    def gates(self) -> dict[str, Any]:
+        """What the gates ask for, by option."""
+        return {name: getattr(self, name) for name in GateOptions.model_fields}
 
     def check(self) -> None:
-        """Refuse the promotion of what is not registered.
+        """Refuse the promotion of what is not registered, and gates where none is asked for.
 
         Raises
         ------
@@ -123,3 +135,10 @@ class UpdateOptions(StrictOptions):
                 f"promote={self.promote} needs a registered version, and registered_model=none "
                 "registers none: leave one of them out."
             )
+        asked = [k for k, v in self.gates.items() if v != GateOptions.model_fields[k].default]
+        if asked and self.promote == "none":
+            raise ConfigError(
+                f"{asked[0]}={getattr(self, asked[0])} is for a promotion, and promote=none asks "
+                "for none: give promote=<alias>, too."
+            )
+        check_reason(self.force, self.reason, "the new camera has no test pictures yet")

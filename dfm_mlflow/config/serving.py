@@ -48,9 +48,9 @@ class ServingSettings(BaseModel):
         Folder or ``s3://`` prefix for a server's log of what it answered; none by default.
     log_megabytes : int
         Size of the log at most, in units of 2**20: the oldest parts go first.
-    keep : {"none", "flagged", "retest"}
-        Which pictures are kept beside the log: those that are flagged; or those and the ones in the
-        retest band.
+    keep : {"none", "flagged", "retest", "all"}
+        Which pictures are kept beside the log: those that are flagged; those and the ones in the
+        retest band; or all that could be scored.
     keep_megabytes : int
         Size of the kept pictures at most, in units of 2**20: the oldest go first.
     drift_alarm : float, optional
@@ -81,7 +81,7 @@ class ServingSettings(BaseModel):
     metrics_host: str = Field("127.0.0.1", min_length=1)
     log_to: str | None = Field(None, min_length=1)
     log_megabytes: int = Field(1024, ge=1)
-    keep: Literal["none", "flagged", "retest"] = "none"
+    keep: Literal["none", "flagged", "retest", "all"] = "none"
     keep_megabytes: int = Field(1024, ge=1)
     drift_alarm: float | None = Field(None, gt=0, lt=1)
     expected_flagged: float | None = Field(None, gt=0, lt=1)

@@ -16,6 +16,7 @@ from dfm_mlflow.config.base import (
     StrictOptions,
     option,
 )
+from dfm_mlflow.config.gates import GateOptions, check_reason
 from dfm_mlflow.errors import ConfigError
 
 
@@ -180,8 +181,8 @@ class CompareOptions(StrictOptions):
         return tuple(run for text in given for run in str(text).split(",") if run)
 
 
-class PromoteOptions(StrictOptions):
-    """Every option of a promotion."""
+class _Promoted(StrictOptions):
+    """What is promoted, and to what."""
 
     model: str = option(
         ...,
@@ -212,62 +213,7 @@ class PromoteOptions(StrictOptions):
     bad: str = option("auto", BAD, FOLDERS, min_length=1)
     masks: str = option("auto", MASKS, FOLDERS, min_length=1)
     reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
-    force: bool = option(
-        False, "Promote past refusals by metrics, comparisons, speed or size.", "true or false"
-    )
     dry_run: bool = option(False, "Run every gate and move nothing.", "true or false")
-    min_auroc: float = option(
-        0.8, "Least image AUROC on the version's test pictures.", "a number from 0 to 1", ge=0, le=1
-    )
-    min_recall: float = option(
-        0.5,
-        "Least share of labelled defects that the version finds at its threshold.",
-        "a number from 0 to 1",
-        ge=0,
-        le=1,
-    )
-    max_fpr: float = option(
-        0.1,
-        "Without test pictures: most false positives that the held-out good pictures promise.",
-        "a number in (0, 1]",
-        gt=0,
-        le=1,
-    )
-    margin: float = option(
-        0.02,
-        "AUROC that the version may lose against the one that holds the alias, and the best that "
-        "ever held it.",
-        "a number from 0 to 1",
-        ge=0,
-        le=1,
-    )
-    margin_recall: float = option(
-        0.05,
-        "Recall at the threshold that it may lose against the same.",
-        "a number from 0 to 1",
-        ge=0,
-        le=1,
-    )
-    min_images: int = option(
-        20,
-        "Good, and defective, pictures that a comparison needs.",
-        "a whole number of at least 1",
-        ge=1,
-    )
-    max_slowdown: float = option(
-        1.5,
-        "Time for a picture, as a multiple of the other version's.",
-        "a number above 0",
-        gt=0,
-        allow_inf_nan=False,
-    )
-    max_growth: float = option(
-        1.5,
-        "Bytes of the model, as a multiple of the other version's.",
-        "a number above 0",
-        gt=0,
-        allow_inf_nan=False,
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -283,6 +229,10 @@ class PromoteOptions(StrictOptions):
         if re.fullmatch(r"(?i)latest|v\d+", value):
             raise ValueError("reserved by MLflow")
         return value
+
+
+class PromoteOptions(GateOptions, _Promoted):
+    """Every option of a promotion."""
 
     def check(self) -> None:
         """Refuse what does not go together.
@@ -301,7 +251,7 @@ class PromoteOptions(StrictOptions):
                 f"model={self.model} names no version: give models:/{self.model}/VERSION, or "
                 "version beside it."
             )
-        _check_reason(self.force, self.reason, "the new camera has no test pictures yet")
+        check_reason(self.force, self.reason, "the new camera has no test pictures yet")
 
 
 class RecalibrateOptions(StrictOptions):
@@ -348,7 +298,7 @@ class RecalibrateOptions(StrictOptions):
         ConfigError
             For force without a reason.
         """
-        _check_reason(self.force, self.reason, "the lamp is darker since Monday")
+        check_reason(self.force, self.reason, "the lamp is darker since Monday")
 
 
 class UpgradeOptions(StrictOptions):
@@ -372,10 +322,3 @@ class UpgradeOptions(StrictOptions):
         "auto, none or a name without / : . % or quotes",
         r"^[^/:.%\"']+$",
     )
-
-
-def _check_reason(force: bool, reason: str, example: str) -> None:
-    if force and reason.strip().lower() == "none":
-        raise ConfigError(
-            f"force=true needs a reason for the record: give one, such as reason='{example}'."
-        )

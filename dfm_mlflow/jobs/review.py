@@ -40,7 +40,7 @@ class ReviewResult:
 
     def summary(self) -> str:
         """Say in a few lines what to do with it."""
-        parts = [f"{n} {WORDS[why]}" for why, n in self.counts.items()]
+        parts = [f"{WORDS[why]}: {n}" for why, n in self.counts.items()]
         return (
             f"{self.output} shows {sum(self.counts.values())} pictures ({'; '.join(parts)}) in "
             f"{self.megabytes:.1f} MB. Judge them by g, b and u, then teach the model what you "

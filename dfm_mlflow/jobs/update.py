@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
@@ -17,38 +16,23 @@ from dfm_mlflow.data.catalog import Catalog
 from dfm_mlflow.data.chosen import with_masks
 from dfm_mlflow.data.folder import Naming
 from dfm_mlflow.data.groups import is_list
-from dfm_mlflow.data.learned import TRAIN, Learned
+from dfm_mlflow.data.learned import Learned
 from dfm_mlflow.data.manifest import read_manifest
 from dfm_mlflow.data.picture_list import write_rows
-from dfm_mlflow.data.verdicts import PictureVerdict, read_verdicts, who_said
-from dfm_mlflow.detector.anomaly_detector import DIGITS, AnomalyDetector
-from dfm_mlflow.errors import ArtifactError, ConfigError, DataError, DeviceError, PromotionError
+from dfm_mlflow.data.verdicts import PictureVerdict, read_verdicts
+from dfm_mlflow.errors import ConfigError, DataError, DeviceError, PromotionError
 from dfm_mlflow.images.read import Look
 from dfm_mlflow.jobs.learned_set import TRAINING, learned_set
-from dfm_mlflow.jobs.train import Fitted, Further, TrainResult, fit_and_register
+from dfm_mlflow.jobs.train import TrainResult, fit_and_register
+from dfm_mlflow.jobs.update_record import Parent, Telling
 from dfm_mlflow.mlflow_plugin.flavor import load_model
-from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel, addresses_of, resolve
+from dfm_mlflow.mlflow_plugin.model_uri import addresses_of, resolve
 from dfm_mlflow.mlflow_plugin.run_files import address_of
-from dfm_mlflow.network.builder import cached, trained_anew
-from dfm_mlflow.registry.history import as_dicts, better, history, record_of
+from dfm_mlflow.network.builder import trained_anew
 from dfm_mlflow.registry.promote import PromoteResult, promote
-from dfm_mlflow.registry.runs import read_train_scores
-from dfm_mlflow.report.history import history_page
-from dfm_mlflow.scores.before_after import compare_models
-from dfm_mlflow.scores.evaluation import image_metrics, score_items
-from dfm_mlflow.scores.verdict_changes import (
-    Said,
-    change_table,
-    changes_sentence,
-    said_of_scored,
-    said_while_held_out,
-)
-from dfm_mlflow.storage import store
 from dfm_mlflow.tracking.experiment import AUTO
-from dfm_mlflow.tracking.kept import PARENT, UPDATE
+from dfm_mlflow.tracking.kept import PARENT
 from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
-
-_MOST_NAMES = 500  # characters of those who judged, in a tag
 
 _logger = logging.getLogger(__name__)
 
@@ -78,23 +62,6 @@ class UpdateResult:
     changes: pd.DataFrame
     sentences: list[str]
     promoted: PromoteResult | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Parent:
-    """The model that is updated."""
-
-    found: ResolvedModel
-    detector: AnomalyDetector
-    name: str | None  # under which the next version is registered
-    run_id: str | None
-
-    @property
-    def tag(self) -> str:
-        """What the next version says of where it comes from."""
-        version = self.found.version
-        same = version is not None and version.name == self.name
-        return str(version.version) if same and version else self.found.uri
 
 
 def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
@@ -140,7 +107,7 @@ def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
         given = _options(options, parent, run_id)
         catalog = _catalog(given, learned, looks, address_of(run_id, TRAINING))
         extractor = trained_anew(old.extractor, given, catalog.train)
-        telling = _Telling(options, parent, learned, verdicts, catalog)
+        telling = Telling(options, parent, learned, verdicts, catalog)
         trained = fit_and_register(
             run_id, source, tags, given, catalog, extractor, old.weights, telling
         )
@@ -166,10 +133,10 @@ def _check(options: UpdateOptions) -> None:
             "to remove."
         )
     if options.promote != "none":
-        PromoteOptions.parse({"model": "any", "version": "1", "to": options.promote})
+        PromoteOptions.parse({"model": "any", "version": "1", "alias": options.promote})
 
 
-def _parent(options: UpdateOptions) -> _Parent:
+def _parent(options: UpdateOptions) -> Parent:
     found = resolve(options.model)
     detector = load_model(found.uri)
     asked = torch.device(detector.options.device).type
@@ -194,10 +161,10 @@ def _parent(options: UpdateOptions) -> _Parent:
             f"promote={options.promote} needs a registered model, and {options.model} has no name: "
             "give registered_model=<name>."
         )
-    return _Parent(found, detector, name, run_id)
+    return Parent(found, detector, name, run_id)
 
 
-def _check_model(parent: _Parent, verdicts: list[PictureVerdict], address: str) -> None:
+def _check_model(parent: Parent, verdicts: list[PictureVerdict], address: str) -> None:
     """Refuse verdicts on the scores of another model; those on other versions of it are welcome."""
     named = {v.model for v in verdicts if v.model}
     if not named:
@@ -215,7 +182,7 @@ def _check_model(parent: _Parent, verdicts: list[PictureVerdict], address: str) 
         )
 
 
-def _options(options: UpdateOptions, parent: _Parent, run_id: str) -> Options:
+def _options(options: UpdateOptions, parent: Parent, run_id: str) -> Options:
     """Give the options of the model, on the list that this run is going to hold."""
     old = parent.detector
     group_by = old.options.group_by
@@ -254,115 +221,7 @@ def _catalog(options: Options, learned: Learned, looks: dict[str, Look], source:
     return catalog
 
 
-class _Telling:
-    """Holds the new model against the old one, once it is fitted and before anything is logged."""
-
-    def __init__(
-        self,
-        options: UpdateOptions,
-        parent: _Parent,
-        learned: Learned,
-        verdicts: list[PictureVerdict],
-        catalog: Catalog,
-    ):
-        self._options, self._parent, self._learned = options, parent, learned
-        self._verdicts, self._catalog = verdicts, catalog
-        self.changes, self.sentences = pd.DataFrame(), [""]
-
-    def __call__(self, fitted: Fitted) -> Further:
-        contents, old = self._catalog.contents, self._parent.detector
-        known = old.with_extractor(cached(old.extractor, old.options))
-        tested = score_items(known, self._catalog.test).table
-        now = fitted.evaluation.table
-        if "left_out" in now:
-            tested = tested.assign(left_out=now["left_out"])
-        self.changes = change_table(
-            self._learned.changes,
-            self._before(known, tested, contents),
-            _by_content(
-                said_of_scored(now) | said_while_held_out(fitted.detector, fitted.look.scores),
-                contents,
-            ),
-        )
-        sentence, figures = compare_models("The new model", old, fitted.detector, tested, now)
-        said = [self._learned.sentence(), changes_sentence(self.changes), sentence]
-        self.sentences = [text for text in said if text]
-        fitted.sentences.extend(self.sentences)
-        for text in self.sentences[1:]:
-            _logger.info(text)
-        fitted.metrics.update(figures | self._figures(tested))
-        tags = self._tags()
-        files = {
-            "changes.csv": self.changes.to_csv(index=False),
-            "report/history.html": self._page(fitted.metrics, tags),
-        }
-        if self._options.verdicts != "none":
-            files["verdicts.csv"] = store.read_address(self._options.verdicts).decode("utf-8-sig")
-        return Further(tags, files)
-
-    def _before(
-        self, old: AnomalyDetector, tested: pd.DataFrame, contents: dict[str, str]
-    ) -> dict[str, Said]:
-        """What the old model says of test pictures, and of those that were judged good."""
-        judged = {c.sha256 for c in self._learned.changes if c.after == TRAIN}
-        joined = [i for i in self._catalog.train if contents[str(i.path)] in judged]
-        inside = frozenset(p for p, digest in contents.items() if digest[:DIGITS] in old.fitted)
-        tables = [tested, *([score_items(old, joined).table] if joined else [])]
-        said: dict[str, Said] = {}
-        for table in tables:
-            said |= _by_content(said_of_scored(table, inside), contents)
-        scores = read_train_scores(self._parent.run_id)
-        held_out = {} if scores is None else said_while_held_out(old, scores, by="sha256")
-        return said | {d: held_out[d] for d, s in said.items() if not s.held_out and d in held_out}
-
-    def _figures(self, tested: pd.DataFrame) -> dict[str, float]:
-        before, learned = image_metrics(tested), self._learned
-        said = learned.n_said
-        figures = {
-            f"{name}_before": before[name]
-            for name in ("recall", "false_positive_rate", "image_auroc")
-            if name in before
-        }
-        return figures | {
-            "threshold_before": max(self._parent.detector.thresholds().values()),
-            "n_verdicts_good": float(said["good"]),
-            "n_verdicts_bad": float(said["bad"]),
-            "n_verdicts_unsure": float(learned.n_unsure),
-            "n_joined_training": float(learned.count(after=TRAIN)),
-            "n_left_training": float(learned.count(before=TRAIN)),
-        }
-
-    def _tags(self) -> dict[str, str]:
-        learned, said = self._learned, self._learned.n_said
-        counts = {
-            "good": said["good"],
-            "bad": said["bad"],
-            "unsure": learned.n_unsure,
-            "added": learned.count(after=TRAIN),
-            "removed": learned.count(before=TRAIN),
-        }
-        return {
-            PARENT: self._parent.tag,
-            **{f"{UPDATE}{name}": str(n) for name, n in counts.items()},
-            f"{UPDATE}by": who_said(self._verdicts)[:_MOST_NAMES],
-            f"{UPDATE}reason": self._options.reason,
-        }
-
-    def _page(self, metrics: dict[str, float], tags: dict[str, str]) -> str:
-        name = self._parent.name
-        try:
-            records = history(name) if name else []
-        except ArtifactError:  # the first version under another name
-            records = []
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        records = [*records, record_of("new", at, [], metrics, tags)]
-        return history_page(name or self._catalog.name, as_dicts(records), better(records))
-
-
-def _by_content(said: dict[str, Said], contents: dict[str, str]) -> dict[str, Said]:
-    return {contents[path]: one for path, one in said.items() if path in contents}
-
-
 def _promote(options: UpdateOptions, trained: TrainResult) -> PromoteResult:
     given = {"model": trained.detector.options.model_name, "version": trained.registered_version}
-    return promote(PromoteOptions.parse({**given, "to": options.promote, "reason": options.reason}))
+    given |= {"alias": options.promote, "reason": options.reason} | options.gates
+    return promote(PromoteOptions.parse(given))

@@ -25,8 +25,10 @@ from dfm_mlflow.storage.walk import walk
 
 RETEST, FLAGGED, PASSED, TRAINING = "retest", "flagged", "least typical", "training"
 KEPT = "kept"  # folder of a server's log with the pictures themselves
-_FEWEST = 12  # training pictures, where there are so many
-_OF_MOST = 4  # training pictures are at most this part of a page that shows others, too
+# Training pictures at least, where there are so many: bad ones hide each other and themselves where
+# few teach. Of 4 bad ones among 40, the 12 most unusual hold three quarters (docs/learning.md).
+FEWEST = 40
+_OF_MOST = 4  # training pictures are at most this part of a page that others fill, too
 
 _logger = logging.getLogger(__name__)
 
@@ -140,7 +142,7 @@ def _of_server(
     if not there.any():
         raise DataError(
             f"{address} holds the scores of {len(table)} pictures and keeps none of them: serve "
-            "with keep=retest or keep=flagged, or review what `score` wrote."
+            "with keep=all, retest or flagged, or review what `score` wrote."
         )
     mine = table[there]
     mine = mine.assign(path=mine["sha256"].map(dict(kept)))
@@ -197,7 +199,7 @@ def choose(scores: Sequence[Scores], most: int) -> list[Case]:
 
     First come those of the retest band, then flagged ones, then the least typical of those that
     pass, each from the threshold outwards and those first whose labels say otherwise; then the most
-    unusual fifth of the training pictures.
+    unusual fifth of the training pictures, or 40 of them. What finds no room is counted in the log.
 
     Parameters
     ----------
@@ -211,14 +213,20 @@ def choose(scores: Sequence[Scores], most: int) -> list[Case]:
     """
     scored = [s.table for s in scores if s.kind == "scored"]
     fitted = [s.table for s in scores if s.kind == "training"]
-    training = [case for table in fitted for case in _unusual(table)]
-    if scored:
-        training = training[: max(1, most // _OF_MOST)]
-    room = most - len(training)
     cases = [case for table in scored for case in _in_order(table)]
-    if len(cases) < room:  # an empty table, or few pictures
-        room = len(cases)
-    return [*cases[:room], *training][:most]
+    training = [case for table in fitted for case in _unusual(table)]
+    n_training = min(len(training), max(1, most // _OF_MOST, most - len(cases)))
+    n_cases = min(len(cases), most - n_training)
+    n_more, n_more_training = len(cases) - n_cases, len(training) - n_training
+    if n_more or n_more_training:
+        _logger.info(
+            "%d more scored pictures and %d more training pictures find no room on a page of %d: "
+            "give a larger most.",
+            n_more,
+            n_more_training,
+            most,
+        )
+    return [*cases[:n_cases], *training[:n_training]]
 
 
 def _in_order(table: pd.DataFrame) -> list[Case]:
@@ -261,7 +269,7 @@ def _case(row: Mapping[Any, Any], why: str) -> Case:
 
 def _unusual(table: pd.DataFrame) -> list[Case]:
     table = table[table["p_value"].notna()]
-    n = max(_FEWEST, math.ceil(SHARE * len(table)))
+    n = max(FEWEST, math.ceil(SHARE * len(table)))
     rows = table.sort_values(["p_value", "held_out_score"], ascending=[True, False]).head(n)
     return [
         Case(

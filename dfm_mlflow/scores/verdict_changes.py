@@ -1,5 +1,6 @@
 """What two models say of the pictures that people judged, and what each verdict changed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dfm_mlflow.core.calibration import is_anomaly
-from dfm_mlflow.data.learned import Change
+from dfm_mlflow.data.learned import TRAIN, Change
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 
 COLUMNS = ("anomaly_score", "p_value", "is_anomaly", "held_out")
@@ -101,4 +102,44 @@ def changes_sentence(table: pd.DataFrame) -> str:
     return text[0].upper() + text[1:] + "."
 
 
+def hard_ones_sentence(table: pd.DataFrame, n_calibrated: int) -> str:
+    """Say so where the pictures that join are less typical than pictures as they come.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of :func:`change_table`.
+    n_calibrated : int
+        Good pictures that the p-values of the model before count.
+
+    Returns
+    -------
+    str
+        Empty where the mean p-value is not far below a half, or chance may be why.
+
+    Notes
+    -----
+    The mean p-value of n pictures among m calibrated ones is a Mann-Whitney statistic: its standard
+    deviation is ``sqrt((n + m + 1) / (12 n m))`` where both are of one distribution (Mann & Whitney
+    1947), and three of them are asked for.
+    """
+    if not len(table):
+        return ""
+    is_new = table["was"].ne(TRAIN) & table["held_out_before"].eq(True)
+    new = table["verdict"].eq("good") & is_new
+    p_values = table.loc[new, "p_value_before"].astype(float)
+    n, mean = len(p_values), float(p_values.mean())
+    if not n or mean > _HARD:
+        return ""
+    if 0.5 - mean < 3 * math.sqrt((n + n_calibrated + 1) / (12 * n * n_calibrated)):
+        return ""
+    return (
+        f"The {n} good pictures that join had p-values of {mean:.2f} on average under the model "
+        "before, where pictures as they come have 0.5: a set that grows by its hardest pictures "
+        "gets too high a threshold, and finds fewer defects. Judge those that pass, too: serve "
+        "with keep=all for a while, or review what `score` wrote."
+    )
+
+
 _ENDS = ("before", "now")
+_HARD = 0.4  # mean p-value; where those in a retest band up to 0.8 join, and no others, it is this

@@ -13,6 +13,12 @@ from dfm_mlflow.errors import ConfigError
             {"verdicts": "v.csv", "promote": "production", "registered_model": "none"},
             "registers none",
         ),
+        ({"verdicts": "v.csv", "min_recall": "0.2"}, "is for a promotion, and promote=none"),
+        ({"verdicts": "v.csv", "promote": "production", "min_recall": "2"}, "from 0 to 1"),
+        (
+            {"verdicts": "v.csv", "promote": "production", "force": True},
+            "force=true needs a reason",
+        ),
         ({"verdicts": "v.csv", "bogus": "1"}, "no option 'bogus'"),
     ],
 )

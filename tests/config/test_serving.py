@@ -55,7 +55,7 @@ def test_a_variable_has_the_last_word_and_none_is_the_default():
         ({"log_to": "s3:///"}, {}, "give a folder or s3://bucket/prefix"),
         ({}, {"DFM_METRICS_PORT": "http"}, "DFM_METRICS_PORT='http' is refused"),
         ({"drift_alarm": 1.0}, {}, "model_config drift_alarm=1.0 is refused"),
-        ({"keep": "all"}, {}, "'none', 'flagged' or 'retest'"),
+        ({"keep": "some"}, {}, "'none', 'flagged', 'retest' or 'all'"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(config, environment, words):

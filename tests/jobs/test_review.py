@@ -44,11 +44,11 @@ def test_scores_name_their_model_and_bring_its_training_pictures(here, tmp_path)
     score(ScoreOptions.parse({"model": uri, "images": images, "output": "s.parquet"}))
     result = ask("s.parquet", who="ann")
     assert result.model == uri
-    assert result.counts == {"flagged": 6, "least typical": 8, "training": 12}
+    assert result.counts == {"flagged": 6, "least typical": 8, "training": 24}
     assert f"dfm-mlflow update {uri} --verdicts verdicts.csv" in result.summary()
     state = state_of(tmp_path / "review.html")
     assert state["model"] == uri
-    assert len(state["pictures"]) == 26
+    assert len(state["pictures"]) == 38
     first, last = state["pictures"][0], state["pictures"][-1]
     table = pd.read_parquet("s.parquet").set_index("path")
     assert first["score"] == table.loc[first["path"], "anomaly_score"]
@@ -67,7 +67,7 @@ def test_a_folder_of_parts_and_runs_name_their_model_too(here, tmp_path):
     found = ask(f"runs:/{run_id}/train_scores.parquet")
     # the run names the logged model, and the record the version that it became
     assert found.model.startswith("models:/dfm-")
-    assert found.counts == {"training": 12}
+    assert found.counts == {"training": 24}
     logged = resolve(here.zoo.runs["good"].model_uri)
     assert name_of(logged) == found.model
     state = state_of(tmp_path / "review.html")

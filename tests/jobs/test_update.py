@@ -8,7 +8,6 @@ import signal
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -21,6 +20,7 @@ from dfm_mlflow.jobs.learned_set import TRAINING
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.update import update
 from dfm_mlflow.network.cache import FeatureCache
+from dfm_mlflow.registry.aliases import rollback
 from dfm_mlflow.storage.store import read_address
 
 from ..campaigns.faults import _FORKS
@@ -72,41 +72,7 @@ def test_verdicts_make_the_next_version(line):
     assert list(runs["run_id"]) == [result.trained.run_id]
 
 
-def test_what_each_verdict_changed_is_a_table_and_a_page(line):
-    result = line.update((line.new(0), "good"), (line.new(5), "bad:hole"), (line.old(3), "bad"))
-    table = result.changes.set_index("sha256")
-    bad = table.loc[digest(line.new(5))]
-    assert (bad["was"], bad["is"], bad["who"]) == ("new", "test: hole", "ann")
-    assert bad["is_anomaly_before"]
-    assert bad["held_out_before"]
-    old = line.first.detector.score([line.new(0)]).iloc[0]
-    good = table.loc[digest(line.new(0))]
-    assert good["anomaly_score_before"] == pytest.approx(old["anomaly_score"], rel=1e-6)
-    inside = table.loc[digest(line.old(3))]  # it was fitted: what it scored while held out counts
-    scores = pd.read_parquet(
-        mlflow.artifacts.download_artifacts(
-            run_id=line.first.run_id, artifact_path="train_scores.parquet"
-        )
-    ).set_index("sha256")
-    assert inside["held_out_before"]
-    held_out = scores.loc[digest(line.old(3))]
-    assert inside["anomaly_score_before"] == held_out["held_out_score"]
-    assert inside["p_value_before"] == held_out["p_value"]
-    run_id = result.trained.run_id
-    page = read_address(f"runs:/{run_id}/report/history.html").decode()
-    assert "does the line get better?" in page
-    assert page.count("<tr><td>") == 2
-    changes = read_address(f"runs:/{run_id}/changes.csv").decode()
-    assert len(changes.splitlines()) == 4
-    assert "ann" in read_address(f"runs:/{run_id}/verdicts.csv").decode()
-    metrics = mlflow.get_run(run_id).data.metrics
-    assert {"recall_before", "recall", "false_positive_rate_before", "n_verdicts_bad"} <= set(
-        metrics
-    )
-    assert "of 2 pictures that were called bad, " in " ".join(result.sentences)
-
-
-def test_the_set_alone_decides_to_the_last_bit(line, tmp_path, monkeypatch):
+def test_the_set_alone_decides_to_the_last_bit(line, tmp_path):
     """From cached features: update, training on its list, and on the same pictures elsewhere."""
     result = line.update((line.new(0), "good"), (line.old(3), "bad"), (line.new(6), "bad:hole"))
     (tmp_path / "list.csv").write_bytes(read_address(f"runs:/{result.trained.run_id}/{TRAINING}"))
@@ -124,12 +90,34 @@ def test_the_set_alone_decides_to_the_last_bit(line, tmp_path, monkeypatch):
     given = {**SMALL, "data": str(tmp_path / "flat")}
     fresh = train(Options.parse(given))
     assert files_of(fresh.model_uri) == files_of(result.trained.model_uri)
-    monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path / "cache"))  # features computed anew
-    anew = train(Options.parse(given)).detector
-    ours = result.trained.detector
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.02)])
+def test_with_features_computed_anew_it_is_so_to_the_golden_tolerances(
+    line, tmp_path, monkeypatch, precision, tolerance
+):
+    given = {**SMALL, "precision": precision, "registered_model": "dfm-anew"}
+    train(Options.parse({**given, "data": str(line.data)}))
+    taught = line.update(
+        (line.new(0), "good"), (line.old(3), "bad"), model="models:/dfm-anew/1"
+    ).trained
+    assert taught.detector.extractor.precision == precision
+    (tmp_path / "list.csv").write_bytes(read_address(f"runs:/{taught.run_id}/{TRAINING}"))
+    monkeypatch.setenv("DFM_CACHE_HOME", str(tmp_path / "cache"))
+    put, kept = FeatureCache.put, set()
+    monkeypatch.setattr(
+        FeatureCache, "put", lambda cache, key, arrays: kept.add(key) or put(cache, key, arrays)
+    )
+    anew = train(Options.parse({**given, "data": str(tmp_path / "list.csv")}))
+    assert len(kept) >= 20 + 15  # every picture of the list, in other batches
     pictures = [line.new(i) for i in range(8)]
+    ours, theirs = (t.detector.score(pictures) for t in (taught, anew))
+    for column in ("anomaly_score", "fre", "nll"):
+        np.testing.assert_allclose(theirs[column], ours[column], rtol=tolerance)
     np.testing.assert_allclose(
-        anew.score(pictures)["anomaly_score"], ours.score(pictures)["anomaly_score"], rtol=1e-4
+        list(anew.detector.thresholds().values()),
+        list(taught.detector.thresholds().values()),
+        rtol=tolerance,
     )
 
 
@@ -182,6 +170,27 @@ def test_promotion_in_one_step_and_the_gate_that_stops_it(line):
     last = line.client.get_model_version("dfm-stripes", "3")
     assert mlflow.get_run(last.run_id).info.status == "FINISHED"
     assert last.tags["dfm.parent_version"] == "2"
+
+
+def test_its_gates_are_told_and_rollback_goes_back(line):
+    promote = {"model": "models:/dfm-stripes@production", "promote": "production"}
+    line.client.set_registered_model_alias("dfm-stripes", "production", "1")
+    gates = {"min_images": "5", "margin": "1", "margin_recall": "1", "reason": "14 test pictures"}
+    with pytest.raises(PromotionError, match="min_recall=1"):
+        line.update((line.old(3), "bad"), **promote, **gates, min_recall="1", max_slowdown="9")
+    result = line.update((line.new(0), "good"), **promote, **gates, max_slowdown="9")
+    assert result.promoted.version == "3"
+    params = mlflow.get_run(result.trained.run_id).data.params
+    assert params["resolved_min_images"] == "5"
+    alias = line.client.get_registered_model("dfm-stripes").aliases
+    assert str(alias["production"]) == "3"
+    version = line.client.get_model_version("dfm-stripes", "3")
+    assert version.tags["dfm.promotion.production.reason"] == "14 test pictures"
+    assert rollback("dfm-stripes", "production", "too many alarms").version == "1"
+    again = line.update((line.new(1), "good"), model="models:/dfm-stripes@production")
+    assert again.parent == "models:/dfm-stripes/1"  # and not of what was rolled back
+    assert digest(line.new(0)) not in {row["sha256"] for row in line.listed(again)}
+    assert line.client.get_model_version("dfm-stripes", "4").tags["dfm.parent_version"] == "1"
 
 
 def _killed(root, uri, verdicts, statement):

@@ -78,11 +78,27 @@ def test_the_most_unusual_fifth_of_the_training_pictures_ends_the_page(tmp_path)
     write_scores(training(), tmp_path / "train_scores.parquet", "models:/m-1")
     found = read_scores(str(tmp_path / "train_scores.parquet"))
     assert (found.kind, found.model) == ("training", "models:/m-1")
-    assert names(choose([found], 100)) == [(f"t{i}", TRAINING) for i in range(98, 78, -1)]
-    both = choose([Scores(scored(ROWS), "scored"), found], 8)
-    assert names(both)[5:] == [("t98", TRAINING), ("t97", TRAINING)]  # a quarter of the page
-    assert len(names(both)) == 7
+    assert names(choose([found], 100)) == [(f"t{i}", TRAINING) for i in range(98, 58, -1)]  # 40
+    many = [Scores(training(300), "training")]
+    assert len(choose(many, 100)) == 60
+    both = choose([Scores(scored(ROWS), "scored"), found], 100)
+    assert names(both)[5:] == [(f"t{i}", TRAINING) for i in range(98, 58, -1)]
     assert both[-1].label == "good"
+
+
+def test_where_there_is_no_room_a_quarter_is_training_pictures_and_the_log_says_so(caplog):
+    both = [Scores(scored(ROWS), "scored"), Scores(training(), "training")]
+    with caplog.at_level("INFO"):
+        assert names(choose(both, 100))[-1][1] == TRAINING
+        assert not caplog.messages
+        assert [why for _, why in names(choose(both, 4))].count(TRAINING) == 1
+    assert caplog.messages == [
+        "2 more scored pictures and 39 more training pictures find no room on a page of 4: give a "
+        "larger most."
+    ]
+    cases = choose(both, 8)  # what the others leave free is filled
+    assert [why for _, why in names(cases)].count(TRAINING) == 3
+    assert len(cases) == 8
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -7,6 +8,7 @@ from dfm_mlflow.scores.verdict_changes import (
     Said,
     change_table,
     changes_sentence,
+    hard_ones_sentence,
     said_of_scored,
     said_while_held_out,
 )
@@ -74,3 +76,27 @@ def test_scores_are_taken_by_path_and_errors_left_out():
     assert said_of_scored(pd.DataFrame()) == {}
     with pytest.raises(KeyError):
         said_of_scored(table.drop(columns="p_value"))
+
+
+def joining(p_values, before="new"):
+    changes = [change(i, "good", before) for i in range(len(p_values))]
+    said = {str(i): Said(1.0, float(p), p < 0.05) for i, p in enumerate(p_values)}
+    return change_table(changes, said, {})
+
+
+def test_a_set_that_grows_by_its_hardest_pictures_is_named():
+    rng = np.random.default_rng(5)
+
+    def drawn(n, m, below=1.0):  # p-values of n pictures among m, and of them those in a band
+        scores = rng.normal(size=m)
+        p = (1 + (scores >= rng.normal(size=(n, 1))).sum(axis=1)) / (m + 1)
+        return p[p <= below]
+
+    assert "p-values of 0.0" in hard_ones_sentence(joining(drawn(300, 40, 0.05)), 40)
+    assert hard_ones_sentence(joining(drawn(80, 100, 0.5)), 100)
+    said = [bool(hard_ones_sentence(joining(drawn(40, 40)), 40)) for _ in range(300)]
+    assert np.mean(said) < 0.02  # as they come
+    assert not hard_ones_sentence(joining(drawn(2000, 2000, 0.9)), 2000)
+    assert not hard_ones_sentence(joining([0.025]), 40)  # one says nothing
+    assert not hard_ones_sentence(joining([0.01] * 20, "training"), 40)
+    assert not hard_ones_sentence(change_table([], {}, {}), 40)

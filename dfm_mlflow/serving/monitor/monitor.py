@@ -28,6 +28,12 @@ _PULSE = 5.0  # seconds between two looks at memory
 _WAIT_FOR_WRITER = 15.0
 _LAST_SECONDS = 25.0  # that the end of a server waits for its log
 _NOTHING = (None, None, None, None, None)  # score, p-value, flagged, class, decision
+_KEPT = {  # pictures with which decisions
+    "none": (),
+    "flagged": ("reject",),
+    "retest": ("reject", "retest"),
+    "all": ("reject", "retest", "pass"),
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -130,16 +136,10 @@ class Monitor:
             if ok:
                 decision = decisions[i] or ("reject" if flagged[i] else "pass")
                 found = (values[i], p_values[i], bool(flagged[i]), classes.iloc[i], decision)
-                if data is not None and digest and self._keeps(decision):
+                if data is not None and digest and decision in _KEPT[self._settings.keep]:
                     pictures.append((digest, data))
             rows.append(self._row(engine, digest, found, errors[i], seconds))
         self._hand_over(engine, rows, cautious, pictures)
-
-    def _keeps(self, decision: str) -> bool:
-        keep = self._settings.keep
-        return keep != "none" and (
-            decision == "reject" or (keep == "retest" and decision == "retest")
-        )
 
     def _row(
         self,

@@ -100,6 +100,15 @@ def test_only_flagged_pictures_are_kept_where_that_is_asked(served, tmp_path):
     assert kept == {d for d, f in zip(digests, flagged, strict=True) if f}
 
 
+def test_every_picture_that_could_be_scored_is_kept_where_that_is_asked(served, tmp_path):
+    model, _, end = served(log_to=str(tmp_path), keep="all")
+    answer = model.predict(frame([*GOOD, *BAD, b"noise"]), {"on_error": "report"})
+    end()
+    assert (answer["decision"] == "pass").any()
+    digests = {hashlib.sha256(i).hexdigest() for i in [*GOOD, *BAD]}
+    assert {p.stem for p in (tmp_path / "kept").rglob("*.*")} == digests
+
+
 def test_without_keep_no_picture_is_anywhere(served, tmp_path):
     model, _, end = served(log_to=str(tmp_path))
     model.predict(frame([*GOOD, *BAD]))
