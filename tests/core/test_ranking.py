@@ -28,7 +28,10 @@ def test_curves_and_areas_are_scikit_learn_s(pictures):
     if defective.all() or not defective.any():
         return
     for ours, theirs in (
-        (roc_curve(defective, scores), metrics.roc_curve(defective, scores, drop_intermediate=False)),
+        (
+            roc_curve(defective, scores),
+            metrics.roc_curve(defective, scores, drop_intermediate=False),
+        ),
         (
             precision_recall_curve(defective, scores),
             metrics.precision_recall_curve(defective, scores),
