@@ -60,12 +60,12 @@ def test_likeliest_is_among_few_candidates_and_rows_are_those_of_scoring_all(fit
         torch.testing.assert_close(few[j].leading[0][i], whole[j].leading[0][i])
 
 
-def test_equal_classes_both_stay_and_scoring_in_full_decides(fitted):
+def test_of_equal_classes_none_is_ruled_out_before_the_other(fitted):
     models, grids, _, _ = fitted
     twice = [models[0], models[0], models[1]]
-    possible = candidates(twice, [draw(9, 6, 0.0)], grids)
-    assert possible[:, :2].all()
-    assert not possible[:, 2].any()
+    possible = candidates(twice, [draw(9, 12, 0.0)], grids)
+    assert torch.equal(possible[:, 0], possible[:, 1])
+    assert possible[:, 0].sum() > 6
 
 
 def test_what_is_not_finite_is_scored_under_all(fitted):
