@@ -8,7 +8,7 @@ TORCH ?= torch==2.9.0 torchvision==0.24.0
 CORE_TESTS := tests/config tests/core tests/images tests/network tests/artifact/test_save_load.py \
 	tests/test_cli.py tests/detector/test_anomaly_detector.py tests/test_formats.py
 
-.PHONY: help venv demo docs stack test test-lowest coverage readme lint dist
+.PHONY: help venv demo docs stack test test-lowest coverage bench readme lint dist
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */|/' | column -t -s '|'
@@ -52,6 +52,9 @@ test-lowest:  ## Test on the lowest versions of the ranges, with the pair that T
 
 coverage: $(BIN)/.installed  ## Measure the branches that all but the slow tests take
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term -m 'not slow' $(ARGS)
+
+bench: $(BIN)/.installed  ## Measure speed in its short form, ten minutes; writes bench.json
+	PATH="$(BIN):$$PATH" $(BIN)/python benchmarks/bench.py $(ARGS)
 
 readme: $(BIN)/.installed  ## Run every command of the README, about ten minutes
 	PATH="$(BIN):$$PATH" $(BIN)/python -m tests.readme

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, device
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 WIDTH = 1024  # numbers of a sketch, of all layers together: distances are off by 4 %
 MOST = 20_000  # images whose distances are computed in seconds, and sketches kept in memory
@@ -183,6 +181,9 @@ def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]
 
 
 def _linked(n: int, i: np.ndarray, j: np.ndarray, distance: np.ndarray) -> NearDuplicates:
+    from scipy.sparse import coo_array  # late: a server looks for no copies
+    from scipy.sparse.csgraph import connected_components
+
     of, nearest = np.full(n, -1), np.full(n, np.nan)
     order = np.argsort(-distance, kind="stable")  # the nearest is written last
     for a, b in ((i, j), (j, i)):

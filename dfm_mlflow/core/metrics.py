@@ -1,7 +1,8 @@
 """Image-level metrics of a scored test set."""
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from dfm_mlflow.core.ranking import area_under_roc, average_precision, precision_recall_curve
 
 
 def auroc(defective: np.ndarray, scores: np.ndarray) -> float | None:
@@ -11,7 +12,7 @@ def auroc(defective: np.ndarray, scores: np.ndarray) -> float | None:
     """
     if defective.all() or not defective.any():
         return None
-    return float(roc_auc_score(defective, scores))
+    return area_under_roc(defective, scores)
 
 
 def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -25,12 +26,12 @@ def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, floa
     area = auroc(defective, scores)
     if area is None:
         return {}
-    precision, recall, _ = precision_recall_curve(defective, scores)
+    precision, recall = precision_recall_curve(defective, scores)
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
     return {
         "image_auroc": area,
-        "image_average_precision": float(average_precision_score(defective, scores)),
+        "image_average_precision": average_precision(precision, recall),
         "image_f1_max": float(f1.max()),
     }
 

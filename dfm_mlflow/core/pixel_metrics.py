@@ -13,7 +13,6 @@ good ones are doubled for a moment while they are joined.
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import ndimage
 
 from dfm_mlflow.errors import ConfigError, DataError
 
@@ -74,6 +73,8 @@ def _regions(scores: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.
 
     The order serves speed alone: ascending keys make ``searchsorted`` walk through memory.
     """
+    from scipy import ndimage  # late: only pictures with masks need it
+
     labels, _ = ndimage.label(defective, structure=EIGHT_NEIGHBOURS)
     found = scores[defective]
     order = np.argsort(found)

@@ -15,6 +15,7 @@ from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.detector.category import candidates, in_place
 from dfm_mlflow.detector.class_fit import fit_class_held_out, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
 from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
@@ -511,7 +512,7 @@ class AnomalyDetector:
         rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
         if not extraction.kept:
             return rows
-        scored = self._class_scores(extraction.features)
+        scored = self._class_scores(extraction.features, category)
         decided, best = decide(
             self.classes, scored, fpr, self.options.retest_rate, category=category, rule=self.rule
         )
@@ -531,14 +532,29 @@ class AnomalyDetector:
         return rows
 
     @torch.inference_mode()
-    def _class_scores(self, features: Sequence[torch.Tensor]) -> list[ClassScores]:
-        """Score features under each class."""
-        return [self._score_class(c, features) for c in self._ready]
+    def _class_scores(
+        self, features: Sequence[torch.Tensor], category: str = "auto"
+    ) -> list[ClassScores]:
+        """Score features under the classes that may be chosen; all of them in format 1."""
+        if len(self._ready) == 1 or (self.rule == 1 and category == "auto"):
+            return [self._score_class(c, features) for c in self._ready]
+        if category == "auto":
+            mine = torch.cat(
+                [candidates(self._ready, part, self.grids) for part in self._parts(features)]
+            )
+        else:
+            mine = torch.tensor([name == category for name in self.class_names])
+            mine = mine.expand(len(features[0]), -1).to(features[0].device)
+        return [
+            in_place(self._score_class(c, [f[own] for f in features]) if own.any() else None, own)
+            for c, own in zip(self._ready, mine.T, strict=True)
+        ]
 
     def _score_class(self, model: ClassModel, features: Sequence[torch.Tensor]) -> ClassScores:
+        parts = self._parts(features)
+        return ClassScores.joined([score_class(model, p, self.grids, self.options) for p in parts])
+
+    def _parts(self, features: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """Features of as many pictures as are scored at once."""
         step = at_once(self.grids, CHUNK)
-        parts = [
-            score_class(model, [f[i : i + step] for f in features], self.grids, self.options)
-            for i in range(0, len(features[0]), step)
-        ]
-        return ClassScores.joined(parts)
+        return [[f[i : i + step] for f in features] for i in range(0, len(features[0]), step)]

@@ -38,7 +38,7 @@ def decide(
     ----------
     classes : sequence of ClassModel
     scored : sequence of ClassScores
-        One for each class.
+        One for each class; an infinite negative log-likelihood says that it is not the class.
     fpr : float
         False-positive rate of the decision, in (0, 1).
     retest : float or None
@@ -58,16 +58,21 @@ def decide(
     """
     columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
     score, fre, nll = torch.stack(columns, dim=2).double().cpu().numpy()
-    p_values = np.stack([c.calibration.p_value(score[:, j]) for j, c in enumerate(classes)], axis=1)
     if category != "auto":
         best = np.full(len(score), [c.name for c in classes].index(category))
+    elif rule == 1:
+        every = [c.calibration.p_value(score[:, j]) for j, c in enumerate(classes)]
+        best = combine_classes(np.stack(every, axis=1), -nll)
     else:
-        best = combine_classes(p_values, -nll) if rule == 1 else nll.argmin(axis=1)
+        best = nll.argmin(axis=1)
+    p_values = np.empty(len(score))
+    for j in np.unique(best):  # of the class that was chosen alone
+        p_values[best == j] = classes[j].calibration.p_value(score[best == j, j])
     promise = np.array([c.calibration.effective_fpr(fpr) for c in classes])
     rows = []
     for i, j in enumerate(best):
-        p = float(p_values[i, j])
-        flagged = bool(is_anomaly(p_values[i, j], promise[j]))
+        p = float(p_values[i])
+        flagged = bool(is_anomaly(p_values[i], promise[j]))
         again = retest is not None and p <= retest
         rows.append(
             {

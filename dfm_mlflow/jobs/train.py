@@ -5,12 +5,11 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 import torch
-import torchvision
 from mlflow.models import Model
 from PIL import Image
 
@@ -27,8 +26,8 @@ from dfm_mlflow.jobs.fit import Trained, fit_pictures
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.builder import build_extractor, load_roi
 from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.vision import torchvision_version
 from dfm_mlflow.registry.golden import log_golden
-from dfm_mlflow.report.look import LookSection
 from dfm_mlflow.scores.copies import find_copies
 from dfm_mlflow.scores.evaluation import (
     Evaluation,
@@ -55,7 +54,9 @@ from dfm_mlflow.tracking.run import (
     run_of,
     timed,
 )
-from dfm_mlflow.tuning.drawn import SyntheticRecall, synthetic_recall
+
+if TYPE_CHECKING:
+    from dfm_mlflow.tuning.drawn import SyntheticRecall
 
 # Options that tell runs of one preset apart.
 _NAMED = (
@@ -152,7 +153,7 @@ class Fitted:
     held_out: HeldOutScores
     evaluation: Evaluation
     look: TrainingLook
-    drawn: SyntheticRecall | None
+    drawn: "SyntheticRecall | None"
     metrics: dict[str, float]
     sentences: list[str]
     trial: Trial
@@ -342,11 +343,13 @@ def _fit(
 
 def _drawn(
     options: Options, trained: Trained, extractor: Extractor, weights: dict[str, str]
-) -> SyntheticRecall | None:
+) -> "SyntheticRecall | None":
     """What is found of drawn defects, where there are no real ones to test on."""
     if options.engine == "spark":
         _logger.info("No defects are drawn: the features stayed in Spark's executors.")
         return None
+    from dfm_mlflow.tuning.drawn import synthetic_recall  # late: it draws
+
     return synthetic_recall(
         options, extractor, trained.extraction, trained.items, weights, trained.groups
     )
@@ -370,6 +373,8 @@ def _log(fitted: Fitted, catalog: Catalog, more: Further) -> str:
     mlflow.set_tag("calibration", " ".join(sentences))
     if fitted.trial.sentence:
         mlflow.set_tag("dfm.augment", fitted.trial.sentence)
+    from dfm_mlflow.report.look import LookSection  # late: it draws
+
     look = LookSection(fitted.look, fitted.held_out, fitted.drawn)
     log_results(
         detector,
@@ -403,7 +408,7 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
         "weights_sha256": weights["sha256"] or "none",
         "dfm_mlflow_version": dfm_mlflow.__version__,
         "torch_version": torch.__version__,
-        "torchvision_version": torchvision.__version__,
+        "torchvision_version": torchvision_version,
     }
 
 

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save
 from torch import Tensor, fx, nn
-from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
@@ -25,6 +23,11 @@ from dfm_mlflow.network import timm_backbones, transformers
 from dfm_mlflow.network.folding import fold_batch_norms
 from dfm_mlflow.network.pair import Pair, layers_of
 from dfm_mlflow.network.tracing import tracing
+from dfm_mlflow.network.vision import (
+    create_feature_extractor,
+    get_graph_node_names,
+    models,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.

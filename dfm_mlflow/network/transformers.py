@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models
 
 from dfm_mlflow.config.presets import is_transformer
 from dfm_mlflow.errors import BackboneError
 from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.network.vision import models
 
 _LAYER = re.compile(
     r"(?:blocks\.(?P<first>\d+)(?:-(?P<last>\d+))?|depth:(?P<low>[\d.]+)-(?P<high>[\d.]+))"

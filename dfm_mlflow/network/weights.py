@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
-from torchvision import models
 
 from dfm_mlflow.errors import DataError, WeightsError
 from dfm_mlflow.network import timm_backbones
+from dfm_mlflow.network.vision import models
 from dfm_mlflow.storage import store
 
 _logger = logging.getLogger(__name__)

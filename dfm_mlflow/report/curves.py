@@ -1,5 +1,6 @@
 """Curves of a scored test set, with the point where the threshold works."""
 
+from functools import partial
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -8,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from scipy.stats import beta
-from sklearn.metrics import precision_recall_curve, roc_curve
+from scipy.special import betaincinv
 
+from dfm_mlflow.core.ranking import precision_recall_curve, roc_curve
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.report.charts import PLAIN, RIGHT, WRONG
@@ -23,7 +24,7 @@ def paint_roc(figure: Figure, table: pd.DataFrame, metrics: dict[str, float]) ->
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=PLAIN, lw=0.8, linestyle=":")
     for label, style, truth, scores in _lines(table):
-        false_rate, true_rate, _ = roc_curve(truth, scores)
+        false_rate, true_rate = roc_curve(truth, scores)
         axes.plot(false_rate, true_rate, label=label, **style)
     if "recall" in metrics and "false_positive_rate" in metrics:
         _mark_threshold(axes, metrics["false_positive_rate"], metrics["recall"])
@@ -39,7 +40,7 @@ def paint_precision_recall(figure: Figure, table: pd.DataFrame, metrics: dict[st
     """Draw the precision-recall curve with the point where the threshold works."""
     axes = figure.add_subplot()
     for label, style, truth, scores in _lines(table):
-        precision, recall, _ = precision_recall_curve(truth, scores)
+        precision, recall = precision_recall_curve(truth, scores)
         axes.plot(recall, precision, label=label, **style)
     if "recall" in metrics and "precision" in metrics:
         _mark_threshold(axes, metrics["recall"], metrics["precision"])
@@ -78,12 +79,12 @@ def paint_promise(figure: Figure, detector: AnomalyDetector, table: pd.DataFrame
     # fast for any number of pictures.
     weight = max(n * (held_out + 1) / (held_out + n) - 1, 0.5)
     inner = np.clip(promised, 1e-6, 1 - 1e-6)
-    chance = beta(inner * weight, (1 - inner) * weight)
+    likely = partial(betaincinv, inner * weight, (1 - inner) * weight)
     axes = figure.add_subplot()
     axes.fill_between(
         promised,
-        chance.ppf(0.025),
-        chance.ppf(0.975),
+        likely(0.025),
+        likely(0.975),
         color=PLAIN,
         alpha=0.3,
         lw=0,

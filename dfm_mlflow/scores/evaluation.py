@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dfm_mlflow.core.metrics import auroc, decision_metrics, ranking_metrics
 from dfm_mlflow.core.pixel_metrics import pixel_metrics
+from dfm_mlflow.core.ranking import precision_recall_curve, roc_curve
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
@@ -209,9 +209,9 @@ def _ranking_curves(table: pd.DataFrame, at: np.ndarray) -> dict[str, np.ndarray
     truth, scores = table["defective"].to_numpy(bool), table["anomaly_score"].to_numpy()
     if truth.all() or not truth.any():
         return {}
-    false_rate, true_rate, _ = roc_curve(truth, scores, drop_intermediate=False)
+    false_rate, true_rate = roc_curve(truth, scores)
     reached = np.searchsorted(false_rate, at + 1e-12, side="right") - 1
-    precision, recall, _ = precision_recall_curve(truth, scores)
+    precision, recall = precision_recall_curve(truth, scores)
     best = np.maximum.accumulate(precision[:-1])  # recall falls; without its end at 0
     least = np.searchsorted(-recall[:-1], -(at - 1e-12), side="right") - 1
     return {

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
 import torch
-import torchvision
 from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
@@ -27,15 +26,16 @@ from dfm_mlflow.mlflow_plugin import (
     run_files,  # noqa: F401  # from here on runs:/ID/FILE is an address
 )
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
-from dfm_mlflow.report.gallery import build_gallery, worst_cases
-from dfm_mlflow.report.html import write_report
-from dfm_mlflow.report.look import LookSection
+from dfm_mlflow.network.vision import torchvision_version
 from dfm_mlflow.scores.evaluation import STEPS, Evaluation, counted, curve_points
 from dfm_mlflow.scores.origin import write_scores
 from dfm_mlflow.scores.training import TrainingLook
 from dfm_mlflow.scores.verdict import Verdict
 from dfm_mlflow.tracking.experiment import AUTO, experiment_of
 from dfm_mlflow.tracking.outage import end_failed, outages_in_words
+
+if TYPE_CHECKING:
+    from dfm_mlflow.report.look import LookSection
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def log_results(
     verdict: Verdict,
     *,
     model_uri: str | None = None,
-    look: LookSection | None = None,
+    look: "LookSection | None" = None,
 ) -> None:
     """Log the report with its pictures, curves as metrics, scored pictures and the worst of them.
 
@@ -185,6 +185,9 @@ def log_results(
     look : LookSection, optional
         What the report says of the training pictures.
     """
+    from dfm_mlflow.report.gallery import build_gallery, worst_cases  # they draw; most jobs do not
+    from dfm_mlflow.report.html import write_report
+
     if catalog.account.used:
         sentences = [*sentences, catalog.account.sentence()]
     active = mlflow.active_run()
@@ -262,7 +265,7 @@ def _provenance(
         "weights' SHA-256": detector.weights["sha256"],
         "dfm-mlflow": dfm_mlflow.__version__,
         "MLflow": mlflow.__version__,
-        "PyTorch, torchvision": f"{torch.__version__}, {torchvision.__version__}",
+        "PyTorch, torchvision": f"{torch.__version__}, {torchvision_version}",
         "Python": platform.python_version(),
     }
     return {name: value for name, value in known.items() if value}

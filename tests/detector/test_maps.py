@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dfm_mlflow.detector.maps import (
+    _blurred,
     combine_layers,
     largest_of,
     scale_of,
@@ -107,3 +108,11 @@ def test_nine_in_ten_good_pictures_stay_under_the_middle_as_they_are_drawn():
     scale = scale_of(largest_of(maps))
     drawn = [to_level(smooth_map(m, (6 * 32, 9 * 32)), scale).max() for m in maps]
     assert np.mean(np.array(drawn) <= 128) == pytest.approx(0.9, abs=0.02)
+
+
+def test_blur_is_that_of_torchvision():
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    maps = torch.rand(2, 1, 40, 60, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(_blurred(maps, -1, 13, 2.3), gaussian_blur(maps, [13, 1], [2.3, 1.0]))
+    assert torch.equal(_blurred(maps, -2, 7, 0.9), gaussian_blur(maps, [1, 7], [1.0, 0.9]))
