@@ -65,21 +65,7 @@ class GateOptions(StrictOptions):
 
 
 def check_reason(force: bool, reason: str, example: str) -> None:
-    """Refuse to overrule a gate without saying why.
-
-    Parameters
-    ----------
-    force : bool
-    reason : str
-        ``none`` where nobody gave one.
-    example : str
-        Of a reason, for the error.
-
-    Raises
-    ------
-    ConfigError
-        If `force` has no reason.
-    """
+    """Refuse to overrule a gate without saying why."""
     if force and reason.strip().lower() == "none":
         raise ConfigError(
             f"force=true needs a reason for the record: give one, such as reason='{example}'."

@@ -18,78 +18,48 @@ class ServingSettings(BaseModel):
     Each has an environment variable, too, ``DFM_`` and its name in capitals, which has the last
     word: MLflow drops keys that a model's own ``model_config`` lacks, so that only a variable
     reaches models that were saved before the key existed.
-
-    Attributes
-    ----------
-    device : str, optional
-        ``cpu``, ``cuda`` or ``cuda:N``; by default ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, then CUDA,
-        then CPU.
-    precision : str, optional
-        Must be the one that the model was calibrated in.
-    batch_size : int
-        Pictures in one forward pass at most.
-    max_wait_ms : float
-        How long a picture waits at most for those of other requests that are on their way.
-    queue_size : int
-        Requests in the model at the same time; further ones are refused with 503. 0 turns the
-        joining of requests off, and every request runs the network by itself.
-    threads : int, optional
-        Threads of one forward pass on a CPU. By default a server process takes its share of the
-        processors, and any other process keeps torch's own number.
-    max_pictures : int
-        Pictures in one request to a server.
-    max_megabytes : int
-        Bytes of the pictures of one request to a server, in units of 2**20.
-    metrics_port : int, optional
-        Where Prometheus may ask a server for its metrics; none by default.
-    metrics_host : str
-        Address that this port is bound to.
-    log_to : str, optional
-        Folder or ``s3://`` prefix for a server's log of what it answered; none by default.
-    log_megabytes : int
-        Size of the log at most, in units of 2**20: the oldest parts go first.
-    keep : {"none", "flagged", "retest", "all"}
-        Which pictures are kept beside the log: those that are flagged; those and the ones in the
-        retest band; or all that could be scored.
-    keep_megabytes : int
-        Size of the kept pictures at most, in units of 2**20: the oldest go first.
-    drift_alarm : float, optional
-        Probability of a false alarm over the whole life of a server, in (0, 1); no alarm by
-        default.
-    expected_flagged : float, optional
-        Share of flagged pictures, good and defective, that is expected; the promised rate by
-        default.
-    alarm_webhook : str, optional
-        ``https://`` address that an alarm is posted to.
-    follow : str
-        ``models:/NAME@ALIAS``, whose version a server loads when the alias moves; or ``none``.
-    follow_seconds : float
-        Time between two looks at the registry.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    # ``cpu``, ``cuda`` or ``cuda:N``; by default ``MLFLOW_DEFAULT_PREDICTION_DEVICE``, then CUDA,
+    # then CPU.
     device: str | None = None
-    precision: str | None = None
-    batch_size: int = Field(16, ge=1)
+    precision: str | None = None  # must be the one that the model was calibrated in
+    batch_size: int = Field(16, ge=1)  # pictures in one forward pass at most
+    # How long a picture waits at most for those of other requests that are on their way.
     max_wait_ms: float = Field(5.0, ge=0, le=10_000)
+    # Requests in the model at the same time; further ones are refused with 503. 0 turns the joining
+    # of requests off, and every request runs the network by itself.
     queue_size: int = Field(64, ge=0)
+    # Threads of one forward pass on a CPU. By default a server process takes its share of the
+    # processors, and any other process keeps torch's own number.
     threads: int | None = Field(None, ge=1)
-    max_pictures: int = Field(1000, ge=1)
+    max_pictures: int = Field(1000, ge=1)  # pictures in one request to a server
+    # Bytes of the pictures of one request to a server, in units of 2**20.
     max_megabytes: int = Field(64, ge=1)
+    # Where Prometheus may ask a server for its metrics; none by default.
     metrics_port: int | None = Field(None, ge=1, le=65_535)
-    metrics_host: str = Field("127.0.0.1", min_length=1)
+    metrics_host: str = Field("127.0.0.1", min_length=1)  # address that this port is bound to
+    # Folder or ``s3://`` prefix for a server's log of what it answered; none by default.
     log_to: str | None = Field(None, min_length=1)
+    # Size of the log at most, in units of 2**20: the oldest parts go first.
     log_megabytes: int = Field(1024, ge=1)
+    # Which pictures are kept beside the log: those that are flagged; those and the ones in the
+    # retest band; or all that could be scored.
     keep: Literal["none", "flagged", "retest", "all"] = "none"
+    # Size of the kept pictures at most, in units of 2**20: the oldest go first.
     keep_megabytes: int = Field(1024, ge=1)
+    # Probability of a false alarm over the whole life of a server, in (0, 1); no alarm by default.
     drift_alarm: float | None = Field(None, gt=0, lt=1)
+    # Share of flagged pictures, good and defective, that is expected; the promised rate by default.
     expected_flagged: float | None = Field(None, gt=0, lt=1)
     alarm_webhook: str | None = Field(
         None, pattern=r"^(https://[^/@\s]+|http://(127\.0\.0\.1|localhost)(:\d+)?)(/\S*)?$"
     )
+    # ``models:/NAME@ALIAS``, whose version a server loads when the alias moves; or ``none``.
     follow: str = Field("none", pattern=r"^(none|models:/[^/:@]+@[^/:@]+)$")
-    follow_seconds: float = Field(30.0, ge=0.1, le=86_400)
+    follow_seconds: float = Field(30.0, ge=0.1, le=86_400)  # time between two looks at the registry
 
     @field_validator("log_to")
     @classmethod
@@ -113,19 +83,7 @@ class ServingSettings(BaseModel):
     def parse(
         cls, config: dict[str, Any] | None, environment: Mapping[str, str] | None = None
     ) -> "ServingSettings":
-        """Read `config`, a ``model_config``; None, also as a value, leaves the default.
-
-        Parameters
-        ----------
-        config : dict, optional
-        environment : mapping, optional
-            Variables that have the last word; an empty one is none, ``none`` leaves the default.
-
-        Raises
-        ------
-        ConfigError
-            For a value that a key cannot have, and for keys that do not go together.
-        """
+        """Read `config`, a ``model_config``; None, also as a value, leaves the default."""
         given = {key: value for key, value in (config or {}).items() if value is not None}
         names = {}
         for key in cls.model_fields:

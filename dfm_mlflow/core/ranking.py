@@ -10,17 +10,7 @@ import numpy as np
 def counts_above(defective: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count what is flagged at each threshold, from none to all.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-    scores : ndarray of shape (n,)
-        Higher is more anomalous; equal ones are flagged together.
-
-    Returns
-    -------
-    good, bad : ndarray of shape (m + 1,), int64
-        Good and defective pictures that score at least each of the m different scores, the highest
-        first, behind a 0.
+    Shapes: defective (n,) bool; scores (n,); gives good, bad (m + 1,) int64.
     """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
@@ -31,16 +21,8 @@ def counts_above(defective: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 def roc_curve(defective: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Receiver operating characteristic of both kinds of pictures.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-        Both kinds must be there.
-    scores : ndarray of shape (n,)
-
-    Returns
-    -------
-    false_rate, true_rate : ndarray of shape (m + 1,), float64
-        From 0 to 1, ascending: one point a different score, none left out.
+    Shapes: defective (n,) bool; scores (n,); gives false_rate, true_rate (m + 1,) float64, from 0
+    to 1, ascending: one point a different score, none left out.
     """
     good, bad = counts_above(defective, scores)
     return good / good[-1], bad / bad[-1]
@@ -51,16 +33,8 @@ def precision_recall_curve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall at each threshold, the lowest first.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-        At least one must be.
-    scores : ndarray of shape (n,)
-
-    Returns
-    -------
-    precision, recall : ndarray of shape (m + 1,), float64
-        One point a different score, then precision 1 at recall 0.
+    Shapes: defective (n,) bool; scores (n,); gives precision, recall (m + 1,) float64, one point a
+    different score, then precision 1 at recall 0.
     """
     good, bad = (counts[1:][::-1] for counts in counts_above(defective, scores))
     return np.append(bad / (good + bad), 1.0), np.append(bad / bad[0], 0.0)
@@ -69,15 +43,7 @@ def precision_recall_curve(
 def area_under_roc(defective: np.ndarray, scores: np.ndarray) -> float:
     """Chance that a defective picture scores above a good one; equal scores count half.
 
-    Parameters
-    ----------
-    defective : ndarray of shape (n,), bool
-        Both kinds must be there.
-    scores : ndarray of shape (n,)
-
-    Returns
-    -------
-    float
+    Shapes: defective (n,) bool; scores (n,).
     """
     good, bad = counts_above(defective, scores)
     twice = np.sum(np.diff(good) * (bad[1:] + bad[:-1]))  # in whole numbers: exact
@@ -87,13 +53,6 @@ def area_under_roc(defective: np.ndarray, scores: np.ndarray) -> float:
 def average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
     """Mean precision over the steps of recall.
 
-    Parameters
-    ----------
-    precision, recall : ndarray of shape (m + 1,)
-        Of :func:`precision_recall_curve`.
-
-    Returns
-    -------
-    float
+    Shapes: precision, recall (m + 1,).
     """
     return float(-np.sum(np.diff(recall) * precision[:-1]))

@@ -22,18 +22,7 @@ def candidates(
 ) -> Tensor:
     """Say under which classes a picture may be likeliest.
 
-    Parameters
-    ----------
-    models : sequence of ClassModel
-        From :meth:`ClassModel.on`.
-    features : sequence of Tensor of shape (n, C, h, w)
-        One for each layer.
-    grids : sequence of Grid
-
-    Returns
-    -------
-    Tensor of shape (n, classes), bool
-        At least one of each picture.
+    Shapes: features (n, C, h, w); gives (n, classes) bool: at least one of each picture.
     """
     found = [_bounds(model, features, grids) for model in models]
     least, most = (torch.stack(bounds, dim=1) for bounds in zip(*found, strict=True))
@@ -64,17 +53,7 @@ def _bounds(
 def in_place(scores: ClassScores | None, rows: Tensor) -> ClassScores:
     """Put the scores of some pictures into those of all; others cannot be of the class.
 
-    Parameters
-    ----------
-    scores : ClassScores or None
-        Of m pictures; None where m is 0.
-    rows : Tensor of shape (n,), bool
-        Which of the n pictures they are.
-
-    Returns
-    -------
-    ClassScores
-        Others have an infinite negative log-likelihood, and no map where m is 0.
+    Shapes: rows (n,) bool.
     """
     n = len(rows)
     if scores is None:

@@ -34,27 +34,7 @@ def decide(
     The class of a picture is the one under which the negative log-likelihood over the whole
     feature space is smallest, and its p-value is that of this class.
 
-    Parameters
-    ----------
-    classes : sequence of ClassModel
-    scored : sequence of ClassScores
-        One for each class; an infinite negative log-likelihood says that it is not the class.
-    fpr : float
-        False-positive rate of the decision, in (0, 1).
-    retest : float or None
-        Second, larger rate, up to which pictures are to be looked at again.
-    category : str
-        Name of the class that all pictures are known to be of, or ``auto``.
-    rule : {1, 2}
-        1 for models of format 1, which take the class with the largest p-value: one odd picture
-        among few lets every foreign one have a large p-value there.
-
-    Returns
-    -------
-    rows : list of dict
-        One for each picture, with all of :data:`~dfm_mlflow.columns.COLUMNS` and ``decision``.
-    best : ndarray of shape (n,), int
-        Index of the class that each fits best.
+    Gives best (n,) int: index of the class that each fits best.
     """
     columns = [torch.stack([s.score, s.fre, s.nll]) for s in scored]
     score, fre, nll = torch.stack(columns, dim=2).double().cpu().numpy()
@@ -93,18 +73,7 @@ def decide(
 def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
     """Give the place of a picture's leading coordinates among those of the calibration.
 
-    Parameters
-    ----------
-    model : ClassModel
-        Of the class that the picture fits best.
-    leading : sequence of Tensor of shape (l,)
-        First coordinates in each layer.
-
-    Returns
-    -------
-    ndarray
-        Of shape (layers * MOST_LEADING,), in (0, 1]: uniform where nothing changed;
-        NaN where a class has fewer coordinates.
+    Shapes: leading (l,).
     """
     found = [
         places_among(layer.leading, values.cpu().numpy()[None])[0]
@@ -114,60 +83,21 @@ def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
 
 
 def place_of_light(model: ClassModel, light: float) -> float:
-    """Give the place of a picture's mean level among those of the calibration.
-
-    Parameters
-    ----------
-    model : ClassModel
-        Of the class that the picture fits best.
-    light : float
-        From 0 to 255.
-
-    Returns
-    -------
-    float
-        In (0, 1], larger for darker pictures; NaN where nothing is known of the calibration's.
-    """
+    """Give the place of a picture's mean level among those of the calibration."""
     if model.light is None:
         return math.nan
     return float(places_among(model.light[:, None], np.array([[light]]))[0, 0])
 
 
 def is_estimate(classes: Sequence[ClassModel], fpr: float) -> bool:
-    """Whether the false-positive rate of some class is estimated, not bounded.
-
-    Parameters
-    ----------
-    classes : sequence of ClassModel
-    fpr : float
-        False-positive rate that was asked for, in (0, 1).
-
-    Returns
-    -------
-    bool
-    """
+    """Whether the false-positive rate of some class is estimated, not bounded."""
     return any(c.calibration.is_estimate(fpr) for c in classes)
 
 
 def calibration_sentence(
     classes: Sequence[ClassModel], fpr: float, retest: float | None, contamination: float = 0.0
 ) -> str:
-    """Say in one sentence where the thresholds come from and what they promise.
-
-    Parameters
-    ----------
-    classes : sequence of ClassModel
-    fpr : float
-        False-positive rate that was asked for, in (0, 1).
-    retest : float or None
-        Second, larger rate, up to which pictures are to be looked at again.
-    contamination : float
-        Declared share of dirt among the good pictures, in [0, 1).
-
-    Returns
-    -------
-    str
-    """
+    """Say in one sentence where the thresholds come from and what they promise."""
     effective = max(c.calibration.effective_fpr(fpr) for c in classes)
     promised = max(c.calibration.promised_fpr(fpr) for c in classes)
     smallest = min(classes, key=lambda c: c.calibration.n_groups).calibration

@@ -111,52 +111,25 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Further:
-    """What a run and its version get beside what every training gives them.
+    """What a run and its version get beside what every training gives them."""
 
-    Attributes
-    ----------
-    tags : dict of str to str
-        Of both.
-    files : dict of str to str
-        Texts that the run holds, by their names.
-    """
-
-    tags: dict[str, str] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)  # of both
+    files: dict[str, str] = field(default_factory=dict)  # texts that the run holds, by their names
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector before it is logged, with all that is known of it.
-
-    Attributes
-    ----------
-    detector : AnomalyDetector
-    items : list of Item
-        That it was fitted on.
-    held_out : HeldOutScores
-        Of `items`.
-    evaluation : Evaluation
-        Of the test pictures.
-    look : TrainingLook
-    drawn : SyntheticRecall or None
-    metrics : dict of str to float
-        Of the run; whoever knows more may add to them.
-    sentences : list of str
-    trial : Trial
-        Of copies.
-    verdict : Verdict
-    """
+    """A detector before it is logged, with all that is known of it."""
 
     detector: AnomalyDetector
-    items: list[Item]
-    held_out: HeldOutScores
-    evaluation: Evaluation
+    items: list[Item]  # that it was fitted on
+    held_out: HeldOutScores  # of `items`
+    evaluation: Evaluation  # of the test pictures
     look: TrainingLook
     drawn: "SyntheticRecall | None"
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of the run; whoever knows more may add to them
     sentences: list[str]
-    trial: Trial
+    trial: Trial  # of copies
     verdict: Verdict
 
 
@@ -234,29 +207,7 @@ def fit_and_register(
     weights: dict[str, str],
     further: Callable[[Fitted], Further] | None = None,
 ) -> TrainResult:
-    """Fit, evaluate, log to the active run of this id, and register.
-
-    Parameters
-    ----------
-    run_id : str
-        Of the active run.
-    name : str
-        Of the run.
-    tags : dict of str to str
-        Of the run, for where it is kept if the server fails.
-    options : Options
-        Resolved.
-    catalog : Catalog
-    extractor : Extractor
-    weights : dict of str to str
-        ``id`` and ``sha256`` of the backbone's weights.
-    further : callable, optional
-        Told of the detector once it is fitted, says what else the run and the version get.
-
-    Returns
-    -------
-    TrainResult
-    """
+    """Fit, evaluate, log to the active run of this id, and register."""
     options = options.model_copy(update={"registered_model": options.model_name or "none"})
     known = _parameters(options, weights)
     for option in ("augment", "bits"):  # the pictures decide, and a parameter cannot change
@@ -415,20 +366,7 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
 def facts_of(
     detector: AnomalyDetector, table: pd.DataFrame, n_train: int, n_bad: int
 ) -> dict[str, float]:
-    """Give what is known without labels: thresholds and counts.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    table : DataFrame
-        Of an :class:`Evaluation`.
-    n_train, n_bad : int
-        Pictures that it was fitted on, and training pictures that could not be read.
-
-    Returns
-    -------
-    dict of str to float
-    """
+    """Give what is known without labels: thresholds and counts."""
     thresholds = detector.thresholds()
     facts = {
         "threshold": max(thresholds.values()),

@@ -38,23 +38,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """The model that is updated.
+    """The model that is updated."""
 
-    Attributes
-    ----------
-    found : ResolvedModel
-        Where it is.
-    detector : AnomalyDetector
-    name : str or None
-        Under which the next version is registered.
-    run_id : str or None
-        Of the run that made it.
-    """
-
-    found: ResolvedModel
+    found: ResolvedModel  # where it is
     detector: AnomalyDetector
-    name: str | None
-    run_id: str | None
+    name: str | None  # under which the next version is registered
+    run_id: str | None  # of the run that made it
 
     @property
     def tag(self) -> str:
@@ -65,25 +54,7 @@ class Parent:
 
 
 class Telling:
-    """Holds the new model against the old one, once it is fitted and before anything is logged.
-
-    Parameters
-    ----------
-    options : UpdateOptions
-    parent : Parent
-    learned : Learned
-        The pictures now, and what became of those that were judged.
-    verdicts : list of PictureVerdict
-    catalog : Catalog
-        Of the pictures now.
-
-    Attributes
-    ----------
-    changes : DataFrame
-        What both models say of the pictures that were judged: ``changes.csv`` of the run.
-    sentences : list of str
-        The same in words.
-    """
+    """Holds the new model against the old one, once it is fitted and before anything is logged."""
 
     def __init__(
         self,
@@ -98,17 +69,7 @@ class Telling:
         self.changes, self.sentences = pd.DataFrame(), [""]
 
     def __call__(self, fitted: Fitted) -> Further:
-        """Say what changed, as sentences and metrics of `fitted`; gives tags and files for the run.
-
-        Parameters
-        ----------
-        fitted : Fitted
-            The new model.
-
-        Returns
-        -------
-        Further
-        """
+        """Say what changed in sentences and metrics of `fitted`; gives tags and files of the run."""
         contents, old = self._catalog.contents, self._parent.detector
         known = old.with_extractor(cached(old.extractor, old.options))
         tested = score_items(known, self._catalog.test).table

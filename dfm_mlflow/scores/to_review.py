@@ -35,73 +35,29 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """A picture to judge.
+    """A picture to judge."""
 
-    Attributes
-    ----------
-    path : str
-        Where it is.
-    why : {"retest", "flagged", "least typical", "training"}
-        Why it is shown.
-    category : str
-        That it was judged by.
-    score, p_value : float
-        As the table has them: of a training picture while it was held out.
-    label : str
-        That it has already; empty for none.
-    sha256 : str
-        Of its contents, where the table has it.
-    """
-
-    path: str
-    why: str
-    category: str
+    path: str  # where it is
+    why: str  # why it is shown
+    category: str  # that it was judged by
     score: float
     p_value: float
-    label: str = ""
-    sha256: str = ""
+    label: str = ""  # that it has already; empty for none
+    sha256: str = ""  # of its contents, where the table has it
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A table of scores, and whose they are.
+    """A table of scores, and whose they are."""
 
-    Attributes
-    ----------
-    table : DataFrame
-        With ``path``.
-    kind : {"scored", "training"}
-    model : str or None
-        Address of the model, where the file says so.
-    n_not_kept : int
-        Pictures that a server scored and did not keep.
-    """
-
-    table: pd.DataFrame
+    table: pd.DataFrame  # with ``path``
     kind: str
-    model: str | None = None
-    n_not_kept: int = field(default=0)
+    model: str | None = None  # address of the model, where the file says so
+    n_not_kept: int = field(default=0)  # pictures that a server scored and did not keep
 
 
 def read_scores(address: str) -> Scores:
-    """Read what a job or a server wrote of the pictures that it scored.
-
-    Parameters
-    ----------
-    address : str
-        A ``.parquet`` of ``score``, ``evaluate`` or a run (``runs:/ID/scores.parquet``,
-        ``train_scores.parquet``), a folder of parts, or a server's log folder with its folder
-        ``kept``; local or ``s3://``.
-
-    Returns
-    -------
-    Scores
-
-    Raises
-    ------
-    DataError
-        If there are no scores, or no pictures that belong to them.
-    """
+    """Read what a job or a server wrote of the pictures that it scored."""
     if address.lower().endswith(".parquet"):
         table, model = _read([address])
         kept, is_folder = {}, False
@@ -200,16 +156,6 @@ def choose(scores: Sequence[Scores], most: int) -> list[Case]:
     First come those of the retest band, then flagged ones, then the least typical of those that
     pass, each from the threshold outwards and those first whose labels say otherwise; then the most
     unusual fifth of the training pictures, or 40 of them. What finds no room is counted in the log.
-
-    Parameters
-    ----------
-    scores : sequence of Scores
-    most : int
-        Pictures at most.
-
-    Returns
-    -------
-    list of Case
     """
     scored = [s.table for s in scores if s.kind == "scored"]
     fitted = [s.table for s in scores if s.kind == "training"]

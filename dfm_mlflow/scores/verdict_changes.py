@@ -105,18 +105,6 @@ def changes_sentence(table: pd.DataFrame) -> str:
 def hard_ones_sentence(table: pd.DataFrame, n_calibrated: int) -> str:
     """Say so where the pictures that join are less typical than pictures as they come.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of :func:`change_table`.
-    n_calibrated : int
-        Good pictures that the p-values of the model before count.
-
-    Returns
-    -------
-    str
-        Empty where the mean p-value is not far below a half, or chance may be why.
-
     Notes
     -----
     The mean p-value of n pictures among m calibrated ones is a Mann-Whitney statistic: its standard

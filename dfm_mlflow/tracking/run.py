@@ -48,28 +48,6 @@ def run_of(
     """Take over the active run or the one that ``mlflow run`` opened, else start one.
 
     A run taken over keeps the name and the tags that somebody gave it.
-
-    Parameters
-    ----------
-    name : str
-        Of the run, where nobody gave one.
-    tags : mapping of str to str
-    experiment : str
-        Name of the experiment of a run that is started; see
-        :func:`~dfm_mlflow.tracking.experiment.experiment_of`.
-    otherwise : str, optional
-        Name of it where nobody says which; the tag ``dfm.category`` by default.
-
-    Yields
-    ------
-    mlflow.ActiveRun
-
-    Raises
-    ------
-    TrackingError
-        If the tracking server or the artifact store fails meanwhile.
-    ConfigError
-        For an `experiment` that cannot be used.
     """
     with outages_in_words():
         place = experiment_of(experiment, otherwise or tags.get("dfm.category"))
@@ -100,19 +78,7 @@ def _introduce(run_id: str, name: str, tags: Mapping[str, str]) -> None:
 
 
 def data_name(data: str, category: str) -> str:
-    """Shorten a `data` source for names of runs; empty where it says no more than `category`.
-
-    Parameters
-    ----------
-    data : str
-        As the option says.
-    category : str
-
-    Returns
-    -------
-    str
-        Last part of its path, without ``.csv``.
-    """
+    """Shorten a `data` source for names of runs; empty where it says no more than `category`."""
     last = data.rstrip("/").rpartition("/")[2].removesuffix(".csv")
     return "" if last in ("auto", category) else last
 
@@ -140,18 +106,7 @@ def log_parameters(run_id: str, params: Mapping[str, Any]) -> None:
 
 
 def log_dataset(catalog: Catalog, context: str) -> ImageFolderDataset:
-    """Log where the pictures came from, with a digest of their contents; metrics may name it.
-
-    Parameters
-    ----------
-    catalog : Catalog
-    context : str
-        What the pictures are for, such as ``training``.
-
-    Returns
-    -------
-    ImageFolderDataset
-    """
+    """Log where the pictures came from, with a digest of their contents; metrics may name it."""
     dataset = ImageFolderDataset(catalog)
     mlflow.log_input(dataset, context=context)
     return dataset
@@ -168,23 +123,7 @@ def log_results(
     model_uri: str | None = None,
     look: "LookSection | None" = None,
 ) -> None:
-    """Log the report with its pictures, curves as metrics, scored pictures and the worst of them.
-
-    Parameters
-    ----------
-    detector : AnomalyDetector
-    catalog : Catalog
-    evaluation : Evaluation
-        Empty where there are no pictures to score; without labels where they are not known.
-    metrics : dict of str to float
-    sentences : list of str
-        What calibration and measurement say in words.
-    verdict : Verdict
-    model_uri : str, optional
-        Named in the report.
-    look : LookSection, optional
-        What the report says of the training pictures.
-    """
+    """Log the report with its pictures, curves as metrics, scores and the worst of them."""
     from dfm_mlflow.report.gallery import build_gallery, worst_cases  # they draw; most jobs do not
     from dfm_mlflow.report.html import write_report
 
@@ -278,19 +217,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def summary(metrics: Mapping[str, float], sentences: list[str], where: Mapping[str, str]) -> str:
-    """Say in a few lines what a job found.
-
-    Parameters
-    ----------
-    metrics : mapping of str to float
-    sentences : list of str
-    where : mapping of str to str
-        Addresses of what the job left, by ``run_id``, ``model_uri`` and the like.
-
-    Returns
-    -------
-    str
-    """
+    """Say in a few lines what a job found."""
     shown = (
         "image_auroc",
         "image_f1",

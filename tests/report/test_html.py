@@ -139,6 +139,7 @@ def test_several_categories_have_a_histogram_and_rows_each(tmp_path):
     assert "at its thresholds" in page.words
 
 
+@pytest.mark.slow
 def test_it_stays_small_with_pictures_of_noise_and_many_kinds_of_defects(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"category {i}" for i in range(7)]
