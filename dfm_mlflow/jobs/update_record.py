@@ -69,7 +69,7 @@ class Telling:
         self.changes, self.sentences = pd.DataFrame(), [""]
 
     def __call__(self, fitted: Fitted) -> Further:
-        """Say what changed in sentences and metrics of `fitted`; gives tags and files of the run."""
+        """Say what changed in sentences and metrics of `fitted`; gives tags and files."""
         contents, old = self._catalog.contents, self._parent.detector
         known = old.with_extractor(cached(old.extractor, old.options))
         tested = score_items(known, self._catalog.test).table
