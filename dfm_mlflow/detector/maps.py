@@ -137,9 +137,9 @@ def _blurred(maps: Tensor, axis: int, size: int, sigma: float) -> Tensor:
 
     The values are those of torchvision's `gaussian_blur`, whose module loads torch's compiler.
     """
-    reach = (size - 1) / (2 * math.sqrt(2) * sigma)
+    reach = (size - 1) / (2 * math.sqrt(2))
     at = torch.linspace(-reach, reach, size, dtype=maps.dtype, device=maps.device)
-    kernel = torch.softmax(at.pow(2).neg(), dim=0)
+    kernel = torch.softmax(at.div(sigma).pow(2).neg(), dim=0)
     along = [size // 2] * 2
     padded = F.pad(maps, [*along, 0, 0] if axis == -1 else [0, 0, *along], mode="reflect")
     return F.conv2d(padded, kernel.view(1, 1, 1, -1) if axis == -1 else kernel.view(1, 1, -1, 1))
