@@ -73,8 +73,9 @@ def test_a_category_that_no_folder_can_be(mvtec_like):
             load_catalog(str(mvtec_like / "stripes/train/good"), [category])
 
 
-def test_a_pattern_that_is_none(tmp_path):
-    with pytest.raises(DataError, match=r"The pattern \[z-a\]\*\.png is none \(bad character"):
+def test_a_pattern_that_matches_nothing(tmp_path):
+    (tmp_path / "m.png").touch()
+    with pytest.raises(DataError, match=r"no picture in .*\[z-a\]\*\.png: correct the address"):
         find_pictures(str(tmp_path / "[z-a]*.png"))
 
 
