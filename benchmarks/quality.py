@@ -194,7 +194,7 @@ def cell(name: str, value: float | None) -> str:
 
 
 def echo_row(row: dict) -> None:
-    cells = [row["category"], row["preset"], row["precision"]]
+    cells = [row["category"], row["preset"], row["how"]]
     cells += [cell(name, row.get(name)) for name in COLUMNS]
     click.echo(f"| {' | '.join(cells)} |")
 
@@ -264,17 +264,17 @@ def main(
             about = {
                 "category": category,
                 "preset": f"{name}, {n} images" if n else name,
-                "precision": found[0][0],
+                "how": found[0][0],
             }
             rows.append(about | metrics)
             echo_row(rows[-1])
         if python and data != "elpv":
-            about = {"category": category, "preset": "PatchCore", "precision": "fp32"}
+            about = {"category": category, "preset": "PatchCore", "how": "fp32"}
             rows.append(about | patchcore(python, data, category, weights))
             echo_row(rows[-1])
     if csv_file and rows:
         with csv_file.open("w", newline="") as file:
-            names = ["category", "preset", "precision", *COLUMNS]
+            names = ["category", "preset", "how", *COLUMNS]
             writer = csv.DictWriter(file, names, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
