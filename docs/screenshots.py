@@ -130,8 +130,8 @@ def take_screenshots(
     with tracking_server(store, folder / "server.log") as url, chromium() as browser:
         page = browser.new_page()
         page.goto(f"file://{report}")
-        hits = page.locator(".gallery").nth(2).bounding_box()
-        height = hits["y"] + hits["height"] + 16
+        looked_at = page.locator(".gallery").first.locator(":scope > *").first.bounding_box()
+        height = looked_at["y"] + looked_at["height"] + 8
         whole = page.screenshot(
             full_page=True, clip={"x": 0, "y": 0, "width": 1280, "height": height}
         )

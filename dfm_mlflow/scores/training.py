@@ -26,6 +26,7 @@ from dfm_mlflow.scores.evaluation import Evaluation, counted
 from dfm_mlflow.scores.tables import picture_table, score_table
 
 SHARE, MOST = 0.2, 12  # of the training pictures a person is shown
+WORTH_A_LOOK = 0.05  # recall that a threshold without one picture would gain
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,21 @@ class Threshold:
         """Say what it does to the threshold; `several` categories are named."""
         of = f" of {self.category}" if several else ""
         s = self.setter
+        name = self.path.rpartition("/")[2]
         if s.without >= s.threshold:
             return (
                 f"No picture alone sets the threshold{of} ({s.threshold:.4g}; without the most "
-                f"unusual one, {self.path}, {s.without:.4g})."
+                f"unusual one, {name}, {s.without:.4g})."
             )
-        recall = ""
+        recall, gain = "", 0.0
         if self.recall is not None and self.recall_without is not None:
+            gain = self.recall_without - self.recall
             recall = f", and recall would be {self.recall_without:.2f} instead of {self.recall:.2f}"
         which = "alone sets" if s.apart else "sets"
+        look = ": look at it" if s.apart or gain >= WORTH_A_LOOK else ""
         return (
-            f"{self.path} {which} the threshold{of} ({s.threshold:.4g}; without it "
-            f"{s.without:.4g}{recall}): look at it."
+            f"{name} {which} the threshold{of} ({s.threshold:.4g}; without it "
+            f"{s.without:.4g}{recall}){look}."
         )
 
 
