@@ -27,7 +27,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -210,7 +209,9 @@ def judge(uri: str, log: Path, truth: dict[str, str], verdicts: Path) -> Path:
     messages = verdicts.with_suffix(".log")
     with open(messages, "w") as file:
         page = subprocess.Popen(
-            [*command, "--verdicts", str(verdicts), "--who", "the folders"], stderr=file
+            [*command, "--verdicts", str(verdicts), "--who", "the folders"],
+            stdout=file,
+            stderr=file,
         )
         try:
             address = address_in(messages, page)
@@ -230,7 +231,7 @@ def judge(uri: str, log: Path, truth: dict[str, str], verdicts: Path) -> Path:
                 )
                 urllib.request.urlopen(request).close()
         finally:
-            page.send_signal(signal.SIGINT)
+            page.terminate()  # a shell's background jobs ignore Ctrl-C, and so do theirs
             page.wait(30)
     return verdicts
 
