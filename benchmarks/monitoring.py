@@ -30,6 +30,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy import stats
 from serving import Server, body_of, encoded, free_port, picture, running, save_models
 
@@ -88,17 +89,28 @@ def scrape(port: int, end: threading.Event) -> None:
         connection.close()
 
 
+def surface(seed: int) -> Image.Image:
+    """Draw a good picture of the size of a camera's."""
+    return picture(256, 256, 5, seed).resize((1024, 1024))
+
+
 def pictures() -> dict[str, bytes]:
-    """Good pictures of the size of a camera's, and one that is flagged, which is kept each time."""
-    good = picture(256, 256, 5, 0)
-    jpeg = encoded(good.resize((1024, 768)), format="JPEG", quality=95)
-    png = encoded(good.resize((1024, 1024)), format="PNG")
-    bad = encoded(picture(1024, 768, 10, 0), format="JPEG", quality=90)
-    return {
-        f"JPEG {len(jpeg) // 1024} KB": jpeg,
-        f"PNG {len(png) // 1024} KB": png,
-        f"JPEG {len(bad) // 1024} KB, each flagged and kept": bad,
-    }
+    """Good pictures, as nearly all are, and defective ones, which are flagged and kept."""
+    good, bad = surface(100), surface(101)
+    bad.paste((20, 20, 20), (300, 300, 700, 700))
+    found = {}
+    for title, image in (("good", good), ("flagged and kept", bad)):
+        for form, how in (("JPEG", {"quality": 95}), ("PNG", {})):
+            data = encoded(image, format=form, **how)
+            found[f"{form} {len(data) // 1024} KB, {title}"] = data
+    return found
+
+
+def check_kept(log: Path) -> None:
+    """Refuse figures where other pictures were kept than the two flagged ones."""
+    kept = [path for path in (log / "kept").rglob("*") if path.is_file()]
+    if len(kept) != 2:
+        raise click.ClickException(f"{len(kept)} pictures were kept, not the two that are bad.")
 
 
 def interval(ratios: list[float]) -> str:
@@ -127,7 +139,7 @@ def main(
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, ExitStack() as stack:
         folder = Path(name)
-        save_models(folder, weights, image_size, "default")
+        save_models(folder, weights, image_size, "default", [surface(i) for i in range(40)])
         port, end = free_port(), threading.Event()
         on = {
             "metrics_port": port,
@@ -156,9 +168,7 @@ def main(
                     if i >= 0:  # the first round warms
                         spent[key].append((cpu_seconds(server.pid) - before) / requests)
             click.echo(line(title, spent))
-        flagged = [path for path in (folder / "log" / "kept").rglob("*") if path.is_file()]
-        if len(flagged) != 1:
-            raise click.ClickException(f"{len(flagged)} pictures were kept, not the one expected.")
+        check_kept(folder / "log")
 
 
 def compare_inside(weights: str, image_size: str, rounds: int, requests: int) -> None:
@@ -167,7 +177,7 @@ def compare_inside(weights: str, image_size: str, rounds: int, requests: int) ->
     rng, port = np.random.default_rng(0), free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        save_models(folder, weights, image_size, "default")
+        save_models(folder, weights, image_size, "default", [surface(i) for i in range(40)])
         detector = dfm_mlflow.load_model(str(folder / "dfm"))
         on = ServingSettings(
             metrics_port=port, log_to=str(folder / "log"), keep="retest", drift_alarm=0.01
@@ -203,6 +213,7 @@ def compare_inside(weights: str, image_size: str, rounds: int, requests: int) ->
                         spent[key].append((after - before) / requests)
             click.echo(line(title, spent))
         monitor._end(30)
+        check_kept(folder / "log")
 
 
 def line(title: str, spent: dict[str, list[float]]) -> str:

@@ -34,7 +34,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +115,13 @@ def good_pictures() -> list[Image.Image]:
     return [picture(256, 256, 5, i) for i in range(40)]
 
 
-def save_models(folder: Path, weights: str, image_size: str, preset: str) -> None:
+def save_models(
+    folder: Path,
+    weights: str,
+    image_size: str,
+    preset: str,
+    images: Sequence[Image.Image] | None = None,
+) -> None:
     given = {
         "backbone": "resnet18",
         "category": "stripes",
@@ -124,7 +130,7 @@ def save_models(folder: Path, weights: str, image_size: str, preset: str) -> Non
         "preset": preset,
     }
     extractor, loaded, options = build_extractor(Options.parse(given).resolve())
-    good = [np.array(image) for image in good_pictures()]
+    good = [np.array(image) for image in images or good_pictures()]
     extraction = extractor.extract(good)
     detector = AnomalyDetector.fit(
         options,

@@ -35,7 +35,7 @@ IMPORTS = {
     "import dfm_mlflow": "dfm_mlflow",
     "import of train": "dfm_mlflow.jobs.train",
     "import of score": "dfm_mlflow.jobs.score",
-    "import of a server": "dfm_mlflow.serving.pyfunc",
+    "import of a server": "dfm_mlflow.serving.pyfunc",  # in 0.1 a part of its plugin
 }
 PRESETS = ("anomalib", "default")
 PORT = 5917
@@ -65,6 +65,12 @@ class Version:
     def note(self, what: str, seconds: tuple[float, float]) -> None:
         """Keep what something took."""
         self.taken.setdefault(what, []).append(seconds)
+
+    def load(self, what: str, modules: str) -> None:
+        """Import modules."""
+        if not (self.checkout / "dfm_mlflow" / "serving").exists():
+            modules = modules.replace("dfm_mlflow.serving", "dfm_mlflow.mlflow_plugin")
+        self.run(what, "-c", f"import {modules}")
 
     def run(self, what: str, *command: str) -> None:
         """Run this version's Python with a command to its end."""
@@ -207,7 +213,7 @@ def main(
         for version in versions:
             version.home.mkdir()
         for what, modules in IMPORTS.items():
-            turns(rounds, versions, lambda v, w=what, m=modules: v.run(w, "-c", f"import {m}"))
+            turns(rounds, versions, lambda v, w=what, m=modules: v.load(w, m))
         if not imports:
             draw(scratch / "surface")
             make = "import mlflow; mlflow.set_experiment('first')"

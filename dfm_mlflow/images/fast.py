@@ -15,6 +15,7 @@ from PIL import Image
 
 from dfm_mlflow.images.container import is_plain
 from dfm_mlflow.images.inflate import with_stored_rows
+from dfm_mlflow.images.picture import spread
 
 try:
     from imagecodecs import png_decode, spng_decode
@@ -46,16 +47,6 @@ def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (image.height, image.width):
         return None
     return spread(pixels)
-
-
-def spread(pixels: np.ndarray) -> np.ndarray:
-    """Give `pixels` of shape (H, W) or (H, W, 3 or 4), uint8, three channels."""
-    if pixels.ndim == 3 and pixels.shape[2] == 3:
-        return np.ascontiguousarray(pixels)
-    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for channel in range(3):  # in half the time of np.repeat, and of a copy without the alpha
-        rgb[:, :, channel] = pixels if pixels.ndim == 2 else pixels[:, :, channel]
-    return rgb
 
 
 def _decoder_for(data: bytes, image: Image.Image) -> Callable[[bytes], np.ndarray] | None:
