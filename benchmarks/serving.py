@@ -325,7 +325,7 @@ class Comparison:
             self.anomalib = stack.enter_context(serving_anomalib(python, folder))
             self.asked.append((self.anomalib, image, "application/octet-stream"))
         self.inside = dfm_mlflow._load_pyfunc(str(folder / "dfm/dfm"), {})
-        self.size = self.inside.detector.extractor.batch_size
+        self.size = self.inside.get_raw_model().extractor.batch_size
         self.one = pd.DataFrame({"image": [image]})
         self.batch = pd.DataFrame({"image": [image] * self.size})
         self.t_in: list[float] = []

@@ -315,6 +315,7 @@ def _log(fitted: Fitted, catalog: Catalog, more: Further) -> str:
         name="model",
         input_example=example_of(fitted.items[0], detector.extractor),
         metadata={"calibration": sentences[0]},
+        validate_serving_input=False,  # it would load and warm the model for one picture
     )
     size = Model.load(info.model_uri).model_size_bytes
     assert size is not None  # save_model states it

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow.environment_variables import MLFLOW_LOCK_MODEL_DEPENDENCIES
 from mlflow.models.utils import _save_example
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server import _SERVER_MODEL_PATH
@@ -21,6 +22,7 @@ from mlflow.utils.environment import (
     _CONSTRAINTS_FILE_NAME,
     _PYTHON_ENV_FILE_NAME,
     _REQUIREMENTS_FILE_NAME,
+    _generate_mlflow_version_pinning,
     _mlflow_conda_env,
     _process_conda_env,
     _process_pip_requirements,
@@ -44,13 +46,28 @@ save_example = _save_example
 download = _download_artifact_from_uri
 conda_env_of: Callable[..., dict[str, Any]] = _mlflow_conda_env
 process_conda_env: Callable[..., Any] = _process_conda_env
-process_pip_requirements: Callable[..., Any] = _process_pip_requirements
 PythonEnv = _PythonEnv
 validate_env_arguments: Callable[..., None] = _validate_env_arguments
 copy_extra_files: Callable[..., dict[str, Any]] = _copy_extra_files
 name_and_version: Callable[..., tuple[str, ...]] = get_model_name_and_version
 prepare_target: Callable[..., None] = _validate_and_prepare_target_save_path
 pinned = _get_pinned_requirement
+
+
+def process_pip_requirements(
+    own: list[str], requirements: Any, extra: Any
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Give the conda environment, requirements and constraints of a model.
+
+    MLflow holds each of them against what is installed, for which it looks through every file of
+    every package (2.4 s); `own` names what is installed, all but MLflow, and needs none of that.
+    """
+    if requirements is None and extra is None and not MLFLOW_LOCK_MODEL_DEPENDENCIES.get():
+        own = [_generate_mlflow_version_pinning(), *own]
+        return conda_env_of(additional_pip_deps=list(own), install_mlflow=False), own, []
+    found: tuple[dict[str, Any], list[str], list[str]]
+    found = _process_pip_requirements(own, requirements, extra)
+    return found
 
 
 def is_random_name(name: str) -> bool:

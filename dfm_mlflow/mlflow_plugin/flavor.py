@@ -104,6 +104,7 @@ def save_model(
     metadata: dict[str, Any] | None = None,
     extra_files: list[str] | None = None,
     model_config: dict[str, Any] | None = None,
+    validate_serving_input: bool = True,
 ) -> None:
     """Save a detector as an MLflow model in a local folder.
 
@@ -126,6 +127,9 @@ def save_model(
     model_config : dict, optional
         Overrides keys of :class:`~dfm_mlflow.config.serving.ServingSettings`: ``device``,
         ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
+    validate_serving_input : bool
+        For MLflow's ``Model.log``, which passes it on: whether to load the model anew and score its
+        example as a server would. Nothing here.
 
     Raises
     ------

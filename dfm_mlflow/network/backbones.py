@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
@@ -33,6 +34,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
+_DRAWS = ("normal_", "uniform_")  # methods of a tensor
+_SMALL = 320 * 320, 40e6  # pixels; numbers in a network
+_NORMALISATIONS = (nn.functional.batch_norm, nn.functional.layer_norm)
 _PARTS = ("first", "second")  # of a pair, in the names of its tensors
 T = TypeVar("T")
 # Gives the named tensors of a weights file, or all of them for None.
@@ -251,13 +255,37 @@ def _explained(name: str, size: tuple[int, int]) -> Iterator[None]:
         ) from error
 
 
+class _ShapesAlone(TorchFunctionMode):
+    """Leaves out random initialisation and normalisation, which change no shape."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return given["tensor"] if "tensor" in given else args[0]
+        if func in _NORMALISATIONS or getattr(func, "__name__", "") in _DRAWS:
+            return args[0]
+        return func(*args, **given)
+
+
 def _without_data(build: Callable[[], T]) -> T:
-    """Build on the meta device, where random initialisation costs nothing."""
+    """Build on the meta device, where most of it would import torch's compiler, which takes 2 s."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _ShapesAlone():
             return build()
     except RuntimeError:  # a few architectures compute their widths with tensors
         return build()
+
+
+def _zeros(model: nn.Module) -> nn.Module:
+    """Give a network of the meta device zeros for values."""
+    filled: nn.Module = model._apply(lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"))
+    return filled
 
 
 def _rebuild(
@@ -352,6 +380,10 @@ def _layer_names(
     nodes = get_graph_node_names(
         model, tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     )[1]
+    pixels, numbers = _SMALL
+    small = size[0] * size[1] <= pixels and sum(p.numel() for p in model.parameters()) <= numbers
+    if small and any(layer.startswith("stride:") for layer in layers):
+        model = _zeros(model)  # a pass of values takes less than importing torch's compiler
     layers = tuple(
         _last_at_stride(name, model, int(layer.removeprefix("stride:")), nodes, size)
         if layer.startswith("stride:")
@@ -380,7 +412,8 @@ def _last_at_stride(
         tracer_kwargs=_tracer_options(name, model),
         suppress_diff_warning=True,
     )
-    outputs = extractor(torch.empty(1, 3, *size))
+    device = next(extractor.parameters()).device
+    outputs = extractor(torch.zeros(1, 3, *size, device=device))
     maps = {n: o for n, o in outputs.items() if isinstance(o, Tensor) and o.ndim == 4}
     octave = {n: _octave(o, size) for n, o in maps.items()}
     for depth in range(1, 1 + max(n.count(".") + 1 for n in nodes)):

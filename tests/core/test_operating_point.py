@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import betabinom, binom, binomtest
 
 from dfm_mlflow.core.calibration import Calibration, is_anomaly
 from dfm_mlflow.core.operating_point import Costs, Promise, exact_interval, false_alarm_chance
@@ -21,6 +21,19 @@ def test_the_chance_is_that_of_exchangeable_images(n, m, fpr):
     for k in (0, 1, 2, 4, 8):
         expected = false_alarm_chance(k, [(m, promise)])
         assert (counts >= k).mean() == pytest.approx(expected, abs=0.015)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 4, 0.2), (40, 60, 1), (500, 100, 3.4)])
+def test_chances_are_those_of_scipy(m, n, k):
+    expected = betabinom(m, k, n + 1 - k).sf(np.arange(m + 1) - 1)
+    found = [false_alarm_chance(f, [(m, Promise(k, n))]) for f in range(m + 1)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 50), (999, 1000)])
+def test_intervals_are_those_of_scipy(k, n):
+    expected = binomtest(k, n).proportion_ci(0.9, method="exact")
+    assert exact_interval(k, n, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_categories_add_up_as_independent_counts():

@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow.models.utils import _validate_serving_input as validate_serving_input
+from mlflow.utils.environment import _process_pip_requirements
 
 import dfm_mlflow
 from dfm_mlflow.errors import ArtifactError
+from dfm_mlflow.mlflow_plugin import _compat
+from dfm_mlflow.mlflow_plugin.flavor import get_default_pip_requirements
 
 from ..detectors import pictures
 
@@ -80,6 +83,12 @@ def test_default_requirements_pin_what_runs():
     assert all("==" in r for r in requirements)
     pip = dfm_mlflow.get_default_conda_env()["dependencies"][-1]["pip"]
     assert set(requirements) <= set(pip)
+
+
+def test_default_requirements_are_what_mlflow_makes_of_them():
+    own = get_default_pip_requirements()[:-1]
+    expected = _process_pip_requirements(list(own))
+    assert _compat.process_pip_requirements(list(own), None, None) == expected
 
 
 def test_a_changed_model_is_refused_by_both_loaders(detector, tmp_path):

@@ -29,6 +29,13 @@ def test_train_score_and_serve_load_torchvision_without_the_compiler():
     assert not found & HEAVY
 
 
+def test_networks_are_built_and_cut_without_the_compiler():
+    build = "from dfm_mlflow.network.backbones import build_backbone as build; "
+    cut = "('stride:8', 'stride:16'), (64, 64))"
+    found = loaded(f"{build}build('resnet18', {cut}; build('efficientnet_lite0', {cut}")
+    assert not found & HEAVY
+
+
 def test_the_compiler_is_whole_once_somebody_asks_for_it():
     code = """
 import sys
