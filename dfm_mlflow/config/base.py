@@ -33,7 +33,7 @@ def option(default: Any, help: str, expected: str, pattern: str | None = None, *
 class StrictOptions(BaseModel):
     """Options of one verb: scalars in the notation of the command line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Self":

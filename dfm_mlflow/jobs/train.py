@@ -5,6 +5,7 @@ import logging
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -26,7 +27,6 @@ from dfm_mlflow.jobs.fit import Trained, fit_pictures
 from dfm_mlflow.mlflow_plugin.flavor import log_model
 from dfm_mlflow.network.builder import build_extractor, load_roi
 from dfm_mlflow.network.extractor import Extractor
-from dfm_mlflow.network.vision import torchvision_version
 from dfm_mlflow.registry.golden import log_golden
 from dfm_mlflow.scores.copies import find_copies
 from dfm_mlflow.scores.evaluation import (
@@ -360,7 +360,7 @@ def _parameters(options: Options, weights: dict[str, str]) -> dict[str, object]:
         "weights_sha256": weights["sha256"] or "none",
         "dfm_mlflow_version": dfm_mlflow.__version__,
         "torch_version": torch.__version__,
-        "torchvision_version": torchvision_version,
+        "torchvision_version": version_of("torchvision"),
     }
 
 

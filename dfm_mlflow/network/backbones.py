@@ -20,15 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from dfm_mlflow.config.presets import SECOND, is_transformer
 from dfm_mlflow.errors import BackboneError, DfmError, WeightsError
-from dfm_mlflow.network import timm_backbones, transformers
+from dfm_mlflow.network import timm_backbones, transformers, vision
 from dfm_mlflow.network.folding import fold_batch_norms
 from dfm_mlflow.network.pair import Pair, layers_of
 from dfm_mlflow.network.tracing import tracing
-from dfm_mlflow.network.vision import (
-    create_feature_extractor,
-    get_graph_node_names,
-    models,
-)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
@@ -327,7 +322,7 @@ def _architecture(name: str, size: tuple[int, int]) -> nn.Module:
         return timm_backbones.architecture(name)
     if name == "efficientnet_lite0":
         return _efficientnet_lite(size)
-    known = models.list_models(module=models)
+    known = vision.models.list_models(module=vision.models)
     if name not in known:
         close = difflib.get_close_matches(name, [*known, "efficientnet_lite0"], n=5, cutoff=0.6)
         raise BackboneError(
@@ -338,7 +333,7 @@ def _architecture(name: str, size: tuple[int, int]) -> nn.Module:
     # These two renormalise their input when pretrained; without it their weights see wrong colours.
     renormalise = {"transform_input": True, "init_weights": False}
     extra = renormalise if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = models.get_model(name, weights=None, **extra)
+    model: nn.Module = vision.models.get_model(name, weights=None, **extra)
     return model
 
 
@@ -364,7 +359,7 @@ def _tracer_options(name: str, model: nn.Module) -> dict[str, Any]:
 
 def _truncate(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.GraphModule:
     model = _architecture(name, size).eval()
-    extractor = create_feature_extractor(
+    extractor = vision.create_feature_extractor(
         model, list(layers), tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     ).eval()
     # The extractor carries a second graph for training; the plain module keeps what scoring runs.
@@ -377,7 +372,7 @@ def _layer_names(
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Give the names of layers, and those of all tensors of the whole architecture."""
     model = _architecture(name, size).eval()
-    nodes = get_graph_node_names(
+    nodes = vision.get_graph_node_names(
         model, tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     )[1]
     pixels, numbers = _SMALL
@@ -406,7 +401,7 @@ def _last_at_stride(
     name: str, model: nn.Module, stride: int, nodes: list[str], size: tuple[int, int]
 ) -> str:
     """Name the outermost block, and of several the last, that ends with a map at a stride."""
-    extractor = create_feature_extractor(
+    extractor = vision.create_feature_extractor(
         model,
         {n: n for n in nodes},
         tracer_kwargs=_tracer_options(name, model),

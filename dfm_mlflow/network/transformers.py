@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from dfm_mlflow.config.presets import is_transformer
 from dfm_mlflow.errors import BackboneError
-from dfm_mlflow.network import timm_backbones
-from dfm_mlflow.network.vision import models
+from dfm_mlflow.network import timm_backbones, vision
 
 _LAYER = re.compile(
     r"(?:blocks\.(?P<first>\d+)(?:-(?P<last>\d+))?|depth:(?P<low>[\d.]+)-(?P<high>[\d.]+))"
@@ -61,7 +60,7 @@ class Tokens(nn.Module):
         return {w.name: _mean(grids, w) for w in self.windows}
 
     def _grids(self, images: Tensor) -> list[Tensor]:
-        if isinstance(self.model, models.VisionTransformer):
+        if isinstance(self.model, vision.models.VisionTransformer):
             return _torchvision_grids(self.model, images, self.blocks)
         forward: Any = self.model.forward_intermediates  # of timm
         grids: list[Tensor] = forward(
@@ -100,7 +99,7 @@ def no_grid(name: str) -> BackboneError:
 
 def patch_of(model: nn.Module, name: str) -> int:
     """Side of a patch of a `model`, called `name`, in pixels."""
-    if isinstance(model, models.VisionTransformer):
+    if isinstance(model, vision.models.VisionTransformer):
         return int(model.patch_size)
     embed: Any = getattr(model, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
@@ -163,7 +162,7 @@ def _window(name: str, layer: str, n: int) -> Window:
 def n_blocks_of(model: nn.Module) -> int:
     """Blocks of a whole `model`."""
     blocks: Any = (
-        model.encoder.layers if isinstance(model, models.VisionTransformer) else model.blocks
+        model.encoder.layers if isinstance(model, vision.models.VisionTransformer) else model.blocks
     )
     return len(blocks)
 
@@ -171,7 +170,7 @@ def n_blocks_of(model: nn.Module) -> int:
 def truncated(model: nn.Module, windows: tuple[Window, ...]) -> Tokens:
     """Cut a whole network after its last used block."""
     last = max(w.last for w in windows)
-    if isinstance(model, models.VisionTransformer):
+    if isinstance(model, vision.models.VisionTransformer):
         model.encoder.layers = model.encoder.layers[: last + 1]
         model.encoder.ln = model.heads = nn.Identity()
     else:
@@ -184,7 +183,7 @@ def truncated(model: nn.Module, windows: tuple[Window, ...]) -> Tokens:
 def fitted_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give published weights the names and positions of a network, by its library's own rule."""
     state = {k: v.float() for k, v in state.items()}
-    if isinstance(model, models.VisionTransformer):
+    if isinstance(model, vision.models.VisionTransformer):
         key = "encoder.pos_embedding"
         grid = model.grid
         if key in state:
@@ -199,13 +198,13 @@ def fitted_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _torchvision(name: str, size: tuple[int, int]) -> nn.Module:
-    if name not in models.list_models(module=models):
-        known = [n for n in models.list_models(module=models) if is_transformer(n)]
+    if name not in vision.models.list_models(module=vision.models):
+        known = [n for n in vision.models.list_models(module=vision.models) if is_transformer(n)]
         raise BackboneError(
             f"There is no backbone {name!r}: the transformers are {', '.join(known)}, and "
             "timm:<name>."
         )
-    model: Any = models.get_model(name, weights=None)
+    model: Any = vision.models.get_model(name, weights=None)
     check_size(name, size, model.patch_size)
     model.grid = (size[0] // model.patch_size, size[1] // model.patch_size)
     width = model.hidden_dim

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _COMPILER = "torch._dynamo.utils"
 
@@ -40,18 +40,34 @@ def _withdraw() -> None:
             del sys.modules[_COMPILER]
 
 
-if "torch._dynamo" not in sys.modules:
-    sys.modules[_COMPILER] = _Asked(_COMPILER)
-try:
-    from torchvision import __version__ as torchvision_version
+def _load() -> None:
+    """Import torchvision; the seconds of that are paid by whoever builds a network."""
+    if "torch._dynamo" not in sys.modules:
+        sys.modules[_COMPILER] = _Asked(_COMPILER)
+    try:
+        from torchvision import models
+        from torchvision.models.feature_extraction import (
+            create_feature_extractor,
+            get_graph_node_names,
+        )
+    finally:
+        _withdraw()
+    globals().update(
+        models=models,
+        create_feature_extractor=create_feature_extractor,
+        get_graph_node_names=get_graph_node_names,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load()
+    return globals()[name]
+
+
+if TYPE_CHECKING:
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-finally:
-    _withdraw()
 
-__all__ = [
-    "create_feature_extractor",
-    "get_graph_node_names",
-    "models",
-    "torchvision_version",
-]
+__all__ = ["create_feature_extractor", "get_graph_node_names", "models"]

@@ -15,8 +15,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from dfm_mlflow.errors import DataError, WeightsError
-from dfm_mlflow.network import timm_backbones
-from dfm_mlflow.network.vision import models
+from dfm_mlflow.network import timm_backbones, vision
 from dfm_mlflow.storage import store
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def _pair(source: str, backbones: list[str], seed: int) -> Weights:
 
 def imagenet_url(backbone: str) -> str:
     """Address of torchvision's ImageNet weights of a `backbone`, the first of several."""
-    choices = list(models.get_model_weights(backbone))
+    choices = list(vision.models.get_model_weights(backbone))
     first = [w for w in choices if w.name.endswith("_V1")] or choices
     return str(first[0].url)
 

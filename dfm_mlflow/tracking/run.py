@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from dfm_mlflow.mlflow_plugin import (
     run_files,  # noqa: F401  # from here on runs:/ID/FILE is an address
 )
 from dfm_mlflow.mlflow_plugin.dataset import ImageFolderDataset
-from dfm_mlflow.network.vision import torchvision_version
 from dfm_mlflow.scores.evaluation import STEPS, Evaluation, counted, curve_points
 from dfm_mlflow.scores.origin import write_scores
 from dfm_mlflow.scores.training import TrainingLook
@@ -204,7 +204,7 @@ def _provenance(
         "weights' SHA-256": detector.weights["sha256"],
         "dfm-mlflow": dfm_mlflow.__version__,
         "MLflow": mlflow.__version__,
-        "PyTorch, torchvision": f"{torch.__version__}, {torchvision_version}",
+        "PyTorch, torchvision": f"{torch.__version__}, {version_of('torchvision')}",
         "Python": platform.python_version(),
     }
     return {name: value for name, value in known.items() if value}
