@@ -109,7 +109,16 @@ def train(version: Version, data: Path, preset: str, weights: str) -> None:
     network = () if preset == "default" else ("--preset", preset)
     version.run(
         f"train, preset {preset}",
-        *("-m", "dfm_mlflow", "train", "--data", str(data.parent), "--category", "surface", *network),
+        *(
+            "-m",
+            "dfm_mlflow",
+            "train",
+            "--data",
+            str(data.parent),
+            "--category",
+            "surface",
+            *network,
+        ),
         *("--backbone", "resnet18", "--weights", weights, "--registered-model", preset),
         *("--cache", "false"),
     )
