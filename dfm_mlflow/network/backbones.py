@@ -87,6 +87,13 @@ def build_backbone(
     return Backbone(name, names, module, *_normalisation(name))
 
 
+def is_small(module: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a pass of values takes less than importing torch's compiler, for one without."""
+    pixels, numbers = _SMALL
+    few = sum(p.numel() for p in module.parameters()) <= numbers
+    return few and size[0] * size[1] <= pixels
+
+
 @lru_cache(maxsize=64)
 def _windows(
     name: str, layers: tuple[str, ...], size: tuple[int, int]
@@ -251,7 +258,7 @@ def _explained(name: str, size: tuple[int, int]) -> Iterator[None]:
 
 
 class _ShapesAlone(TorchFunctionMode):
-    """Leaves out random initialisation and normalisation, which change no shape."""
+    """Leaves out what changes no shape, and would import torch's compiler on the meta device."""
 
     def __torch_function__(
         self,
@@ -263,7 +270,8 @@ class _ShapesAlone(TorchFunctionMode):
         given = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
             return given["tensor"] if "tensor" in given else args[0]
-        if func in _NORMALISATIONS or getattr(func, "__name__", "") in _DRAWS:
+        name = getattr(func, "__name__", "")
+        if func in _NORMALISATIONS or name in _DRAWS:
             return args[0]
         return func(*args, **given)
 
@@ -375,10 +383,8 @@ def _layer_names(
     nodes = vision.get_graph_node_names(
         model, tracer_kwargs=_tracer_options(name, model), suppress_diff_warning=True
     )[1]
-    pixels, numbers = _SMALL
-    small = size[0] * size[1] <= pixels and sum(p.numel() for p in model.parameters()) <= numbers
-    if small and any(layer.startswith("stride:") for layer in layers):
-        model = _zeros(model)  # a pass of values takes less than importing torch's compiler
+    if any(layer.startswith("stride:") for layer in layers) and is_small(model, size):
+        model = _zeros(model)
     layers = tuple(
         _last_at_stride(name, model, int(layer.removeprefix("stride:")), nodes, size)
         if layer.startswith("stride:")

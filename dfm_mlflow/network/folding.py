@@ -1,7 +1,6 @@
 """Batch norms folded into the convolutions before them: less to compute, the same numbers."""
 
-import copy
-
+import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -10,8 +9,7 @@ _PLAIN = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSameP
 
 
 def fold_batch_norms(module: fx.GraphModule) -> fx.GraphModule:
-    """Fold each batch norm that alone reads a convolution into that convolution."""
-    module = copy.deepcopy(module)
+    """Fold each batch norm that alone reads a convolution into that convolution, in place."""
     modules = dict(module.named_modules())
     for node in list(module.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
@@ -51,12 +49,21 @@ def _fuse(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module] | Non
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
         return None
     if type(norm) is nn.BatchNorm2d:
-        return fuse_conv_bn_eval(conv, norm), nn.Identity()
+        return _folded(conv, norm), nn.Identity()
     if type(norm).__name__ == "BatchNormAct2d":  # timm's, with dropout and activation inside
         after = [
             m
             for m in (norm.drop, norm.act)
             if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
         ]
-        return fuse_conv_bn_eval(conv, norm), nn.Sequential(*after) if after else nn.Identity()
+        return _folded(conv, norm), nn.Sequential(*after) if after else nn.Identity()
     return None
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    if not conv.weight.is_meta:
+        return fuse_conv_bn_eval(conv, norm)
+    # without values there is nothing to compute, for which torch would import its compiler
+    if conv.bias is None:
+        conv.bias = nn.Parameter(torch.empty(conv.out_channels, device="meta"), requires_grad=False)
+    return conv

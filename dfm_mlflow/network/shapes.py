@@ -1,6 +1,7 @@
-"""What a network would give and need, told from its shapes alone: nothing is computed."""
+"""What a network would give and need, told from shapes alone unless computing takes no time."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dfm_mlflow.errors import BackboneError, DfmError
-from dfm_mlflow.network.backbones import Backbone
+from dfm_mlflow.network.backbones import Backbone, is_small
 from dfm_mlflow.network.forward import Network
 from dfm_mlflow.network.pooling import Rule
 
@@ -20,7 +21,7 @@ class Shapes:
     """Of one picture's way through a network."""
 
     maps: list[tuple[int, ...]]  # ``(C, h, w)`` of each layer and scale, pooled
-    largest: int  # numbers in the largest array on the way
+    largest: int  # numbers in the largest array on the way; 0 where that is small
 
 
 def shapes_of(
@@ -30,12 +31,13 @@ def shapes_of(
     tile: int | None,
 ) -> Shapes:
     """Follow the shapes of one picture."""
-    meta = torch.device("meta")
+    small, seen = is_small(backbone.module, size), _Largest()
+    device = torch.device("cpu" if small else "meta")
     try:
-        with meta, _Largest() as seen:
-            network = Network(backbone, size, pooling, meta, "fp32", tile=tile)
+        with torch.inference_mode(), device, nullcontext() if small else seen:
+            network = Network(backbone, size, pooling, device, "fp32", tile=tile)
             network.module = _once(network.module)
-            maps = network.run(torch.empty(1, 3, *size, dtype=torch.uint8))
+            maps = network.run(torch.zeros(1, 3, *size, dtype=torch.uint8))
     except DfmError:
         raise
     except Exception as error:  # a network may do anything with a size that it was not made for

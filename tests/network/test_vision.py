@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 # The compiler and its company, and what only reports, metrics of masks or scikit-learn's users need
 HEAVY = {"matplotlib", "onnx", "scipy.ndimage", "scipy.stats", "sklearn", "sympy", "timm"} | {
@@ -33,6 +34,14 @@ def test_networks_are_built_and_cut_without_the_compiler():
     build = "from dfm_mlflow.network.backbones import build_backbone as build; "
     cut = "('stride:8', 'stride:16'), (64, 64))"
     found = loaded(f"{build}build('resnet18', {cut}; build('efficientnet_lite0', {cut}")
+    assert not found & HEAVY
+
+
+def test_models_are_loaded_and_score_without_the_compiler():
+    folder = Path(__file__).parents[1] / "fixtures/format1/one-class/dfm"
+    code = "import numpy; from dfm_mlflow.artifact.save_load import load_detector; "
+    score = "score([numpy.zeros((64, 64, 3), numpy.uint8)])"
+    found = loaded(f"{code}load_detector(__import__('pathlib').Path('{folder}')).{score}")
     assert not found & HEAVY
 
 
