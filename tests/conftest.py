@@ -38,14 +38,10 @@ def examples(n):
 
 # Modules that share the zoo, which is dear to make: one worker has them all.
 ZOO = {
-    "jobs/test_compare",
-    "mlflow_plugin/test_model_uri",
-    "registry/test_aliases",
-    "registry/test_describe",
-    "registry/test_gates",
-    "registry/test_golden",
-    "registry/test_promote",
-    "registry/test_ui",
+    *("jobs/test_compare", "jobs/test_review", "mlflow_plugin/test_model_uri"),
+    *("registry/test_aliases", "registry/test_candidate", "registry/test_describe"),
+    *("registry/test_golden", "registry/test_history", "registry/test_promote"),
+    *("registry/test_rivals", "registry/test_ui", "tracking/test_registration"),
     "tracking/test_run",
 }
 # Modules that share a trained run.
@@ -176,22 +172,11 @@ def _logged_once(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _painted_only(request):
-    """Leave drawing, most of a small training, to tests/report and to runs with integration."""
-    if "not integration" not in request.config.getoption("markexpr"):
-        yield
-        return
-    from matplotlib.figure import Figure
+def _undrawn():
+    """Leave charts, most of a small training, to tests that look at them, and to processes."""
+    from .drawing import left_out
 
-    from dfm_mlflow.report.charts import Charts
-
-    def paint_only(self, name, size, paint):
-        paint(Figure(figsize=size))
-        Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
-        return "<svg></svg>"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Charts, "draw", paint_only)
+    with left_out(painted=PROFILE == "ci"):
         yield
 
 

@@ -1,5 +1,4 @@
 import base64
-import os
 
 import mlflow
 import numpy as np
@@ -16,7 +15,7 @@ from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.jobs.evaluate import evaluate as evaluate_job
 from dfm_mlflow.jobs.evaluator import _labels
 
-from ..conftest import write_category
+from ..conftest import in_store, write_category
 from ..detectors import fit
 
 
@@ -30,18 +29,14 @@ def line(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory, line):
+def registered(tmp_path_factory, empty_store, line):
     """A store with a registered version; its URI is that of the logged model."""
     root = tmp_path_factory.mktemp("store")
-    previous, here = mlflow.get_tracking_uri(), os.getcwd()
-    os.chdir(root)
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    with mlflow.start_run():
-        info = dfm_mlflow.log_model(line[1], name="model", registered_model_name="dfm-stripes")
-    mlflow.MlflowClient().set_registered_model_alias("dfm-stripes", "production", "1")
-    yield root, info.model_uri
-    os.chdir(here)
-    mlflow.set_tracking_uri(previous)
+    with in_store(empty_store, root):
+        with mlflow.start_run():
+            info = dfm_mlflow.log_model(line[1], name="model", registered_model_name="dfm-stripes")
+        mlflow.MlflowClient().set_registered_model_alias("dfm-stripes", "production", "1")
+        yield root, info.model_uri
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def _killed(root, uri, verdicts, statement):
     update(UpdateOptions.parse(options))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("statement", "versions"),
     [
