@@ -33,7 +33,7 @@ settings.load_profile(PROFILE)
 
 
 def examples(n):
-    """Try a property on another number of examples than 100; on a tenth where it must be quick."""
+    """Try a property on n examples, not on 50, with the profile ci; on a tenth, or 5, where it is quick."""
     return settings(max_examples=n if PROFILE == "ci" else max(n // 10, 5))
 
 
