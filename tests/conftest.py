@@ -33,7 +33,7 @@ settings.load_profile(PROFILE)
 
 
 def examples(n):
-    """Try a property on n examples with the profile ci, on a tenth (5 at least) with the quick one."""
+    """Try a property on n examples with the profile ci; on a tenth, 5 at least, with quick."""
     return settings(max_examples=n if PROFILE == "ci" else max(n // 10, 5))
 
 
