@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -23,38 +24,38 @@ from .zoo import SMALL, registry, zoo  # noqa: F401
 # in those that tests start.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 
-# A property is tried on few examples, and on ten times as many with HYPOTHESIS_PROFILE=ci, which
+# A property is tried on few examples, and on five times as many with HYPOTHESIS_PROFILE=ci, which
 # .ci/run sets. How long one takes says more about the machine than about the code.
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.register_profile("quick", deadline=None, max_examples=10)
-settings.register_profile("ci", deadline=None, max_examples=100)
+settings.register_profile("ci", deadline=None, max_examples=50)
 settings.load_profile(PROFILE)
 
 
 def examples(n):
-    """Try a property on another number of examples than 100; on a tenth where it must be quick."""
+    """Try a property on n examples with the profile ci; on a tenth, 5 at least, with quick."""
     return settings(max_examples=n if PROFILE == "ci" else max(n // 10, 5))
 
 
-# Modules that share the zoo, which is dear to make: one worker has them all.
-ZOO = {
-    "jobs/test_compare",
-    "mlflow_plugin/test_model_uri",
-    "registry/test_aliases",
-    "registry/test_describe",
-    "registry/test_gates",
-    "registry/test_golden",
-    "registry/test_promote",
-    "registry/test_ui",
-    "tracking/test_run",
-}
-# Modules that share a trained run.
-TRAINED = {"jobs/test_evaluate", "jobs/test_recalibrate", "tracking/test_kept"}
+def modules_with(*fixtures):
+    """Name the modules with tests or fixtures that ask for shared fixtures, not for their own."""
+    asks = re.compile(rf"def \w+\([^)]*\b({'|'.join(fixtures)})\b")
+    own = re.compile(rf"^def ({'|'.join(fixtures)})\(", re.MULTILINE)
+    texts = {path: path.read_text() for path in sorted(TESTS.rglob("test_*.py"))}
+    found = [path for path, text in texts.items() if asks.search(text) and not own.search(text)]
+    return {path.relative_to(TESTS).with_suffix("").as_posix() for path in found}
+
+
+# Modules that share what is dear to make, the zoo or a trained run: one worker has them all.
+TESTS = Path(__file__).parent
+ZOO = modules_with("zoo", "registry")
+TRAINED = modules_with("trained", "train_once") - ZOO
 # What takes longest begins first, so that the workers end together.
 LONGEST = (
-    *("test_floor_tile", "test_floor_cells", "test_learning_line"),
-    *("zoo", "test_stack", "spark", "faults", "test_validity", "trained"),
-    *("serving/test_monitored_server", "jobs/test_sweep", "jobs/test_update"),
+    *("test_learning_line", "test_floor_cells", "test_floor_tile"),
+    *("zoo", "test_stack", "spark", "faults", "test_typing", "test_validity", "trained"),
+    *("serving/test_monitored_server", "jobs/test_sweep", "jobs/test_update", "jobs/test_train"),
+    *("jobs/test_learned_set", "jobs/test_tune", "export/test_graph", "detector/test_layer_fit"),
 )
 
 
@@ -176,22 +177,11 @@ def _logged_once(monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _painted_only(request):
-    """Leave drawing, most of a small training, to tests/report and to runs with integration."""
-    if "not integration" not in request.config.getoption("markexpr"):
-        yield
-        return
-    from matplotlib.figure import Figure
+def _undrawn():
+    """Leave charts, most of a small training, to tests that look at them, and to processes."""
+    from .drawing import left_out
 
-    from dfm_mlflow.report.charts import Charts
-
-    def paint_only(self, name, size, paint):
-        paint(Figure(figsize=size))
-        Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
-        return "<svg></svg>"
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Charts, "draw", paint_only)
+    with left_out(painted=PROFILE == "ci"):
         yield
 
 
@@ -206,6 +196,15 @@ def _no_experiment_is_left():
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The tables of an empty store, which take MLflow seconds to make, in one file."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "connect")
+    def forget(connection, _):
+        """No store of this process must outlast the machine: nothing waits for the disk."""
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path

@@ -1,5 +1,6 @@
 """Small detectors with random weights, and pictures for them."""
 
+import functools
 import io
 
 import numpy as np
@@ -24,11 +25,16 @@ def png(image: np.ndarray) -> bytes:
 
 
 def pictures(n: int, seed: int = 0, defect: bool = False, shift: int = 0) -> list[bytes]:
+    return list(_pictures(n, seed, defect, shift))
+
+
+@functools.cache
+def _pictures(n: int, seed: int, defect: bool, shift: int) -> tuple[bytes, ...]:
     rng = np.random.default_rng(seed)
-    return [
+    return tuple(
         png((texture(rng, defect=defect).astype(int) + shift).clip(0, 255).astype(np.uint8))
         for _ in range(n)
-    ]
+    )
 
 
 def fit(

@@ -16,6 +16,7 @@ from dfm_mlflow.config import Options, UpdateOptions
 from dfm_mlflow.jobs.learned_set import TRAINING
 from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.update import update
+from dfm_mlflow.registry import cost_gates
 from dfm_mlflow.storage.store import read_address
 
 from .zoo import SMALL
@@ -93,6 +94,9 @@ def made_line(tmp_path_factory, empty_store):
 
 @pytest.fixture
 def line(made_line, monkeypatch):
+    # one round of timing: registry/test_cost_gates says what more are for
+    monkeypatch.setattr(cost_gates, "_ROUNDS", 1)
+    monkeypatch.setattr(cost_gates, "_LEAST_ROUNDS", 1)
     shutil.copy(made_line.root / "made.db", made_line.root / "mlflow.db")
     shutil.rmtree(made_line.data, ignore_errors=True)
     shutil.copytree(made_line.root / "made-data", made_line.data)

@@ -50,6 +50,7 @@ def test_a_folder_becomes_a_served_model_and_gives_maps(run, mvtec_like, tmp_pat
         assert image.height > image.width  # turned, with a legend below
 
 
+@pytest.mark.slow
 def test_one_model_knows_several_categories(run, mvtec_like):
     printed = run("several_categories.py", mvtec_like, "stripes,bands", "--weights", "random")
     assert "predicted_class" in printed

@@ -24,6 +24,7 @@ from dfm_mlflow.storage import store
 from dfm_mlflow.storage.store import S3Folder
 
 from .conftest import examples, texture
+from .drawing import drawn
 
 FORMAT1 = Path(__file__).with_name("fixtures") / "format1"
 PARTS = [
@@ -123,7 +124,7 @@ def test_a_run_takes_unpleasant_names_as_they_are(store, tmp_path):
         "image_size": "64",
         "layers": "layer1",
     }
-    with mlflow.start_run(run_name="../../'; DROP TABLE runs; --"):
+    with mlflow.start_run(run_name="../../'; DROP TABLE runs; --"), drawn():
         result = train(Options.parse(given))
     assert set(os.listdir(tmp_path)) - before <= {"mlruns", "cache"}
     assert not list(tmp_path.rglob("pwned"))

@@ -45,6 +45,7 @@ WRITTEN = (
     "model_versions",
 )
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes"}
+SMALL |= {"augment": "none"}
 TIMED = {
     "extract_seconds",
     "fit_seconds",

@@ -1,7 +1,7 @@
 """Models trained once, and registered anew under a name of its own in every test."""
 
-import os
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import mlflow
@@ -16,6 +16,7 @@ SMALL = {
     "image_size": "64",
     "backbone": "resnet18",
     "category": "stripes",
+    "augment": "none",
     "registered_model": "none",
 }
 
@@ -31,9 +32,12 @@ def pictures(folder, n, defect=False, seed=0):
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory, mvtec_like):
+def zoo(tmp_path_factory, empty_store, mvtec_like, request):
     """Runs that made a good model, its twin, a large, a bad and an untested one."""
     from dfm_mlflow.jobs.train import train
+
+    from .conftest import in_store
+    from .drawing import drawn
 
     root = tmp_path_factory.mktemp("zoo")
     # takes holes for good, so that it ranks the true test pictures the wrong way round
@@ -49,14 +53,10 @@ def zoo(tmp_path_factory, mvtec_like):
         "bad": {"data": str(root / "bad")},
         "untested": {"data": str(mvtec_like / "stripes/train/good")},
     }
-    previous, here = mlflow.get_tracking_uri(), os.getcwd()
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    os.chdir(root)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment_id="0")  # of all runs here, whatever the category
-    runs = {name: train(Options.parse(SMALL | more)) for name, more in given.items()}
-    os.chdir(here)
-    mlflow.set_tracking_uri(previous)
+    # the browser's tests look at the reports
+    shown = any("test_ui.py" in item.nodeid for item in request.session.items)
+    with in_store(empty_store, root) as uri, drawn() if shown else nullcontext():
+        runs = {name: train(Options.parse(SMALL | more)) for name, more in given.items()}
     return SimpleNamespace(
         root=root, uri=uri, runs=runs, mixed=str(root / "mixed"), clean=str(mvtec_like)
     )
@@ -69,7 +69,9 @@ def registry(zoo, monkeypatch, request):
 
     monkeypatch.chdir(zoo.root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", zoo.uri)
-    monkeypatch.setattr(cost_gates, "_ROUNDS", cost_gates._LEAST_ROUNDS)
+    # one round of timing: registry/test_cost_gates says what more are for
+    monkeypatch.setattr(cost_gates, "_ROUNDS", 1)
+    monkeypatch.setattr(cost_gates, "_LEAST_ROUNDS", 1)
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(zoo.uri)
     mlflow.set_experiment(experiment_id="0")

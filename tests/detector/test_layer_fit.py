@@ -195,6 +195,7 @@ def test_few_pictures_explain_nothing_of_others_and_many_do():
     assert explained(3) < 0.5 < 0.9 < explained(100)
 
 
+@pytest.mark.slow
 def test_a_fused_model_is_fitted_stored_and_exported(tmp_path):
     detector = fit({"stripes": pictures(16)}, **FUSED)
     assert detector.options.rows_are == ("cell", "picture", "picture")

@@ -78,6 +78,7 @@ def elpv():
     return detector, arrays(i.path.read_bytes() for i in catalog.test[::90])
 
 
+@pytest.mark.slow
 def test_real_cells_score_as_in_the_detector(elpv, tmp_path):
     detector, cells = elpv
     sizes = [(180, 401), (700, 523), (90, 90)]

@@ -1,5 +1,4 @@
 import base64
-import os
 
 import mlflow
 import numpy as np
@@ -16,7 +15,7 @@ from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.jobs.evaluate import evaluate as evaluate_job
 from dfm_mlflow.jobs.evaluator import _labels
 
-from ..conftest import write_category
+from ..conftest import in_store, write_category
 from ..detectors import fit
 
 
@@ -30,18 +29,14 @@ def line(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory, line):
+def registered(tmp_path_factory, empty_store, line):
     """A store with a registered version; its URI is that of the logged model."""
     root = tmp_path_factory.mktemp("store")
-    previous, here = mlflow.get_tracking_uri(), os.getcwd()
-    os.chdir(root)
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    with mlflow.start_run():
-        info = dfm_mlflow.log_model(line[1], name="model", registered_model_name="dfm-stripes")
-    mlflow.MlflowClient().set_registered_model_alias("dfm-stripes", "production", "1")
-    yield root, info.model_uri
-    os.chdir(here)
-    mlflow.set_tracking_uri(previous)
+    with in_store(empty_store, root):
+        with mlflow.start_run():
+            info = dfm_mlflow.log_model(line[1], name="model", registered_model_name="dfm-stripes")
+        mlflow.MlflowClient().set_registered_model_alias("dfm-stripes", "production", "1")
+        yield root, info.model_uri
 
 
 @pytest.fixture
@@ -66,6 +61,15 @@ def table_of(pictures, **columns):
 
 def evaluate(model, data, **more):
     return mlflow.models.evaluate(model, data, model_type="dfm", evaluators="dfm", **more)
+
+
+@pytest.fixture(scope="module")
+def whole(registered, line):
+    """Metrics of the folder."""
+    found = evaluate(registered[1], mlflow.data.from_image_folder(line[0])).metrics
+    while mlflow.active_run():
+        mlflow.end_run()
+    return found
 
 
 def untimed(metrics):
@@ -120,8 +124,7 @@ def test_an_alias_says_as_much_as_the_model(model, pictures):
     assert "image_auroc" in {m.key for m in logged.metrics if m.run_id == run.info.run_id}
 
 
-def test_a_table_gives_the_numbers_of_a_folder(model, pictures):
-    whole = evaluate(model, pictures).metrics
+def test_a_table_gives_the_numbers_of_a_folder(model, pictures, whole):
     masks = [i.mask.files[0].read_bytes() if i.mask else None for i in pictures.to_score]
     rows = evaluate(model, table_of(pictures, mask=masks), targets="label").metrics
     assert untimed(rows) == pytest.approx(untimed(whole), abs=1e-9)
@@ -135,8 +138,7 @@ def test_a_table_gives_the_numbers_of_a_folder(model, pictures):
     assert evaluate(model, dataset).metrics["image_auroc"] == whole["image_auroc"]
 
 
-def test_arrays_and_rows_without_a_picture_are_evaluated_too(model, pictures):
-    whole = evaluate(model, pictures).metrics
+def test_arrays_and_rows_without_a_picture_are_evaluated_too(model, pictures, whole):
     table = table_of(pictures)
     table["image"] = [decode_image(data) for data in table["image"]]
     assert evaluate(model, table, targets="label").metrics["image_auroc"] == whole["image_auroc"]

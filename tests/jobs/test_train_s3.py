@@ -14,6 +14,7 @@ SMALL = {
     "image_size": "64",
     "backbone": "resnet18",
     "category": "stripes",
+    "augment": "none",
     "registered_model": "none",
 }
 

@@ -14,12 +14,13 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.jobs.train import train
 
-from ..conftest import texture, write_category
+from ..conftest import in_store, texture, write_category
 
 SMALL = {
     "weights": "random",
     "image_size": "64",
     "backbone": "resnet18",
+    "augment": "none",
     "registered_model": "none",
 }
 
@@ -50,24 +51,18 @@ def dirty(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def looked_at(dirty, tmp_path_factory, request):
+def looked_at(dirty, tmp_path_factory, empty_store):
     """The run on `dirty`, its files, and the lines of its log."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("store")
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(uri)
-        patch.chdir(folder)
-        lines = []
-        handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: lines.append(record.getMessage())
-        logging.getLogger("dfm_mlflow").addHandler(handler)
-        try:
+    lines = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("dfm_mlflow").addHandler(handler)
+    try:
+        with in_store(empty_store, tmp_path_factory.mktemp("store")):
             result, files = run(dirty)
-        finally:
-            logging.getLogger("dfm_mlflow").removeHandler(handler)
-            mlflow.set_tracking_uri(before)
-        yield result, files, lines
+    finally:
+        logging.getLogger("dfm_mlflow").removeHandler(handler)
+    return result, files, lines
 
 
 def test_each_training_picture_has_its_held_out_score(looked_at):

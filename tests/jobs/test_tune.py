@@ -16,7 +16,10 @@ from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import candidate_table, search, tune
 from dfm_mlflow.tuning.candidates import SEARCHED
 
+from ..conftest import in_store
+
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes"}
+SMALL |= {"augment": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +37,14 @@ def files(run_id):
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory, mvtec_like):
+def tuned(tmp_path_factory, empty_store, mvtec_like):
     """One search of the whole grid in a store of its own."""
-    root = tmp_path_factory.mktemp("tuned")
-    previous = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        in_store(empty_store, tmp_path_factory.mktemp("tuned")),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(job, "N_DEFECTS", 42)
-        patch.chdir(root)
-        mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
         yield tune(options(mvtec_like))
-    mlflow.set_tracking_uri(previous)
 
 
 def test_every_candidate_is_a_child_with_its_synthetic_auroc_alone(tuned):

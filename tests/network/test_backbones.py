@@ -72,20 +72,24 @@ def test_wrong_shapes_are_refused():
     ("name", "layer"),
     [
         ("resnet18", "layer3"),
-        ("wide_resnet50_2", "layer3"),
         ("efficientnet_b0", "features.5"),
-        ("densenet121", "features.denseblock3"),
-        ("googlenet", "inception4e"),
+        pytest.param("wide_resnet50_2", "layer3", marks=pytest.mark.slow),
+        pytest.param("densenet121", "features.denseblock3", marks=pytest.mark.slow),
+        pytest.param("googlenet", "inception4e", marks=pytest.mark.slow),
     ],
 )
 def test_the_layer_at_stride_16(name, layer):
     assert build_backbone(name, ("stride:16",), (256, 256)).layers == (layer,)
 
 
-def test_presets_name_layers_that_exist():
-    """`accurate` and the default at once, and layers by their stride in any order."""
+@pytest.mark.slow
+def test_the_preset_accurate_names_a_layer_that_exists():
     accurate = build_backbone("efficientnet_b5", ("features.6",), (456, 456))
     assert accurate.module(torch.zeros(1, 3, 456, 456))["features.6"].shape == (1, 304, 15, 15)
+
+
+def test_the_default_preset_names_layers_that_exist():
+    """Both at once, and layers by their stride in any order."""
     both = build_backbone("resnet18", ("stride:8", "stride:16"), (256, 256))
     assert both.layers == ("layer2", "layer3")
     assert build_backbone("resnet18", ("avgpool",), (256, 256)).layers == ("avgpool",)

@@ -72,7 +72,7 @@ def test_positions_are_resampled_by_timm_s_filter():
     torch.testing.assert_close(backbone.module.model.pos_embed, expected)
 
 
-@pytest.mark.parametrize("side", [64, 224])
+@pytest.mark.parametrize("side", [64, pytest.param(224, marks=pytest.mark.slow)])
 def test_torchvision_s_positions_are_those_of_its_own_function(side):
     torch.manual_seed(4)
     whole = models.vit_b_16()
@@ -94,7 +94,16 @@ def test_torchvision_s_network_gives_its_own_tokens():
         torch.testing.assert_close(backbone.module(x)["blocks.1"], as_grid(seen[1], 1, (4, 4)))
 
 
-@pytest.mark.parametrize("name", [TINY, "timm:vit_small_patch16_dinov3", "vit_b_16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        TINY,
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("timm:vit_small_patch16_dinov3", "vit_b_16")
+        ),
+    ],
+)
 def test_stored_tensors_build_the_same_network(name):
     size = (64, 96)
     backbone = build_backbone(name, ("depth:0.3-0.5:l2",), size, seed=3)

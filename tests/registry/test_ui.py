@@ -11,6 +11,7 @@ from dfm_mlflow.config import EvaluateOptions
 from dfm_mlflow.jobs.evaluate import evaluate
 
 from ..browser import CHROMIUM, chromium
+from ..drawing import drawn
 from ..servers import tracking_server
 
 pytest.importorskip("playwright", reason="the browser's driver is not installed")
@@ -29,7 +30,9 @@ def judged(zoo):
     previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(zoo.uri)
     options = {"model": zoo.runs["bad"].model_uri, "data": zoo.clean}
-    yield evaluate(EvaluateOptions.parse(options)).run_id
+    with drawn():
+        run_id = evaluate(EvaluateOptions.parse(options)).run_id
+    yield run_id
     mlflow.set_tracking_uri(previous)
 
 

@@ -3,18 +3,17 @@ import pytest
 from PIL import Image
 
 from dfm_mlflow.data.item import Item, Mask
-from dfm_mlflow.report.charts import Charts
 
 from ..conftest import texture
 from ..detectors import fit
-
-DRAW = Charts.draw
+from ..drawing import drawn
 
 
 @pytest.fixture(autouse=True)
-def _drawn(monkeypatch):
+def _drawn():
     """Here charts are drawn, which other tests leave out."""
-    monkeypatch.setattr(Charts, "draw", DRAW)
+    with drawn():
+        yield
 
 
 def items_in(folder, category="stripes", label="hole", side=64, n=6, seed=3):

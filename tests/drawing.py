@@ -1,0 +1,38 @@
+"""Charts, most of a small training: only tests that look at them have them drawn."""
+
+from contextlib import contextmanager
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dfm_mlflow.report.charts import Charts
+
+_DRAW = Charts.draw
+
+
+def _leave_out(self, name, size, paint):
+    Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
+    return "<svg></svg>"
+
+
+def _paint_only(self, name, size, paint):
+    paint(Figure(figsize=size))
+    return _leave_out(self, name, size, paint)
+
+
+@contextmanager
+def _with(draw):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Charts, "draw", draw)
+        yield
+
+
+def drawn():
+    """Draw charts as users see them."""
+    return _with(_DRAW)
+
+
+def left_out(painted=False):
+    """Leave charts empty; painted, everything is asked of matplotlib but the drawing itself."""
+    return _with(_paint_only if painted else _leave_out)
