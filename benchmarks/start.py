@@ -13,6 +13,7 @@ one round leaves the new default out.
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,6 @@ IMPORTS = {
     "import of a server": "dfm_mlflow.serving.pyfunc",  # in 0.1 a part of its plugin
 }
 PRESETS = ("anomalib", "default")
-PORT = 5917
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Version:
     def note(self, what: str, seconds: tuple[float, float]) -> None:
         """Keep what something took."""
         self.taken.setdefault(what, []).append(seconds)
+        click.echo(f"{self.name}: {what}: {seconds[0]:.2f} ({seconds[1]:.1f})", err=True)
 
     def load(self, what: str, modules: str) -> None:
         """Import modules."""
@@ -124,10 +125,17 @@ def train(version: Version, data: Path, preset: str, weights: str) -> None:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
 def serve(version: Version, preset: str) -> None:
     """Start a server, and stop it when it answers /ping."""
+    port = free_port()
     start = time.perf_counter()
-    command = ["-m", "mlflow", "models", "serve", "-m", f"models:/{preset}/1", "-p", str(PORT)]
+    command = ["-m", "mlflow", "models", "serve", "-m", f"models:/{preset}/1", "-p", str(port)]
     server = subprocess.Popen(
         [version.python, *command, "--env-manager", "local"],
         env=version.environment,
@@ -141,7 +149,7 @@ def serve(version: Version, preset: str) -> None:
             if server.poll() is not None or time.perf_counter() > start + 300:
                 raise click.ClickException(f"{version.name}: the server did not start")
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/ping", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
                 break
             except OSError:
                 time.sleep(0.05)
@@ -152,8 +160,9 @@ def serve(version: Version, preset: str) -> None:
         ended = times[0].children_user + times[0].children_system  # helpers that are gone
         version.note(f"serve until /ping, preset {preset}", (own + ended, clock))
     finally:
-        for process in reversed([root, *root.children(recursive=True)]):
-            process.kill()
+        if server.poll() is None:
+            for process in reversed([root, *root.children(recursive=True)]):
+                process.kill()
         server.wait()
 
 
