@@ -257,13 +257,11 @@ def describe(of_all: bool, **values: Any) -> None:
         records = history(options.model)
         click.echo(json.dumps(as_dicts(records), indent=2) if wants_json() else in_lines(records))
         return
+    from dfm_mlflow.registry.describe import as_text
     from dfm_mlflow.registry.describe import describe as run
-    from dfm_mlflow.registry.describe import in_words
 
     found = run(options.model)
-    click.echo(
-        json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found), every=True)
-    )
+    click.echo(json.dumps(found, indent=2) if wants_json() else wrapped(as_text(found), every=True))
 
 
 @cli.command()

@@ -254,7 +254,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
                     SubspaceRecord(
                         n_components=layer.subspace.n_components,
                         noise_variance=layer.subspace.noise_variance,
-                        explained=layer.explained,
+                        explained=layer.explained_share,
                     )
                     for layer in c.layers
                 ],

@@ -17,11 +17,11 @@ from array_api_compat import array_namespace, device
 
 WIDTH = 1024  # numbers of a sketch, of all layers together: distances are off by 4 %
 MOST = 20_000  # images whose distances are computed in seconds, and sketches kept in memory
-FEWEST = 8  # images from which can be said what is usual
+FEWEST = 8  # images from which typical distances can be told
 # A pair below WIDE may be near-duplicates. It is called so below a share of the distance to the
 # nearest image that is no such candidate, as all but one in twenty have it: wafers of one brick
 # look nearly the same, and are two images. What that finds: docs/training-images.md.
-WIDE, USUAL, SHARE = 0.35, 0.05, 0.38
+WIDE, NEAREST_QUANTILE, SHARE = 0.35, 0.05, 0.38
 _LARGEST, _STEPS = 10, 20  # a direction counts as no more than so many typical ones
 _ROWS = 1024  # of the distances that are in memory at once
 _NEIGHBOURS = 32  # most candidates that are kept of an image
@@ -62,7 +62,7 @@ class NearDuplicates:
 
 
 class Likeness:
-    """What is usual among n images, and so which images are near-duplicates.
+    """Typical distances among n images, and so which images are near-duplicates.
 
     Shapes: sketches (n, L, s) float32.
     """
@@ -141,8 +141,12 @@ class Likeness:
             part = slice(start, start + len(distances))
             distances[groups[part, None] == groups[None, :]] = np.inf
             nearest[part] = distances.min(axis=1)
-        usual = nearest[np.isfinite(nearest)]  # none where all images are of one group
-        return min(WIDE, SHARE * float(np.quantile(usual, USUAL))) if len(usual) else WIDE
+        to_others = nearest[np.isfinite(nearest)]  # none where all images are of one group
+        return (
+            min(WIDE, SHARE * float(np.quantile(to_others, NEAREST_QUANTILE)))
+            if len(to_others)
+            else WIDE
+        )
 
 
 def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,12 @@ from dfm_mlflow.core.groups import group_rows
 from dfm_mlflow.detector.category import candidates, in_place
 from dfm_mlflow.detector.class_fit import fit_class_held_out, recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
-from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
+from dfm_mlflow.detector.decision import (
+    calibration_ranks_of,
+    calibration_sentence,
+    decide,
+    rank_of_light,
+)
 from dfm_mlflow.detector.grid import Grid, at_once, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.layer_fit import Deal, check_single
@@ -47,9 +52,9 @@ class Observation:
     # (h, w): Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
     map: torch.Tensor
     size: tuple[int, int]  # height and width of the picture in pixels
-    # (l,): Place of each leading coordinate, of all layers, among those of the calibration's good
+    # (l,): Rank of each leading coordinate, of all layers, among those of the calibration's good
     # pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
-    places: np.ndarray
+    calibration_ranks: np.ndarray
     # The same of its mean level; NaN where that is not known of the calibration.
     light: float = math.nan
     # SHA-256 of the file that it was read from; None for bytes and arrays.
@@ -223,7 +228,7 @@ class AnomalyDetector:
         keys, n = keys_of(extraction), len(extraction.kept)
         times = len(extraction.features[0]) // n  # each image and its copies
         options = options.model_copy(update={"augment": augment_of(times)})
-        models, held_out, places = [], [], []
+        models, held_out, calibration_ranks = [], [], []
         for name in dict.fromkeys(labels):
             mine = sorted((i for i, c in enumerate(labels) if c == name), key=keys.__getitem__)
             own_groups = None if groups is None else [groups[i] for i in mine]
@@ -243,9 +248,9 @@ class AnomalyDetector:
                 raise FitError(f"The class {name} cannot be fitted. {error}") from None
             models.append(model)
             held_out.append(seen)
-            places.append(np.array(mine))
+            calibration_ranks.append(np.array(mine))
         detector = cls(options, known, grids, models, weights, fitted=keys)
-        return detector, HeldOutScores.joined(held_out, places)
+        return detector, HeldOutScores.joined(held_out, calibration_ranks)
 
     def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
         """Return a detector that scores the same through another `extractor` on the same device."""
@@ -516,11 +521,12 @@ class AnomalyDetector:
                 level = to_level(full, self.classes[j].map_scale)
                 rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
             if on_image:
-                places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
+                of_row = [z[row] for z in scored[j].leading_coordinates]
+                ranks = calibration_ranks_of(self.classes[j], of_row)
                 digest, size = extraction.digests.get(i), extraction.sizes[row]
                 sketch = None if sketches is None else sketches[row]
-                light = place_of_light(self.classes[j], extraction.light[row])
-                on_image(first + i, Observation(values, size, places, light, digest, sketch))
+                light = rank_of_light(self.classes[j], extraction.light[row])
+                on_image(first + i, Observation(values, size, ranks, light, digest, sketch))
         return rows
 
     @torch.inference_mode()

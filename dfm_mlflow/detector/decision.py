@@ -13,7 +13,7 @@ from dfm_mlflow.core.calibration import (
     images_needed,
     is_anomaly,
 )
-from dfm_mlflow.core.leading import places_among
+from dfm_mlflow.core.leading_coordinates import calibration_ranks
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores
 
 # How a model decides which class an image is of, by its rule.
@@ -70,23 +70,25 @@ def decide(
     return rows, best
 
 
-def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
-    """Give the place of a picture's leading coordinates among those of the calibration.
+def calibration_ranks_of(
+    model: ClassModel, leading_coordinates: Sequence[torch.Tensor]
+) -> np.ndarray:
+    """Give the ranks of a picture's leading coordinates among those of the calibration.
 
-    Shapes: leading (l,).
+    Shapes: leading_coordinates (l,).
     """
     found = [
-        places_among(layer.leading, values.cpu().numpy()[None])[0]
-        for layer, values in zip(model.layers, leading, strict=True)
+        calibration_ranks(layer.leading_coordinates, values.cpu().numpy()[None])[0]
+        for layer, values in zip(model.layers, leading_coordinates, strict=True)
     ]
     return np.concatenate(found)
 
 
-def place_of_light(model: ClassModel, light: float) -> float:
-    """Give the place of a picture's mean level among those of the calibration."""
+def rank_of_light(model: ClassModel, light: float) -> float:
+    """Give the rank of a picture's mean level among those of the calibration."""
     if model.light is None:
         return math.nan
-    return float(places_among(model.light[:, None], np.array([[light]]))[0, 0])
+    return float(calibration_ranks(model.light[:, None], np.array([[light]]))[0, 0])
 
 
 def is_estimate(classes: Sequence[ClassModel], fpr: float) -> bool:

@@ -31,7 +31,9 @@ class Evaluation:
     # One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
     # :meth:`AnomalyDetector.score` without the map.
     table: pd.DataFrame
-    seen: dict[int, Observation]  # anomaly map, size and places of each row that could be read
+    seen: dict[
+        int, Observation
+    ]  # anomaly map, size and calibration ranks of each row that could be read
 
     def leaving_out(self, reasons: Mapping[str, str]) -> "Evaluation":
         """Say of pictures, by path, why metrics leave them out; see :func:`counted`.

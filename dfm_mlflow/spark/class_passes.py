@@ -28,15 +28,15 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut, explained_share
 from dfm_mlflow.core.duplicates import MOST
-from dfm_mlflow.core.leading import rank_correlation
+from dfm_mlflow.core.leading_coordinates import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_rest
+from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_residual_dimensions
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel, ratio_of, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.layer_fit import Deal, to_store
-from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
+from dfm_mlflow.detector.layer_fit import Deal, prepared_for_storage
+from dfm_mlflow.detector.maps import largest_of, normaliser_of, scale_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 from dfm_mlflow.spark.layer_passes import by_key, fit_layer
@@ -65,26 +65,26 @@ def fit_class_in_passes(
         held = held.join(other, _beside)
     sums = _sums(held, folds)
     subspaces = [
-        to_store(
+        prepared_for_storage(
             replace(subspace, n_samples=len(deal.folds)),
             _noise_variance(sums, j, subspace, grid),
             of_cells=grid.of_cells,
         )
         for j, ((subspace, *_), grid) in enumerate(zip(parts, grids, strict=True))
     ]
-    check_rest(subspaces, options)
+    check_residual_dimensions(subspaces, options)
     ways = options.of_maps("normalize", len(grids))
-    divisors = [_usual(sums, j, how) for j, how in enumerate(ways)]
-    explained = [
+    divisors = [_normalisers(sums, j, how) for j, how in enumerate(ways)]
+    explained_shares = [
         explained_share(_mean_fre(sums, j, grid), total)
         for j, ((_, _, total, _), grid) in enumerate(zip(parts, grids, strict=True))
     ]
-    usual = [others for _, others in divisors]
-    leading = _leading(held)
+    normalisers = [others for _, others in divisors]
+    leading_coordinates = _leading_coordinates(held)
     layers = [
         LayerModel(subspace, whole.numpy(), np.sort(rows, axis=0), share)
         for subspace, (whole, _), rows, share in zip(
-            subspaces, divisors, leading, explained, strict=True
+            subspaces, divisors, leading_coordinates, explained_shares, strict=True
         )
     ]
 
@@ -92,7 +92,9 @@ def fit_class_in_passes(
         maps = [torch.from_numpy(m) for m in block.maps]
         nothing = torch.zeros(len(block.index), dtype=torch.float64)
         mine = folds[block.index]
-        return score_maps(maps, [u[mine] for u in usual], nothing, grids, options, explained)
+        return score_maps(
+            maps, [u[mine] for u in normalisers], nothing, grids, options, explained_shares
+        )
 
     order = np.argsort(np.concatenate(list(held.each(lambda block: block.index))))
     scores = (
@@ -100,7 +102,7 @@ def fit_class_in_passes(
         if options.score == "nll"
         else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
     )[order]
-    ratio = ratio_of([of_layer for *_, of_layer in parts], grids, options, explained)
+    ratio = ratio_of([of_layer for *_, of_layer in parts], grids, options, explained_shares)
     calibration = calibrate(scores, deal, options, ratio)
     brought = brought_to_final(scores, options, ratio)
 
@@ -125,7 +127,9 @@ def fit_class_in_passes(
     )
     for _, part, *_ in parts:
         part.drop()
-    return ClassModel(name, tuple(layers), calibration, scale, rank_correlation(leading)), held_out
+    return ClassModel(
+        name, tuple(layers), calibration, scale, rank_correlation(leading_coordinates)
+    ), held_out
 
 
 def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
@@ -138,9 +142,9 @@ def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
     return ordered
 
 
-def _leading(held: Passes) -> list[np.ndarray]:
+def _leading_coordinates(held: Passes) -> list[np.ndarray]:
     """First coordinates in each layer: a few numbers a picture come to this process."""
-    parts = held.each(lambda block: block.leading)
+    parts = held.each(lambda block: block.leading_coordinates)
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
@@ -184,12 +188,14 @@ def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace, grid: Gr
     return mean.noise_variance(subspace)
 
 
-def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
-    """What a layer's map is divided by, and what held-out ones are: of shape (n_folds, h, w)."""
+def _normalisers(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
+    """Normaliser of a layer's maps, and those of held-out ones: of shape (n_folds, h, w)."""
 
     def divisor(parts: list[_Sums]) -> Tensor:
         whole = reduce(_Sums.merge, parts)
-        return usual_of(torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how)
+        return normaliser_of(
+            torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how
+        )
 
     others = [
         divisor([part for other, part in sums.items() if other != f]) for f in range(max(sums) + 1)
@@ -215,5 +221,5 @@ def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
         a.maps + b.maps,
         a.fre + b.fre,
         a.mahalanobis + b.mahalanobis,
-        a.leading + b.leading,
+        a.leading_coordinates + b.leading_coordinates,
     )

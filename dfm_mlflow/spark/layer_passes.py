@@ -17,7 +17,7 @@ from dfm_mlflow.core.cells import (
     noise_variance_of,
 )
 from dfm_mlflow.core.crossfit import crossfit, fit_without
-from dfm_mlflow.core.leading import MOST_SPANNING, leading_directions, n_leading
+from dfm_mlflow.core.leading_coordinates import MOST_SPANNING, leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
 from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import (
@@ -170,10 +170,12 @@ class _Layer:
         def summed(pair: tuple[np.ndarray, HeldOutCells]) -> HeldOutBlock:
             index, held = pair
             maps = rows.grid.placed(torch.from_numpy(held.maps)).numpy()
-            leading = np.zeros((len(index), many), np.float32)
-            leading[:] = held.leading(first)
+            leading_coordinates = np.zeros((len(index), many), np.float32)
+            leading_coordinates[:] = held.leading_coordinates(first)
             fre = held.maps.sum(axis=1, dtype=np.float64)
-            return HeldOutBlock(index, [maps], [fre], [held.mahalanobis_above(floor)], [leading])
+            return HeldOutBlock(
+                index, [maps], [fre], [held.mahalanobis_above(floor)], [leading_coordinates]
+            )
 
         return final, seen.derive(summed), found.total
 
@@ -194,11 +196,11 @@ class _Layer:
         place = np.zeros(len(rows.folds), dtype=np.int64)
         place[index[order]] = np.arange(len(index))
         fre, mahalanobis = held_out.fre, held_out.mahalanobis
-        leading = held_out.leading(subspace).astype(np.float32)
+        leading_coordinates = held_out.leading_coordinates(subspace).astype(np.float32)
 
         def look_up(block: Block) -> HeldOutBlock:
             at = place[block.index]
-            found = ([values[at]] for values in (maps, fre, mahalanobis, leading))
+            found = ([values[at]] for values in (maps, fre, mahalanobis, leading_coordinates))
             return HeldOutBlock(block.index, *found)
 
         ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(len(order))
@@ -260,18 +262,18 @@ class _Layer:
             x, folds = rows.own(block), rows.folds[block.index]
             kept = np.flatnonzero(np.isin(folds, list(models)))
             residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
-            leading = np.zeros((len(x), n_leading(final)), np.float32)
+            leading_coordinates = np.zeros((len(x), n_leading(final)), np.float32)
             for f in np.unique(folds[kept]):
                 out = folds == f
                 coordinates, residual[out] = models[int(f)].split(x[out])
                 mahalanobis[out] = models[int(f)].mahalanobis(coordinates)
-                leading[out] = (x[out] - mean) @ directions[int(f)]
+                leading_coordinates[out] = (x[out] - mean) @ directions[int(f)]
             residual = residual[kept]
             maps = np.zeros((0, *rows.grid.shape[1:]), np.float32)
             if len(kept):
                 maps = rows.grid.fre_map(torch.from_numpy(residual)).numpy()
             fre = squared_norm(residual.astype(np.float64))
-            found = ([maps], [fre], [mahalanobis[kept]], [leading[kept]])
+            found = ([maps], [fre], [mahalanobis[kept]], [leading_coordinates[kept]])
             return HeldOutBlock(block.index[kept], *found)
 
         held = self.passes.derive(look)
@@ -281,8 +283,8 @@ class _Layer:
 def _below(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
     """Pictures of further folds of the same block."""
     both = zip(
-        (a.maps, a.fre, a.mahalanobis, a.leading),
-        (b.maps, b.fre, b.mahalanobis, b.leading),
+        (a.maps, a.fre, a.mahalanobis, a.leading_coordinates),
+        (b.maps, b.fre, b.mahalanobis, b.leading_coordinates),
         strict=True,
     )
     index = np.concatenate([a.index, b.index])

@@ -56,7 +56,7 @@ def test_scores_follow_their_definition(detector):
         fre = fre + layer.subspace.fre(x)
         nll = nll + layer.subspace.nll(x)
         raw = (layer.subspace.residual(x).reshape(feature.shape) ** 2).sum(1)
-        divided = torch.from_numpy(raw / layer.usual)[:, None]
+        divided = torch.from_numpy(raw / layer.normaliser)[:, None]
         maps.append(F.interpolate(divided, (8, 8), mode="bilinear")[:, 0].numpy())
     np.testing.assert_allclose(scores["fre"], fre, rtol=1e-5)
     np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4)
@@ -71,15 +71,15 @@ def test_a_layer_s_map_is_divided_by_what_held_out_pictures_show(how):
     layer = fit(normalize=how).classes[0].layers[0]
     extraction = fit().extractor.extract(pictures(30)).features[0]
     if how == "none":
-        assert (layer.usual == 1).all()
+        assert (layer.normaliser == 1).all()
     elif how == "global":
-        assert np.ptp(layer.usual) == 0
+        assert np.ptp(layer.normaliser) == 0
         # held-out residuals exceed those of the pictures that were fitted
         raw = layer.subspace.residual(extraction.reshape(30, -1).numpy())
-        assert layer.usual[0, 0] > (raw**2).sum(1).mean() / 64
+        assert layer.normaliser[0, 0] > (raw**2).sum(1).mean() / 64
     else:
-        assert layer.usual.std() > 0
-        assert layer.usual.min() >= 0.29 * layer.usual.mean()
+        assert layer.normaliser.std() > 0
+        assert layer.normaliser.min() >= 0.29 * layer.normaliser.mean()
 
 
 def test_copies_teach_and_are_not_calibrated_on():
@@ -87,7 +87,7 @@ def test_copies_teach_and_are_not_calibrated_on():
     assert (plain.options.augment, turned.options.augment) == ("none", "rotations")
     assert len(turned.classes[0].calibration.scores) == 30
     for layer in turned.classes[0].layers:
-        assert layer.subspace.n_samples == len(layer.leading) == 30
+        assert layer.subspace.n_samples == len(layer.leading_coordinates) == 30
     assert turned.n_components != plain.n_components
     # a picture that lies otherwise is less unusual to the model that saw such copies
     images = [png(np.rot90(texture(np.random.default_rng(50 + i)))) for i in range(6)]
@@ -310,13 +310,13 @@ def test_each_class_knows_its_own():
     np.testing.assert_allclose(scores["fre"][:6], single["fre"], rtol=1e-4)
 
 
-def test_places_of_classes_of_unequal_size_have_one_length():
+def test_calibration_ranks_of_classes_of_unequal_size_have_one_length():
     detector = fit({"dark": pictures(60, 1, shift=-60), "light": pictures(12, 2, shift=60)})
-    assert [c.layers[0].leading.shape[1] for c in detector.classes] == [3, 1]
+    assert [c.layers[0].leading_coordinates.shape[1] for c in detector.classes] == [3, 1]
     seen = []
     detector.score(
         pictures(2, 3, shift=-60) + pictures(2, 4, shift=60),
-        on_image=lambda i, o: seen.append(o.places),
+        on_image=lambda i, o: seen.append(o.calibration_ranks),
     )
     drift = measure_drift(np.array([0.5] * 4), np.zeros(4, bool), np.stack(seen), 12)
     assert 0 <= drift.appearance <= 1

@@ -7,8 +7,8 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.leading import MOST_LEADING
-from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
+from dfm_mlflow.core.leading_coordinates import MOST_LEADING
+from dfm_mlflow.detector.decision import calibration_ranks_of, calibration_sentence, decide
 
 RNG = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def one_class(name, n=39, scale=1.0, n_folds=20):
     known = np.sort(RNG.normal(size=(n, 3)), axis=0).astype(np.float32)
     calibration = Calibration.of(scale * RNG.normal(size=n), n_folds)
     return SimpleNamespace(
-        name=name, calibration=calibration, layers=[SimpleNamespace(leading=known)]
+        name=name, calibration=calibration, layers=[SimpleNamespace(leading_coordinates=known)]
     )
 
 
@@ -101,11 +101,11 @@ def test_format_1_takes_the_class_in_which_a_picture_is_least_unusual():
     assert [row["fre"] for row in rows] == [1.0, 1.0, 5001.0]
 
 
-def test_places_are_mid_ranks_of_each_coordinate():
+def test_calibration_ranks_are_mid_ranks_of_each_coordinate():
     model = one_class("cap")
-    known = model.layers[0].leading
+    known = model.layers[0].leading_coordinates
     values = torch.from_numpy(RNG.normal(size=3).astype(np.float32))
-    found = places_of(model, [values])
+    found = calibration_ranks_of(model, [values])
     expected = (0.5 + (known >= values.numpy()).sum(0)) / (len(known) + 1)
     assert found.shape == (MOST_LEADING,)
     np.testing.assert_allclose(found[:3], expected)

@@ -191,15 +191,15 @@ class Interrupted(BaseException):
 
 
 def interrupt_after(n, monkeypatch):
-    log, logged = job.Book.log, []
+    log, logged = job.SweepChildren.log, []
 
-    def counted(book, *given):
+    def counted(children, *given):
         if len(logged) == n:
             raise Interrupted
         logged.append(given)
-        log(book, *given)
+        log(children, *given)
 
-    monkeypatch.setattr(job.Book, "log", counted)
+    monkeypatch.setattr(job.SweepChildren, "log", counted)
     return logged
 
 
