@@ -243,7 +243,12 @@ def rollback(**values: Any) -> None:
 
 @cli.command(old={"--uri": "--model"})
 @with_json
-@click.option("--history", "of_all", is_flag=True, help="All versions: does the line get better?")
+@click.option(
+    "--history",
+    "of_all",
+    is_flag=True,
+    help="All versions of a registered model: does quality improve?",
+)
 @options_of(DescribeOptions, argument="model")
 def describe(of_all: bool, **values: Any) -> None:
     """Say where a model comes from.
@@ -376,7 +381,7 @@ def recalibrate(experiment: str, **values: Any) -> None:
 @with_experiment
 @options_of(UpgradeOptions, argument="model")
 def upgrade(experiment: str, **values: Any) -> None:
-    """Fit MODEL of format 1 anew under today's rules, and compare both.
+    """Fit MODEL of format 1 again under today's rules, and compare both.
 
     MODEL is any model URI; the result is a new version.
     """

@@ -138,7 +138,7 @@ def test_patience_ends_with_the_server_s_sentence(server):
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (400, {"message": "Row 1: The image is empty."}, r"^Row 3: The image is empty\.$"),
+        (400, {"message": "Row 1: The picture is empty."}, r"^Row 3: The picture is empty\.$"),
         (500, {"message": "It failed."}, r"^It failed\.$"),
         (504, "Request processing time exceeded limit", r"answered 504: Request processing time"),
         (413, "<html>" + "x" * 500, r"answered 413: Request Entity Too Large|Content Too Large"),

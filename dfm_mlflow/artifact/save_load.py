@@ -103,8 +103,8 @@ def load_detector(
     record = parse_record(read_file(folder / DETECTOR, MAX_RECORD, expected_sha256))
     if precision not in (None, "auto", record.precision):
         raise ArtifactError(
-            f"The model was calibrated in {record.precision} and precision={precision} is asked "
-            "for: its p-values would not hold. Train it anew in that precision."
+            f"The model was calibrated in {record.precision} and precision={precision} is "
+            "requested for: its p-values would not hold. Train it again in that precision."
         )
     options = options_of(record)
     try:
@@ -114,7 +114,7 @@ def load_detector(
     except (MemoryError, RuntimeError) as error:  # the latter is how torch reports a full memory
         raise ArtifactError(
             f"The model in {folder} cannot be built ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): free some memory, or train it anew."
+            f"{' '.join(str(error).split())[:200]}): free some memory, or train it again."
         ) from None
 
 

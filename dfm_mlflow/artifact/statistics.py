@@ -188,7 +188,7 @@ def _subspace(
     lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)
     if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any():
         raise ArtifactError(
-            f"{STATISTICS} holds directions that are no unit vectors in {place}.basis."
+            f"{STATISTICS} holds directions that are not unit vectors in {place}.basis."
         )
     return Subspace(mean, basis, variances, record.noise_variance, n_samples)
 

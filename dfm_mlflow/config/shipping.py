@@ -80,4 +80,4 @@ class BundleOptions(StrictOptions):
         ConfigError
         """
         if "://" in self.output:
-            raise ConfigError(f"output={self.output} is no local folder: give one.")
+            raise ConfigError(f"output={self.output} is not a local folder: give one.")

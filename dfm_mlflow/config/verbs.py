@@ -66,13 +66,13 @@ class ScoreOptions(StrictOptions):
     output: str = option(
         "none",
         "Table, local or s3://: .parquet or .csv, or with a slash at the end (and with "
-        "engine=spark) a folder of parquet parts, with which a broken run goes on.",
+        "engine=spark) a folder of parquet parts, which continues an interrupted run.",
         "none, or a name that ends in .parquet, .csv or /",
         r"^(none|.*(\.parquet|\.csv|[^/:]/))$",
     )
     fpr: str = option(
         "auto",
-        "False-positive rate of the decision; auto is the model's.",
+        "Target false-positive rate of the decision; auto is the model's.",
         "auto, or a number in (0, 1)",
         r"^(auto|0?\.\d*[1-9]\d*|[1-9]\d*e-\d+)$",
     )
@@ -87,7 +87,7 @@ class ScoreOptions(StrictOptions):
     )
     category: str = option(
         "auto",
-        "Category that all images are known to be of; auto judges each by the one it fits best.",
+        "Category that all pictures are known to be of; auto judges each by the one it fits best.",
         "auto, or one category of the model",
         rf"^{CATEGORY}$",
     )
@@ -102,7 +102,7 @@ class ScoreOptions(StrictOptions):
     )
     part_by: str = option(
         "none",
-        "Regular expression on the path; images with the same match show one part and get one "
+        "Regular expression on the path; pictures with the same match show one part and get one "
         "decision for it.",
         "none or a regular expression",
         min_length=1,
@@ -119,7 +119,7 @@ class ScoreOptions(StrictOptions):
         return None if self.fpr == "auto" else float(self.fpr)
 
     def check(self) -> None:
-        """Refuse what is no regular expression, and what does not go with Spark.
+        """Refuse what is not a regular expression, and what does not go with Spark.
 
         Raises
         ------
@@ -128,8 +128,8 @@ class ScoreOptions(StrictOptions):
         """
         if self.engine == "spark" and (self.output == "none" or self.output.endswith(".csv")):
             raise ConfigError(
-                f"output={self.output} is no folder, and engine=spark writes one of parquet parts: "
-                "give a name that ends in / or .parquet."
+                f"output={self.output} is not a folder, and engine=spark writes one of parquet "
+                "parts: give a name that ends in / or .parquet."
             )
         try:
             re.compile(self.part_by)
@@ -150,7 +150,7 @@ class CompareOptions(StrictOptions):
 
     runs: tuple[str, ...] = option(
         ...,
-        "Run ids, run names or model URIs; the others are held against the first.",
+        "Run ids, run names or model URIs; the others are compared with the first.",
         "at least two runs, several in one text separated by commas",
         min_length=2,
     )
@@ -271,7 +271,7 @@ class RecalibrateOptions(StrictOptions):
     )
     category: str = option(
         "auto",
-        "Class that the pictures belong to; auto is the only one.",
+        "Category that the pictures belong to; auto is the only one.",
         "auto, or one name without / : , % or quotes",
         rf"^{CATEGORY}$",
     )

@@ -1,4 +1,4 @@
-"""How good images score under a model that was fitted without them.
+"""How good pictures score under a model that was fitted without them.
 
 Every row is held out once. With n rows and D >= n features one n x n Gram matrix serves all folds:
 the residual of row i under the subspace of the other folds is ``x_i - sum_j W_ij x_j``, so all
@@ -47,7 +47,7 @@ LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
 # rows of a fold, their squared coordinates (m, k), and the variances of the others (k,)
 Squares = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-ONE_GROUP = "All images are in one group: group_by must tell captures apart."
+ONE_GROUP = "All pictures are in one group: group_by must tell captures apart."
 
 
 @dataclass(frozen=True, eq=False)

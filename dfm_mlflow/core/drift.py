@@ -24,7 +24,7 @@ _KEPT = 0.95  # of the variance of the ranks: the rest, of what nearly repeats, 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far new images are from the good ones of the calibration."""
+    """How far new pictures are from the good ones of the calibration."""
 
     flagged: float  # share of the images that are flagged; good ones keep the promised rate
     # How far the share of p-values up to some u exceeds u at most, in [0, 1]: the one-sided
@@ -49,19 +49,19 @@ def measure_drift(
     correlations: Mapping[Any, np.ndarray] | None = None,
     light: np.ndarray | None = None,
 ) -> Drift:
-    """Compare new, unlabelled images with the good ones of the calibration.
+    """Compare new, unlabelled pictures with the good ones of the calibration.
 
     Images are taken to be independent of each other: several of one part (bursts) count as more
     evidence than they are. What only widens the spread of a coordinate is not looked for.
 
     ranks: (m, l): `calibration_ranks` in each layer, under its category; NaN where there is none.
-    n_calibration: (m,) int: Good images of the calibration that each is ranked among (groups, where
-      p-values count them): the fewer, the larger a difference may be by chance.
-    categories: (m,): Category of each image; one for all by default. Each is compared with its own
-      calibration.
+    n_calibration: (m,) int: Good pictures of the calibration that each is ranked among (groups,
+      where p-values count them): the fewer, the larger a difference may be by chance.
+    categories: (m,): Category of each picture; one for all by default. Each is compared with its
+      own calibration.
     correlations: `rank_correlation` of the calibration of each of `categories` (of 0 where these
       are not given). Without it, coordinates are looked at one by one alone.
-    light: (m,): Rank of each image's mean level, as `ranks`, larger for darker ones; NaN where it
+    light: (m,): Rank of each picture's mean level, as `ranks`, larger for darker ones; NaN where it
       is not known. A lamp that fades shows there first.
 
     Shapes: p_values (m,); flagged (m,) bool.

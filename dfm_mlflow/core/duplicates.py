@@ -3,7 +3,7 @@
 How alike two images are is the share of their spread that their difference keeps,
 ``|y_i - y_j|^2 / (|y_i|^2 + |y_j|^2)``: 1 for unrelated images, 0 for copies. Here y are centred
 features in which directions of large variance count less, ``y = V^T x / sqrt(lambda + typical
-lambda)``; else all images of one brightness would be alike. Features come as sketches, random
+lambda)``; else all pictures of one brightness would be alike. Features come as sketches, random
 projections that keep distances (Charikar, Chen & Farach-Colton, Finding frequent items in data
 streams, 2004), so that an image costs 4 KB whatever its network.
 """
@@ -87,7 +87,7 @@ class Likeness:
         return _linked(n, i[close], j[close], distance[close])
 
     def between(self, sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find for each of m other images the one among the n that it nearly equals.
+        """Find for each of m other pictures the one among the n that it nearly equals.
 
         Shapes: sketches (m, L, s) float32; gives of (m,) int: place among the n; -1 where none is a
         near-duplicate; distance (m,) float64: how far that one is; NaN where there is none.
@@ -114,7 +114,7 @@ class Likeness:
         return whitened
 
     def _pairs_within(self, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs below a `limit`, at most some of each image: two places and the distance."""
+        """Pairs below a `limit`, at most some of each picture: two places and the distance."""
         parts = []
         for start, distances in _distances(self._rows, self._rows):
             here = np.arange(len(distances))
@@ -132,7 +132,7 @@ class Likeness:
         return i, j, distance
 
     def _limit(self) -> float:
-        """A share of how far nearly all images are from the nearest that is no candidate."""
+        """A share of how far nearly all pictures are from the nearest that is no candidate."""
         if self._n < FEWEST:
             return 0.0
         groups = _linked(self._n, *self._candidates).groups
@@ -141,7 +141,7 @@ class Likeness:
             part = slice(start, start + len(distances))
             distances[groups[part, None] == groups[None, :]] = np.inf
             nearest[part] = distances.min(axis=1)
-        to_others = nearest[np.isfinite(nearest)]  # none where all images are of one group
+        to_others = nearest[np.isfinite(nearest)]  # none where all pictures are of one group
         return (
             min(WIDE, SHARE * float(np.quantile(to_others, NEAREST_QUANTILE)))
             if len(to_others)

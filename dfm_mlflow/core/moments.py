@@ -104,7 +104,7 @@ class Moments:
         if n < 0 or mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
             raise FitError(
                 f"The moments have n={n}, a mean of shape {mean.shape} and a scatter of shape "
-                f"{scatter.shape}, which do not go together: compute them anew."
+                f"{scatter.shape}, which do not go together: compute them again."
             )
         return cls(n, mean, scatter)
 

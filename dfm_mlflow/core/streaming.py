@@ -81,7 +81,7 @@ class SubspaceIteration:
         self._limit = min(summary.n - 1, dimension)
         if isinstance(n_components, int | np.integer) and n_components > self._limit:
             raise FitError(
-                f"n_components={n_components} is asked for and the rows vary in at most "
+                f"n_components={n_components} is requested and the rows vary in at most "
                 f"{self._limit} directions: give at most that, or a share of the variance."
             )
         self._rng = np.random.default_rng(seed)

@@ -126,6 +126,6 @@ def nothing_found(
             f"{line.path}, such as {several[0].path} and {several[1].path}: write more of the path."
         )
     return DataError(
-        f"{option}={address}, line {line.number}: {line.name} is no {kind}: correct or "
+        f"{option}={address}, line {line.number}: {line.name} is not a {kind}: correct or "
         "remove the line."
     )

@@ -149,7 +149,7 @@ def _rows(
                     raise _wrong(
                         address,
                         reader.line_num,
-                        "the class is empty and several categories are asked for",
+                        "the class is empty and several categories are requested",
                         "name one of them",
                     )
                 category = categories[0]
@@ -227,7 +227,7 @@ def _refuse_repetition(address: str, places: list[tuple[_Row, str]]) -> None:
             raise _wrong(
                 address,
                 row.line,
-                f"{path} stands in line {seen[place]} already",
+                f"{path} is already in line {seen[place]}",
                 "list each picture once",
             )
         seen[place] = row.line

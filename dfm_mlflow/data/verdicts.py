@@ -139,7 +139,7 @@ def _checked(address: str, line: int, cells: dict[str, str]) -> PictureVerdict:
     verdict = PictureVerdict(**given)
     wrong = None
     if not _SHA256.fullmatch(verdict.sha256):
-        wrong = f"sha256={cells['sha256'][:80]} is no SHA-256: give 64 hexadecimal digits"
+        wrong = f"sha256={cells['sha256'][:80]} is not a SHA-256: give 64 hexadecimal digits"
     elif verdict.verdict not in VERDICTS:
         wrong = f"verdict={cells['verdict'][:80]}: give {', '.join(VERDICTS)}"
     elif verdict.defect and verdict.verdict != "bad":

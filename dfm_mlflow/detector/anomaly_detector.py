@@ -109,7 +109,7 @@ class AnomalyDetector:
     def from_images(
         cls, images: "Sequence[Picture]", labels: Sequence[str] | None = None, **options: Any
     ) -> "AnomalyDetector":
-        """Fit and calibrate on good images, without a run and without MLflow.
+        """Fit and calibrate on good pictures, without a run and without MLflow.
 
         Parameters
         ----------
@@ -157,7 +157,7 @@ class AnomalyDetector:
         extractor : Extractor
             The one that made the features.
         extraction : Extraction
-            Features of n good images, or of the copies of each that ``augment`` names.
+            Features of n good pictures, or of the copies of each that ``augment`` names.
         labels : sequence of str
             Class of each of the n images.
         weights : dict of str to str
@@ -169,7 +169,7 @@ class AnomalyDetector:
         Raises
         ------
         FitError
-            If a class has too few images or one group, or features no model fits.
+            If a class has too few pictures or one group, or features no model fits.
 
         Notes
         -----
@@ -217,8 +217,8 @@ class AnomalyDetector:
         """
         if len(extraction.kept) < options.fewest_pictures:
             raise FitError(
-                f"{len(extraction.kept)} good images could be read; {options.fewest_pictures} are "
-                "needed."
+                f"{len(extraction.kept)} good pictures could be read; {options.fewest_pictures} "
+                "are needed."
             )
         known = settled(extractor, extraction, options.stated_bits)
         check_read(extractor, known, extraction)
@@ -226,7 +226,7 @@ class AnomalyDetector:
             (f.shape[1:] for f in extraction.features), extractor.roi_cells, options.rows_are
         )
         keys, n = keys_of(extraction), len(extraction.kept)
-        times = len(extraction.features[0]) // n  # each image and its copies
+        times = len(extraction.features[0]) // n  # each picture and its copies
         options = options.model_copy(update={"augment": augment_of(times)})
         models, held_out, calibration_ranks = [], [], []
         for name in dict.fromkeys(labels):
@@ -245,7 +245,7 @@ class AnomalyDetector:
                 if extraction.light:
                     model = replace(model, light=np.sort([extraction.light[i] for i in mine]))
             except FitError as error:
-                raise FitError(f"The class {name} cannot be fitted. {error}") from None
+                raise FitError(f"The category {name} cannot be fitted. {error}") from None
             models.append(model)
             held_out.append(seen)
             calibration_ranks.append(np.array(mine))
@@ -272,7 +272,7 @@ class AnomalyDetector:
         name : str
             Of the class.
         features : sequence of Tensor of shape (n, C, h, w)
-            Of n good images of it, one for each layer.
+            Of n good pictures of it, one for each layer.
         keys : sequence of str, optional
             Digest of each of the n images: those with the same count as one.
         light : sequence of float
@@ -287,7 +287,7 @@ class AnomalyDetector:
         """
         if name not in self.class_names:
             raise ConfigError(
-                f"The model has no class {name}: its classes are {', '.join(self.class_names)}."
+                f"The model has no category {name}: it has {', '.join(self.class_names)}."
             )
         j = self.class_names.index(name)
         n = len(features[0]) if features else 0
@@ -337,7 +337,7 @@ class AnomalyDetector:
         return {c.name: c.calibration.threshold(fpr) for c in self.classes}
 
     def effective_fpr(self, fpr: float | None = None) -> float:
-        """False-positive rate that p-values are held against, of the class with fewest images.
+        """False-positive rate that p-values are compared with, of the class with fewest images.
 
         Parameters
         ----------
@@ -352,7 +352,7 @@ class AnomalyDetector:
         return max(c.calibration.effective_fpr(fpr) for c in self.classes)
 
     def promised_fpr(self, fpr: float | None = None) -> float:
-        """Share of good images that may be flagged: more than the former with declared dirt.
+        """Share of good pictures that may be flagged: more than the former with declared dirt.
 
         Parameters
         ----------
@@ -409,13 +409,13 @@ class AnomalyDetector:
             Class that the images are known to be of; ``auto`` chooses the one that each fits best.
         anomaly_map : bool
             Whether to add a map as base64 of an 8-bit grey PNG at the picture's size. Level 128 is
-            what nine in ten held-out good images stay under everywhere, in every picture.
+            what nine in ten held-out good pictures stay under everywhere, in every picture.
         on_error : {"raise", "report"}
             Raise for a picture that cannot be read, or say why in its row.
         progress : str, optional
             Title of a progress bar.
         on_image : callable, optional
-            Called for each image that could be read with its index and an :class:`Observation`.
+            Called for each picture that could be read with its index and an :class:`Observation`.
 
         Returns
         -------

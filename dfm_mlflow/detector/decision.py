@@ -115,9 +115,9 @@ def calibration_sentence(
         says = f"promise{'' if several else 's'} a false-positive rate of at most"
     sentence = f"{subject} {says} {promised:.3g}{_basis(smallest, several)}"
     if effective > fpr:
-        kind = "images" if smallest.groups is None else "groups"
+        kind = "pictures" if smallest.groups is None else "groups"
         enough = images_needed(fpr, smallest.tail, contamination)
-        sentence += f"; {enough} good {kind} would promise the {fpr:.3g} that was asked for"
+        sentence += f"; the target false-positive rate {fpr:.3g} needs {enough} good {kind}"
     if retest is not None:
         sentence += f"; pictures with p-values up to {retest:.3g} are to be looked at again"
     return sentence + "."
@@ -131,14 +131,14 @@ def _basis(calibration: Calibration, several: bool) -> str:
     groups = "" if calibration.groups is None else f" in {calibration.n_groups} groups"
     text = (
         f", by {kind}, from {len(calibration.scores)}{'' if calibration.n_folds else ' new'} good "
-        f"images{groups}{' of the smallest class' if several else ''}"
+        f"pictures{groups}{' of the smallest category' if several else ''}"
     )
     if calibration.n_folds:
         text += f" held out in {calibration.n_folds} folds"
         if calibration.refit_ratio != 1:
             text += f" and multiplied by {calibration.refit_ratio:.3f}, as the final model sees all"
     if calibration.n_left_out:
-        unit = "images" if calibration.groups is None else "groups"
+        unit = "pictures" if calibration.groups is None else "groups"
         text += (
             f"; the {calibration.n_left_out} {unit} with the highest scores are left out as "
             "declared dirt, which the rate allows for"

@@ -44,7 +44,7 @@ class Deal:
         """Deal pictures to folds, as a function of the set of their `keys` and `groups`."""
         if len(keys) > 1 and len(set(keys)) == 1:
             raise FitError(
-                f"All {len(keys)} images are copies of one: add images with other contents."
+                f"All {len(keys)} pictures are copies of one: add pictures with other contents."
             )
         folds = assign_folds(len(keys), n_folds, groups=groups, keys=keys, seed=seed)
         return cls(folds, group_rows(keys, groups, seed=seed))
@@ -142,7 +142,7 @@ def check_single(grids: Sequence[Grid]) -> None:
         )
     _logger.warning(
         "There is one good picture: its parts are held out in turn, and the promise of 1/2 is an "
-        "estimate. Add good pictures; from 16 on little is missing."
+        "estimate. Add good pictures; with 16 or more little is lost."
     )
 
 

@@ -2,7 +2,7 @@
 
 Network, pooling and scores are traced from the detector's own code. Two parts are restated: the
 preprocessing, whose sizes are known only when a picture comes, and the p-values, which are NumPy's.
-Every file is held against the detector before it gets its name.
+Every file is compared with the detector before it gets its name.
 """
 
 import importlib.util

@@ -115,7 +115,7 @@ def _levels(anomaly_map: str | bytes | np.ndarray) -> np.ndarray:
     if isinstance(anomaly_map, np.ndarray):
         if anomaly_map.dtype != np.uint8 or anomaly_map.ndim != 2:
             raise ImageError(
-                f"An array of {anomaly_map.dtype} and shape {anomaly_map.shape} is no anomaly "
+                f"An array of {anomaly_map.dtype} and shape {anomaly_map.shape} is not an anomaly "
                 f"map: {wrong}."
             )
         return anomaly_map

@@ -58,7 +58,7 @@ class Compared:
 class CompareResult:
     """What a comparison found."""
 
-    runs: list[Compared]  # the first is what the others are held against
+    runs: list[Compared]  # the first is what the others are compared with
     table: pd.DataFrame  # one row a fact, one column a run; what is unknown is empty
     # Of each other run with the first, on the pictures that all share.
     comparisons: list[Comparison]
@@ -172,7 +172,7 @@ def _shared(runs: Sequence[Compared], least: int) -> tuple[pd.DataFrame, str]:
     sentence = (
         f"{len(shared)} test pictures are shared, {n_good} good and {n_bad} defective (by "
         f"{matched}, of {counts}"
-        f"{f'; {disputed} more are good here and defective there' if disputed else ''})"
+        f"{f'; {disputed} more are good in one run and defective in another' if disputed else ''})"
     )
     if min(n_good, n_bad) < least:
         raise DataError(
@@ -208,7 +208,7 @@ def _table(runs: Sequence[Compared], comparisons: Sequence[Comparison]) -> pd.Da
             _text(comparisons[0].champion),
             *(_text(c.challenger) for c in comparisons),
         ],
-        f"less {runs[0].letter}": ["", *(f"{c.difference:+.4f}" for c in comparisons)],
+        f"minus {runs[0].letter}": ["", *(f"{c.difference:+.4f}" for c in comparisons)],
         "from": ["", *(f"{c.lower:+.4f}" for c in comparisons)],
         "to": ["", *(f"{c.upper:+.4f}" for c in comparisons)],
     }

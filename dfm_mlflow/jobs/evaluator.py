@@ -233,7 +233,7 @@ def _extra(
 
     if column not in table:
         raise ConfigError(
-            f"predictions={column} is no column of the model's output: give one of "
+            f"predictions={column} is not a column of the model's output: give one of "
             f"{', '.join(table.columns)}."
         )
     read = table[table["error"].isna()].reset_index(drop=True)

@@ -98,7 +98,7 @@ class SweepResult:
 def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
     """Evaluate every configuration on every category, in one run with a child for each.
 
-    An unfinished sweep of the same options is gone on with: its finished children become children
+    An unfinished sweep of the same options is continued: its finished children become children
     of this run, if their pictures are the same.
     """
     asked = as_given(options)

@@ -65,7 +65,7 @@ class UpdateResult:
 
 
 def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
-    """Fit a model anew on its own pictures, those judged good added and those judged bad taken out.
+    """Fit a model again on its own pictures, with those judged good and without those judged bad.
 
     Every option stays as it was resolved, and the network is the model's own. The model is a
     function of the set of pictures: it is the one that training from scratch on this set gives, and

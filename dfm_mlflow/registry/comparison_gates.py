@@ -106,6 +106,6 @@ def _sentence(
         else f"{values}, and {margin} lies within"
     )
     return (
-        f"Too few images to decide whether {challenger} is worse than {whom} in {what}: "
+        f"Too few pictures to decide whether {challenger} is worse than {whom} in {what}: "
         f"{pictures}; {why}: add test pictures, or accept a larger margin."
     )

@@ -123,9 +123,9 @@ def pixel_metrics_of(
 
 
 def image_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Compute every image-level metric of a scored test set.
+    """Compute every picture-level metric of a scored test set.
 
-    Metrics of ranking are means over the categories that have good and defective images, since
+    Metrics of ranking are means over the categories that have good and defective pictures, since
     scores of different categories are on different scales. AUROC per defect compares its images
     with the good ones of the same category; with several categories the names are
     ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``, and

@@ -88,7 +88,7 @@ def _appearance(drift: Drift, detector: AnomalyDetector) -> str:
     if detector.rule == 1:
         return (
             "leading coordinates are not compared, since this model of format 1 holds those of "
-            "pictures that it was fitted to (train it anew to compare them)"
+            "pictures that it was fitted to (train it again to compare them)"
         )
     return f"leading coordinates lie up to {drift.appearance:.2f} apart (Mann-Whitney)"
 

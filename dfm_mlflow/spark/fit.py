@@ -210,7 +210,7 @@ def fit_on_spark(
             passes, parts, shapes, everything = extracted(Recipe.of(known, options))
         group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
         if len(everything.kept) < 2:
-            raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
+            raise FitError(f"{len(everything.kept)} good pictures could be read; 2 are needed.")
         grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
         models, held_out = [], []
         for name, mine in places.items():
@@ -229,7 +229,7 @@ def fit_on_spark(
                 model, seen = fit_class_in_passes(name, read, folds, deal, grids, options)
                 model = replace(model, light=np.sort(parts[name].light))
             except FitError as error:
-                raise FitError(f"The class {name} cannot be fitted. {error}") from None
+                raise FitError(f"The category {name} cannot be fitted. {error}") from None
             models.append(model)
             held_out.append(seen)
             passes[name].drop()

@@ -129,7 +129,7 @@ def _open(bucket: str, key: str, etag: str, start: int, stop: int) -> Iterator[b
         raise _changed(uri)
     if answer["ContentLength"] != stop - start:
         raise DataError(
-            f"{uri}: {answer['ContentLength']} bytes came where {stop - start} were asked for: the "
+            f"{uri}: {answer['ContentLength']} bytes came where {stop - start} were requested: the "
             "store does not know ranges; copy the data to a local folder and name it."
         )
     with answer["Body"] as body:

@@ -87,7 +87,7 @@ def candidates(given: Options) -> list[Options]:
     start = given.resolve()
     if "cell" in start.rows_are or "," in start.aggregate + start.normalize:
         raise ConfigError(
-            f"subspace={start.subspace} has nothing for tune to choose: its maps lie on one scale. "
+            f"subspace={start.subspace} leaves tune nothing to choose: its maps lie on one scale. "
             "Train with the preset as it is."
         )
     axes: dict[str, tuple[str, ...]] = dict(GRID)
@@ -162,7 +162,7 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
         0,
         found,
         f"preset={preset} stays: the best of {len(scored) - 1} others has {figures}; "
-        f"more than {MARGIN} and, surely, {LEAST} are asked for.",
+        f"a lead of more than {MARGIN}, and of at least {LEAST} with that confidence, is needed.",
     )
 
 

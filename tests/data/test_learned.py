@@ -141,7 +141,7 @@ def test_a_list_says_what_is_removed(tmp_path):
     assert digests_to_remove(ROWS, str(path)) == {digest(5), digest(1)}
     assert digests_to_remove(ROWS, "none") == set()
     path.write_text("9.png\n")
-    with pytest.raises(DataError, match=r"line 1: 9\.png is no picture of the model's list"):
+    with pytest.raises(DataError, match=r"line 1: 9\.png is not a picture of the model's list"):
         digests_to_remove(ROWS, str(path))
 
 

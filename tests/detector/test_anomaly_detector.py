@@ -149,7 +149,7 @@ def test_copies_of_a_picture_count_once(detector):
     assert calibration.n_groups == 30
     assert len(calibration.scores) == 150
     assert five.effective_fpr(0.01) == 1 / 31
-    assert "from 150 good images in 30 groups" in five.calibration_sentence()
+    assert "from 150 good pictures in 30 groups" in five.calibration_sentence()
     # every copy was held out with the others, so its score is that of a new picture
     new = five.score(pictures(200, seed=77))
     assert new["is_anomaly"].mean() <= 0.12
@@ -167,7 +167,7 @@ def test_decision_follows_fpr_and_its_floor(detector):
     scores = detector.score(GOOD + BAD, fpr=0.3)
     np.testing.assert_array_equal(scores["is_anomaly"], scores["p_value"] <= 0.3)
     assert detector.effective_fpr(0.001) == 1 / 31
-    assert "999 good images would promise the 0.001" in detector.calibration_sentence(0.001)
+    assert "rate 0.001 needs 999 good pictures" in detector.calibration_sentence(0.001)
     assert detector.thresholds(0.3)["stripes"] < detector.thresholds(0.1)["stripes"]
     for fpr in (0, 1, -0.5):
         with pytest.raises(ConfigError, match="outside"):
@@ -324,7 +324,7 @@ def test_calibration_ranks_of_classes_of_unequal_size_have_one_length():
 
 def test_unfit_classes_are_named():
     with pytest.raises(
-        FitError, match="class flat cannot be fitted. All 5 images are copies of one"
+        FitError, match="category flat cannot be fitted. All 5 pictures are copies of one"
     ):
         fit({"stripes": pictures(3), "flat": [GOOD[0]] * 5})
     with pytest.raises(FitError, match="one group"):

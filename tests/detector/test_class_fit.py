@@ -73,10 +73,10 @@ def test_a_held_out_map_is_divided_by_what_the_other_folds_show(how):
 def test_one_fit_does_for_all_that_differ_in_what_comes_after():
     fitted = fit_layers([features(40)], None, [GRID], options())
     for given in ({"aggregate": "max"}, {"normalize": "global"}, {"score": "nll"}):
-        once, anew = finish_class("a", fitted, [GRID], options(**given)), fit(**given)
-        np.testing.assert_array_equal(once.calibration.scores, anew.calibration.scores)
-        np.testing.assert_array_equal(once.layers[0].normaliser, anew.layers[0].normaliser)
-        assert once.map_scale == anew.map_scale
+        once, again = finish_class("a", fitted, [GRID], options(**given)), fit(**given)
+        np.testing.assert_array_equal(once.calibration.scores, again.calibration.scores)
+        np.testing.assert_array_equal(once.layers[0].normaliser, again.layers[0].normaliser)
+        assert once.map_scale == again.map_scale
 
 
 def test_groups_are_held_out_together():

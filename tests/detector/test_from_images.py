@@ -67,5 +67,5 @@ def test_what_cannot_be_fitted_is_said():
         from_images(GOOD, augment="auto")
     with pytest.raises(ImageError, match="Row 1: "):
         from_images([GOOD[0], b"noise"], **SMALL)
-    with pytest.raises(FitError, match="1 good images could be read"):
+    with pytest.raises(FitError, match="1 good pictures could be read"):
         from_images(GOOD[:1], **SMALL)

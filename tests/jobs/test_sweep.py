@@ -219,7 +219,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(store, mvtec_like, monkey
     assert len(children(result.run_id)) == 4
     assert len(children(whole.run_id)) == 4  # other options, other sweep
     assert not result.tables["image_auroc"].isna().any(axis=None)
-    again = sweep(asked())  # a finished one is not gone on with
+    again = sweep(asked())  # a finished one is not continued
     assert again.n_resumed == 0
     pd.testing.assert_frame_equal(again.tables["image_auroc"], result.tables["image_auroc"])
 
