@@ -243,12 +243,7 @@ def rollback(**values: Any) -> None:
 
 @cli.command(old={"--uri": "--model"})
 @with_json
-@click.option(
-    "--history",
-    "of_all",
-    is_flag=True,
-    help="All versions of a registered model: does quality improve?",
-)
+@click.option("--history", "of_all", is_flag=True, help="All versions: does quality improve?")
 @options_of(DescribeOptions, argument="model")
 def describe(of_all: bool, **values: Any) -> None:
     """Say where a model comes from.

@@ -13,8 +13,9 @@ from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.core.ranking import precision_recall_curve, roc_curve
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.masks import fitted_mask
-from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.decision import is_estimate
+from dfm_mlflow.detector.rows import Observation
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.read import Look
 from dfm_mlflow.scores.part_decisions import part_decisions, part_metrics
