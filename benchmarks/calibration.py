@@ -62,7 +62,9 @@ def features_of(category: str, data: str, backbone: str, weights: str, preset: s
     extractor, _, options = build_extractor(options)
     good = [i.path for i in catalog.items if i.label == GOOD]
     features = extractor.extract(good, progress=category).features
-    grids = [Grid(tuple(f.shape[1:]), extractor.roi_cells(tuple(f.shape[2:]))) for f in features]
+    grids = [
+        Grid(tuple(f.shape[1:]), extractor.pixels.roi_cells(tuple(f.shape[2:]))) for f in features
+    ]
     return features, grids, options
 
 

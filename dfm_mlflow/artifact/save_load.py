@@ -132,7 +132,7 @@ def _build(
     extractor = Extractor.of(
         backbone, options, device, record.precision, batch_size, roi=roi, depth=depth
     )
-    grids = grids_of(shapes.maps, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes.maps, extractor.pixels.roi_cells, options.rows_are)
     if record.rule == 1:
         grids = [replace(grid, even_border=False) for grid in grids]
     classes = classes_of(record, statistics, grids, options.tail)

@@ -13,6 +13,8 @@ from dfm_mlflow.config.base import (
     FOLDERS,
     GOOD,
     MASKS,
+    NAME,
+    NAMES,
     StrictOptions,
     option,
 )
@@ -284,8 +286,8 @@ class Options(StrictOptions):
     registered_model: str = option(
         "auto",
         "Registered model name; auto is dfm-<category>, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
+        NAMES,
+        NAME,
     )
 
     # -- parsed views ------------------------------------------------------------------------------

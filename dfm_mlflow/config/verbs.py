@@ -13,6 +13,11 @@ from dfm_mlflow.config.base import (
     FOLDERS,
     GOOD,
     MASKS,
+    MODEL,
+    NAME,
+    NAMED,
+    NAMES,
+    REASON,
     StrictOptions,
     option,
 )
@@ -23,12 +28,7 @@ from dfm_mlflow.errors import ConfigError
 class EvaluateOptions(StrictOptions):
     """Every option of an evaluation."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     data: str = option(
         "auto",
         "Pictures as for train, a flat folder of unlabelled ones, or a server's log (log_to); auto "
@@ -50,12 +50,7 @@ class EvaluateOptions(StrictOptions):
 class ScoreOptions(StrictOptions):
     """Every option of scoring without a server."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     images: tuple[str, ...] = option(
         ...,
         "Pictures: files, folders or s3:// prefixes with all folders below them, patterns such as "
@@ -212,7 +207,7 @@ class _Promoted(StrictOptions):
     good: str = option("auto", GOOD, FOLDERS, min_length=1)
     bad: str = option("auto", BAD, FOLDERS, min_length=1)
     masks: str = option("auto", MASKS, FOLDERS, min_length=1)
-    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    reason: str = option("none", REASON, "none or a text", r"\S")
     dry_run: bool = option(False, "Run every gate and move nothing.", "true or false")
 
     @model_validator(mode="before")
@@ -257,12 +252,7 @@ class PromoteOptions(GateOptions, _Promoted):
 class RecalibrateOptions(StrictOptions):
     """Every option of a recalibration."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     images: str = option(
         ...,
         "New good pictures that the model was never fitted to: a flat folder, or as for train.",
@@ -277,13 +267,8 @@ class RecalibrateOptions(StrictOptions):
     )
     good: str = option("auto", GOOD, FOLDERS, min_length=1)
     bad: str = option("auto", BAD, FOLDERS, min_length=1)
-    registered_model: str = option(
-        "auto",
-        "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
-    )
-    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    registered_model: str = option("auto", NAMED, NAMES, NAME)
+    reason: str = option("none", REASON, "none or a text", r"\S")
     force: bool = option(
         False,
         "Take pictures that score as if the model was fitted to them, as after a darker lamp.",
@@ -316,9 +301,4 @@ class UpgradeOptions(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
-    registered_model: str = option(
-        "auto",
-        "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
-    )
+    registered_model: str = option("auto", NAMED, NAMES, NAME)

@@ -13,8 +13,10 @@ hierarchical data, arXiv 2306.06342).
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from dfm_mlflow.core.tail import REACH, Tail, fewest, fit_tail, fit_tail_of_format_1
 
@@ -122,12 +124,20 @@ class Calibration:
         Shapes: scores (m,); gives (m,) float64, in ``[1 / (G + 1), 1]``; with a tail down to a
         tenth of that.
         """
-        p = self.counted[len(self.scores) - np.searchsorted(self.scores, scores, side="left")]
-        if self.tail:
-            beyond = np.asarray(scores) > self.tail.start
-            p = np.where(beyond, self.tail.p_value(scores), p)
-        p_values: np.ndarray = np.maximum(p, self.smallest_p_value)
+        scores = np.asarray(scores)
+        at_least = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
+        p_values: np.ndarray = self.beyond_counting(self.counted[at_least], scores)
         return p_values
+
+    def beyond_counting(self, counted: Any, scores: Any) -> Any:
+        """P-values of `scores` from what counting gives: the tail, and the smallest of all.
+
+        Both are NumPy arrays or torch tensors.
+        """
+        if self.tail:
+            xp = array_namespace(counted)
+            counted = xp.where(scores > self.tail.start, self.tail.p_value(scores), counted)
+        return counted.clip(min=self.smallest_p_value)
 
     def cautious_p_value(self, scores: np.ndarray) -> np.ndarray:
         """P-values by held-out scores as cross-fitting gave them: a little too large, no estimate.
@@ -204,14 +214,14 @@ def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.nda
     return p_value <= effective_fpr * _ROUNDING
 
 
-def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray:
-    """Choose for each picture the class it fits best.
+def combine_classes(p_values: Any, likelihoods: Any) -> Any:
+    """Choose for each picture the class it fits best, from NumPy arrays or torch tensors.
 
     likelihoods: (m, n_classes): Log-likelihoods, comparable across classes; they decide between
       equal p-values.
 
     Shapes: p_values (m, n_classes); gives (m,) int: column of the class with the largest p-value.
     """
-    best = p_values == p_values.max(axis=1, keepdims=True)
-    winner: np.ndarray = np.where(best, likelihoods, -np.inf).argmax(axis=1)
-    return winner
+    xp = array_namespace(p_values)
+    best = p_values == xp.max(p_values, axis=1, keepdims=True)
+    return xp.argmax(xp.where(best, likelihoods, xp.full_like(likelihoods, -xp.inf)), axis=1)

@@ -356,7 +356,7 @@ class AnomalyDetector(CalibratedClasses):
         -------
         Tensor of shape size, float32
         """
-        return smooth_map(values, size, self.extractor.filled_part(size))
+        return smooth_map(values, size, self.extractor.pixels.filled_part(size))
 
     @property
     def columns(self) -> dict[str, str]:
@@ -382,7 +382,7 @@ class AnomalyDetector(CalibratedClasses):
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
             rows[i], size = decided[row], extraction.sizes[row]
             if with_map:
-                filled = self.extractor.filled_part(size)
+                filled = self.extractor.pixels.filled_part(size)
                 values, scale = scored[j].maps[row], self.classes[j].map_scale
                 rows[i]["anomaly_map"] = encoded_map(values, size, filled, scale)
         if on_image:

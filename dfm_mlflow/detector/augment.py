@@ -176,7 +176,7 @@ def _decide(
             "augment=rotations: few pictures gain most.",
         )
     shapes = [f.shape[1:] for f in extraction.features]
-    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
     worth: dict[str, dict[str, Worth]] = {}
     for kind in TRIED:
         worth[kind] = {

@@ -49,7 +49,7 @@ def fit_classes(
     known = settled(extractor, extraction, options.stated_bits)
     check_read(extractor, known, extraction)
     shapes = (f.shape[1:] for f in extraction.features)
-    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
     times = len(extraction.features[0]) // n  # each picture and its copies
     options = options.model_copy(update={"augment": augment_of(times)})
     keys = keys_of(extraction)

@@ -109,14 +109,6 @@ def decode_image(
     return Decoder(max_pixels=max_pixels).decode(data)[0]
 
 
-def decode_mask(data: bytes) -> np.ndarray:
-    """Decode a mask, by the rules of :func:`~dfm_mlflow.images.mask.marked_pixels`.
-
-    Gives (height, width) bool.
-    """
-    return decode_soft_mask(data)[0]
-
-
 def decode_soft_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
     """Decode a mask, and say whether noise or soft edges had to be cut off.
 

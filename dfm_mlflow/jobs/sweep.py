@@ -216,7 +216,7 @@ class _Shared:
         first = pairs[0][1]
         features = self._features(self._train, first)
         shapes = [f.shape[1:] for f in features]
-        grids = grids_of(shapes, self._extractor.roi_cells, first.rows_are)
+        grids = grids_of(shapes, self._extractor.pixels.roi_cells, first.rows_are)
         groups = groups_of(first.group_by, self._items)
         deal = Deal.of(self._keys, groups, first.seed, n_folds_of(len(features[0])))
         fitted = fit_layers(features, deal, grids, first)

@@ -178,7 +178,7 @@ def precision_change(
     key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
     if known and (measured := known.get(key)):
         return float(measured[0])
-    pixels = torch.stack([full.resized(s.image) for s in sample])
+    pixels = torch.stack([full.pixels.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)
     for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
         for i, one in enumerate(sample):

@@ -74,7 +74,7 @@ class Extractor:
         self._held: dict[Source, Held] = {}
         self._turns_input = size[0] == size[1] and roi is None
         self.padding = tuple(round(255 * m) for m in backbone.mean)
-        self._pixels = Pixels(size, resize, self.padding, roi, device)
+        self.pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self.fingerprint = self._make_fingerprint() if cache else ""
 
@@ -238,7 +238,7 @@ class Extractor:
 
     def _reading(self) -> Reading:
         return Reading(
-            self.resized,
+            self.pixels.resized,
             self._turns_input,
             self._decoding,
             self._known,
@@ -255,26 +255,6 @@ class Extractor:
         Gives (H, W, 3) uint8.
         """
         return self.decoder.decode(read_picture(source, self.decoder.max_bytes))[0]
-
-    def resized(self, image: np.ndarray) -> Tensor:
-        """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
-
-        It lies on the extractor's device; a GPU's resize may differ from a CPU's by one level.
-
-        Shapes: image (H, W, 3) uint8; gives (3, H, W) uint8.
-        """
-        return self._pixels.resized(image)
-
-    def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
-        """Which cells of a feature grid the region of interest touches.
-
-        Gives (h, w) bool.
-        """
-        return self._pixels.roi_cells(grid)
-
-    def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture fills."""
-        return self._pixels.filled_part(size)
 
     def run_batch(self, pixels: Tensor) -> list[Tensor]:
         """Run the network on pixels.

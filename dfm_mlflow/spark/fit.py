@@ -192,7 +192,7 @@ def fit_on_spark(
         if len(everything.kept) < 2:
             raise FitError(f"{len(everything.kept)} good pictures could be read; 2 are needed.")
         group_of = None if groups is None else dict(zip(everything.kept, groups, strict=True))
-        grids = grids_of(read.shapes, extractor.roi_cells, options.rows_are)
+        grids = grids_of(read.shapes, extractor.pixels.roi_cells, options.rows_are)
         fitted = [
             _fit_class(n, read, source.places[n], group_of, grids, options) for n in read.passes
         ]
