@@ -109,7 +109,7 @@ def edit(folder, change):
         (lambda r: r["options"].update(image_size="99"), "the backbone gives .* with these"),
         (lambda r: r["options"].update(pooling="999"), "the backbone gives .* with these options"),
         (lambda r: r["layers"][0].update(shape=[1, 2**20, 2**20]), r"\(1, 1048576, 1048576\)"),
-        (lambda r: r["classes"][1].update(name="dark"), "a name stands twice"),
+        (lambda r: r["classes"][1].update(name="dark"), "a name appears twice"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e-300), "noise_variance"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e300), "noise_variance"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=float("nan")), "noise_var"),

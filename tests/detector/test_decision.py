@@ -128,8 +128,16 @@ def test_calibration_ranks_are_mid_ranks_of_each_coordinate():
             0.01,
             r"at most 0.0909, .*; the target false-positive rate 0.01 needs 99 good groups",
         ),
-        ([dirty("cap")], 0.1, r"at most 0.122.* the 1 images with the highest scores are left out"),
-        ([one_class("a"), one_class("b", n=19)], 0.1, "thresholds a .*, b .* 19 .* smallest class"),
+        (
+            [dirty("cap")],
+            0.1,
+            r"at most 0.122.* the 1 pictures with the highest scores are left out",
+        ),
+        (
+            [one_class("a"), one_class("b", n=19)],
+            0.1,
+            "thresholds a .*, b .* 19 .* smallest category",
+        ),
     ],
 )
 def test_the_promise_is_one_sentence(classes, fpr, words):

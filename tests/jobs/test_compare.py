@@ -109,7 +109,7 @@ def test_noise_is_not_called_progress(store):
     b = log("second", table(scored(1.5, 99)))
     sentence = ask(a, b).sentences[1]
     assert sentence.startswith(
-        "No difference between B (second) and A (first) can be told from noise with 160 images"
+        "No difference between B (second) and A (first) can be told from noise with 160 pictures"
     )
 
 

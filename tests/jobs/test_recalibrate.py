@@ -182,7 +182,7 @@ def test_one_of_several_classes(store, mvtec_like, tmp_path):
     both = train(options(mvtec_like, "stripes,bands", fpr="0.1"))
     dark = new_pictures(tmp_path / "dark", n=20, darker=0.1)
     model = "models:/dfm-stripes-bands/1"
-    with pytest.raises(ConfigError, match="has the classes stripes, bands: name the one"):
+    with pytest.raises(ConfigError, match="has the categories stripes, bands: name the one"):
         ask(dark, model=model)
     result = ask(dark, model=model, category="bands")
     then, now = both.detector.thresholds(), result.detector.thresholds()

@@ -253,7 +253,7 @@ def test_good_pictures_alone_and_no_grid(store, mvtec_like):
     [
         ({"grid": "colour=red"}, "no option to sweep"),
         ({"grid": "category=a"}, "no option to sweep"),
-        ({"grid": "seed=1;seed=2"}, "stands there twice"),
+        ({"grid": "seed=1;seed=2"}, "appears twice"),
         ({"grid": "pca_level=2"}, "With pca_level"),
         ({"grid": "score=nll;aggregate=max"}, "needs a map"),
         ({"registered_model": "mine"}, "registers nothing"),

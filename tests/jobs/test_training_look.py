@@ -174,9 +174,9 @@ def test_groups_of_a_list_are_held_out_together(looked_at, dirty, store):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["nothere.png"], "line 1: nothere.png is no training picture"),
-        (["# no", "0" * 64], "line 2: 0{64} is no training picture"),
-        (["000.png", "good/bad.png", "x/001.png"], "line 3: x/001.png is no training picture"),
+        (["nothere.png"], "line 1: nothere.png is not a training picture"),
+        (["# no", "0" * 64], "line 2: 0{64} is not a training picture"),
+        (["000.png", "good/bad.png", "x/001.png"], "line 3: x/001.png is not a training picture"),
     ],
 )
 def test_a_line_that_names_nothing_is_named(dirty, store, tmp_path, lines, message):
