@@ -48,7 +48,7 @@ def test_nothing_of_the_user_is_replaced_or_mixed_with(tmp_path):
             OverlayFolder(str(place), [pictures / "1.png"])
         with pytest.raises(ConfigError, match="lies among the pictures"):
             OverlayFolder(str(place), [pictures / "a/1.png"], [str(pictures)])
-    with pytest.raises(ConfigError, match="no local folder"):
+    with pytest.raises(ConfigError, match="not a local folder"):
         OverlayFolder("s3://bucket/overlays", [])
     with pytest.raises(ConfigError, match="cannot be made"):
         OverlayFolder(str(mine / "below"), [pictures / "1.png"])

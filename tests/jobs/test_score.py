@@ -207,7 +207,7 @@ def test_a_folder_of_something_else_is_refused(model, images, tmp_path, small_pa
     with pytest.raises(ConfigError, match="holds other files, such as"):
         score(options(model, images, f"{images}/"))
     (output / "_plan.json").write_text("{")
-    with pytest.raises(ConfigError, match="no plan of this version"):
+    with pytest.raises(ConfigError, match="not a plan of this version"):
         score(options(model, images, f"{output}/"))
 
 

@@ -251,8 +251,8 @@ def test_good_pictures_alone_and_no_grid(store, mvtec_like):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"grid": "colour=red"}, "no option to sweep"),
-        ({"grid": "category=a"}, "no option to sweep"),
+        ({"grid": "colour=red"}, "not an option to sweep"),
+        ({"grid": "category=a"}, "not an option to sweep"),
         ({"grid": "seed=1;seed=2"}, "appears twice"),
         ({"grid": "pca_level=2"}, "With pca_level"),
         ({"grid": "score=nll;aggregate=max"}, "needs a map"),

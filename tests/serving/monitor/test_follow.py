@@ -140,7 +140,7 @@ def test_a_broken_version_is_refused_once_and_the_next_one_taken(server, caplog)
     for _ in range(3):
         assert server.look() == (None, False)  # no second download
     assert caplog.text.count("models:/screws/2 cannot be used") == 1
-    assert "The version before goes on" in caplog.text
+    assert "The previous version keeps serving" in caplog.text
     point(1)
     assert server.look() == (None, True)
     damaged.write_bytes(whole)
