@@ -57,7 +57,7 @@ def build_extractor(
         backbone = build_backbone(
             options.backbone, options.layer_names, options.network_size, take, seed=options.seed
         )
-        cache = FeatureCache() if options.cache else None
+        cache = cache_of(options)
         roi = load_roi(options.roi, options.max_pixels) if roi is None else roi
         decoder, sample = look.result()
 
@@ -91,26 +91,16 @@ def build_extractor(
     return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
 
 
-def trained_anew(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
+def for_new_pictures(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
     """Give a model's network to a training on other pictures, as :func:`build_extractor` would."""
     decoder = guessed(extractor.decoder, [item.path for item in items], options.stated_bits)
     assert decoder.depth is not None  # a guess gives one
-    return cached(extractor, options).with_depth(decoder.depth, strict=decoder.strict)
+    return extractor.with_cache(cache_of(options)).with_depth(decoder.depth, strict=decoder.strict)
 
 
-def cached(extractor: Extractor, options: Options) -> Extractor:
-    """Give a model's `extractor` the cache of features, if its `options` have one."""
-    return Extractor.of(
-        extractor.backbone,
-        options,
-        extractor.device,
-        extractor.precision,
-        extractor.batch_size,
-        roi=extractor.roi,
-        cache=FeatureCache() if options.cache else None,
-        depth=extractor.decoder.depth,
-        strict=extractor.decoder.strict,
-    )
+def cache_of(options: Options) -> FeatureCache | None:
+    """Give the cache of features, if the `options` have one."""
+    return FeatureCache() if options.cache else None
 
 
 def _look(

@@ -112,9 +112,17 @@ class Extractor:
 
     def with_depth(self, depth: Depth, *, strict: bool = True) -> "Extractor":
         """Return a copy for pictures of a known `depth`, which refuses others if it is `strict`."""
+        return self._copy(replace(self.decoder, depth=depth, strict=strict), self.cache)
+
+    def with_cache(self, cache: FeatureCache | None) -> "Extractor":
+        """Return a copy that keeps features in another `cache`, or in none."""
+        return self._copy(self.decoder, cache)
+
+    def _copy(self, decoder: Decoder, cache: FeatureCache | None) -> "Extractor":
         other = copy.copy(self)
-        other.decoder, other._known = replace(self.decoder, depth=depth, strict=strict), {}
-        other.fingerprint = other._make_fingerprint() if other.cache else ""
+        other.decoder, other.cache = decoder, cache
+        other._known = {}
+        other.fingerprint = other._make_fingerprint() if cache else ""
         return other
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
