@@ -150,7 +150,7 @@ class Options(StrictOptions):
     augment: str = option(
         "auto",
         "Turned and mirrored copies of training pictures that join the fit; auto keeps those that "
-        "clearly lower the held-out residual of untouched good images.",
+        "clearly lower the held-out residual of untouched good pictures.",
         "auto, none, flips, rotations or all",
         "^(auto|none|flips|rotations|all)$",
     )
@@ -163,7 +163,7 @@ class Options(StrictOptions):
     )
     fpr: float = option(
         0.01,
-        "False-positive rate that the threshold promises on good images.",
+        "Target false-positive rate, which the threshold promises on good pictures.",
         "a number in (0, 1)",
         gt=0,
         lt=1,

@@ -126,7 +126,7 @@ def compare_recall(
 
     The defective pictures of each stratum are resampled, and both detectors see the same resample.
 
-    strata: Category of each image. Recall is the mean over the categories with defective images.
+    strata: Category of each image. Recall is the mean over the categories with defective pictures.
 
     Shapes: defective (n,) bool; challenger, champion (n,) bool.
     """

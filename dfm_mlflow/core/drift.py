@@ -36,7 +36,7 @@ class Drift:
     # The same of the mean level of the images, in [-1, 1], negative where new ones are darker; 0
     # where it is not known.
     light: float
-    # Probability of differences as unlikely as the most unlikely of these, for good images.
+    # Probability of differences as unlikely as the most unlikely of these, for good pictures.
     significance: float
 
 

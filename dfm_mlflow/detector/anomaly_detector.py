@@ -116,7 +116,7 @@ class AnomalyDetector(CalibratedClasses):
         weights: dict[str, str],
         groups: Sequence[str] | None = None,
     ) -> "AnomalyDetector":
-        """Fit and calibrate on the features of good images.
+        """Fit and calibrate on the features of good pictures.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ class AnomalyDetector(CalibratedClasses):
         extractor : Extractor
             The one that made the features.
         extraction : Extraction
-            Features of n good images.
+            Features of n good pictures.
         labels : sequence of str
             Class of each of the n images.
         weights : dict of str to str

@@ -22,7 +22,7 @@ def fit_images(
     labels: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> "AnomalyDetector":
-    """Fit and calibrate on good images."""
+    """Fit and calibrate on good pictures."""
     if of_files := [name for name in _OF_FILES if name in options]:
         raise ConfigError(
             f"{of_files[0]} is about files, and pictures were given: leave it out, or use "

@@ -86,7 +86,7 @@ def test_the_run_says_what_was_done(trained, tmp_path):
     assert metrics["effective_fpr"] == 0.1
     assert run.data.params["resolved_model"] == PARENT
     assert run.data.tags["dfm.recalibrated_from"] == PARENT
-    assert "from 30 new good images." in run.data.tags["calibration"]
+    assert "from 30 new good pictures." in run.data.tags["calibration"]
     (used,) = run.inputs.dataset_inputs
     assert [t.value for t in used.tags] == ["calibration"]
     version = mlflow.MlflowClient().get_model_version("dfm-stripes", "2")
