@@ -36,7 +36,7 @@ class Verdict:
     concerns : tuple of str
         What is wrong with that, each with its remedy; empty where nothing is.
     rates : tuple of str
-        What other target rates would do, in lines.
+        Results at other target rates, in lines.
     """
 
     sentence: str
