@@ -271,7 +271,7 @@ class RecalibrateOptions(StrictOptions):
     reason: str = option("none", REASON, "none or a text", r"\S")
     force: bool = option(
         False,
-        "Take pictures that score as if the model was fitted to them, as after a darker lamp.",
+        "Accept pictures that score as if the model was fitted to them, as after a darker lamp.",
         "true or false",
     )
 

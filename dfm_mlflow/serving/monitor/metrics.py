@@ -109,11 +109,13 @@ class Metrics:
         self.batch_pictures = histogram("dfm_batch_pictures", "Pictures in one pass.", _BATCHES)
         self.p_values = histogram("dfm_p_value", "P-values of pictures.", _P_VALUES)
         self.queue = gauge("dfm_queue_requests", "Requests in the model.", "livesum")
-        self.memory = gauge("dfm_device_memory_bytes", "In use.", "livesum", "kind")
+        self.memory = gauge("dfm_device_memory_bytes", "Device memory in use.", "livesum", "kind")
         self.window_flagged = gauge(
-            "dfm_window_flagged", "Flagged of the last.", "livesum", "window"
+            "dfm_window_flagged", "Flagged ones of the last pictures.", "livesum", "window"
         )
-        self.window_pictures = gauge("dfm_window_pictures", "Of the last.", "livesum", "window")
+        self.window_pictures = gauge(
+            "dfm_window_pictures", "The last pictures.", "livesum", "window"
+        )
 
     def _of_the_model(self, make: "_Maker") -> None:
         counter, gauge = make.counter, make.gauge
@@ -125,7 +127,9 @@ class Metrics:
             *("name", "version", "device", "precision", "sha256"),
         )
         self.alarm = gauge("dfm_alarm", "1 after an alarm.", "livemax", "kind")
-        self.evidence = gauge("dfm_alarm_evidence", "Of the lifetime tests.", "livemax", "kind")
+        self.evidence = gauge(
+            "dfm_alarm_evidence", "Evidence of the lifetime tests.", "livemax", "kind"
+        )
         self.follow = counter("dfm_follow", "What became of versions that were followed.", "result")
         self.current = gauge("dfm_follow_current", "1 if the alias's version is served.", "livemin")
 
@@ -133,8 +137,10 @@ class Metrics:
         counter = make.counter
         self.logged = counter("dfm_log_rows", "Rows that are in the log.")
         self.kept = counter("dfm_kept_pictures", "Pictures that are kept.")
-        self.dropped = counter("dfm_log_dropped", "Rows and pictures that are not.", "reason")
-        self.evicted = counter("dfm_log_evicted_files", "Files that made room.", "what")
+        self.dropped = counter("dfm_log_dropped", "Rows and pictures that were dropped.", "reason")
+        self.evicted = counter(
+            "dfm_log_evicted_files", "Files that were removed for new ones.", "what"
+        )
         self.webhook = counter("dfm_alarm_webhook", "Messages of alarms.", "result")
 
     def answered(self, p_values: Sequence[float], flagged: Sequence[bool], seconds: float) -> None:
