@@ -1,7 +1,7 @@
 """anomalib's PatchCore for ``quality.py --peer``, in an environment of its own; prints JSON.
 
-ResNet-18, layers 2 and 3, 1 % of the patches, 256x256, fitted by `Engine.fit`; every test image is
-scored, none chooses anything.
+ResNet-18, layers 2 and 3, 1 % of the patches, 256x256, fitted by `Engine.fit`; every test picture
+is scored, none chooses anything.
 """
 
 import argparse

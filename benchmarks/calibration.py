@@ -3,7 +3,7 @@
     python benchmarks/calibration.py --data FOLDER --category magnetic_tile --splits 200
 
 Good pictures of ELPV (extra [sample]) and of MVTec-layout categories are split at random into some
-to fit and calibrate on and the rest, unseen, whose measured rate is held against the promise. The
+to fit and calibrate on and the rest, unseen, whose measured rate is compared with the promise. The
 band is the beta-binomial that exact exchangeability gives: of m unseen pictures, with n held-out
 ones, the number flagged is BetaBinomial(m, a, n + 1 - a) with a = floor(fpr (n + 1)). Exits with
 status 1 where a split leaves the band of all splits, the mean is above the promise by more than two
@@ -62,7 +62,9 @@ def features_of(category: str, data: str, backbone: str, weights: str, preset: s
     extractor, _, options = build_extractor(options)
     good = [i.path for i in catalog.items if i.label == GOOD]
     features = extractor.extract(good, progress=category).features
-    grids = [Grid(tuple(f.shape[1:]), extractor.roi_cells(tuple(f.shape[2:]))) for f in features]
+    grids = [
+        Grid(tuple(f.shape[1:]), extractor.pixels.roi_cells(tuple(f.shape[2:]))) for f in features
+    ]
     return features, grids, options
 
 

@@ -172,8 +172,8 @@ def main() -> None:
     given |= {"backbone": arguments.backbone, "precision": "fp32", "category": names[0]}
     extractor, _, options = build_extractor(Options.parse(given).resolve())
     categories = [extract(arguments.data, name, extractor) for name in names]
-    grids = grids_of((f.shape[1:] for f in categories[0].good), extractor.roi_cells)
-    # of few good images enough are left to be scored
+    grids = grids_of((f.shape[1:] for f in categories[0].good), extractor.pixels.roi_cells)
+    # of few good pictures enough are left to be scored
     sizes = {c.name: min(arguments.n, len(c.good[0]) - 60) for c in categories}
     several(categories, sizes, arguments.odd or names[0], arguments, grids, options)
     unequal(arguments)

@@ -46,7 +46,7 @@ class Pictures:
         extractor, _, self.options = build_extractor(options)
         found = extractor.extract([i.path for i in items], progress=category)
         self.features = found.features
-        self.grids = grids_of((f.shape[1:] for f in self.features), extractor.roi_cells)
+        self.grids = grids_of((f.shape[1:] for f in self.features), extractor.pixels.roi_cells)
         self.keys = [found.digests[i] for i in found.kept]
         good = np.array([items[i].label == GOOD for i in found.kept])
         self.good, self.bad = np.flatnonzero(good), np.flatnonzero(~good)

@@ -24,7 +24,7 @@ import numpy as np
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
 from dfm_mlflow.core.drift import measure_drift
-from dfm_mlflow.core.leading import n_leading, places_among, rank_correlation
+from dfm_mlflow.core.leading_coordinates import calibration_ranks, n_leading, rank_correlation
 from dfm_mlflow.core.solvers import fit_subspace
 
 NOMINAL, MOST, MOST_IN_MEAN = 0.01, 0.02, 0.012
@@ -38,18 +38,18 @@ def significances(
 ) -> list[float]:
     """Significance of the first m new rows, for each m of `sizes`."""
     folds = assign_folds(len(train[0]), seed=seed)
-    known, fresh, places, inside = 0.0, 0.0, [], []
+    known, fresh, ranks, inside = 0.0, 0.0, [], []
     for x, y in zip(train, new, strict=True):
         held_out, model = crossfit(x, folds, level), fit_subspace(x, level)
         coordinates, residual = model.split(y)
-        usual = held_out.fre.mean()
-        known = known + held_out.fre / usual
-        fresh = fresh + (residual**2).sum(axis=1) / usual
-        inside.append(held_out.leading(model))
+        normaliser = held_out.fre.mean()
+        known = known + held_out.fre / normaliser
+        fresh = fresh + (residual**2).sum(axis=1) / normaliser
+        inside.append(held_out.leading_coordinates(model))
         first = coordinates[:, : n_leading(model)]
-        places.append(places_among(np.sort(inside[-1], axis=0), first))
+        ranks.append(calibration_ranks(np.sort(inside[-1], axis=0), first))
     p, n = Calibration.of(known).p_value(fresh), len(known)
-    beside = np.concatenate(places, axis=1)
+    beside = np.concatenate(ranks, axis=1)
     known = {0: rank_correlation(inside)}
     return [
         measure_drift(p[:m], p[:m] <= 0.01, beside[:m], n, None, known).significance for m in sizes

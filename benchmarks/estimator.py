@@ -3,7 +3,7 @@
     python benchmarks/estimator.py
     python benchmarks/estimator.py --features tile.npz --features pill.npz
 
-Rows are drawn anew for each of ``--draws`` fits, or sampled without replacement from float arrays
+Rows are drawn again for each of ``--draws`` fits, or sampled without replacement from float arrays
 of shape (n, ...) in npz files of good features (with ``--key`` in the name of the array). New rows
 come from the same source. Three tables:
 

@@ -65,7 +65,7 @@ def scored(model, features, grids, options):
 def row(preset, extractor, options, features, n_train, defective):
     """AUROC and false alarms by the number of fitted pictures."""
     shapes = [f.shape[1:] for f in features]
-    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
     test = [f[n_train:] for f in features]
     found = {}
     for n in (*DRAWS, n_train):

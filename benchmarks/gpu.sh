@@ -6,7 +6,7 @@
 # Variables: PYTHON (python3), DEVICE (cuda:0; cpu tries the script itself), WHEELS (.whl: a folder
 # of wheels for a machine without internet; the torch that is there stays), OUT (gpu-results).
 # Each step prints as it goes, is bounded, and adds its figures to $OUT/gpu.json at once, so that a
-# cut leaves what was done. Running it again does everything anew.
+# cut leaves what was done. Running it again repeats everything.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} device=${DEVICE:-cuda:0} wheels=${WHEELS:-.whl} out=${OUT:-gpu-results}

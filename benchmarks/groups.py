@@ -3,7 +3,7 @@
     python benchmarks/groups.py
 
 Scores are drawn: groups (captures) explain four fifths of their variance. A calibration is made
-anew for each draw and 20 pictures of a new group are held against it, by p-values that count
+again for each draw and 20 pictures of a new group are compared with it, by p-values that count
 pictures and by p-values that count groups. The second table leaves a declared share out of the
 calibration where all pictures are good (the price) and where that share is dirty (what it buys).
 Exits with status 1 where counting groups, or the price, breaks a promise by more than three

@@ -5,7 +5,7 @@
 The story of examples/learning_line.py, played on features alone, for several draws of the pictures.
 A model is fitted to 36 good pictures and 4 defective ones that nobody knows of. On each of two days
 40 good and 10 defective pictures come by; somebody who makes no mistake judges those that the
-server kept, and the training pictures that `review` shows; the model is fitted anew. Two tables:
+server kept, and the training pictures that `review` shows; the model is fitted again. Two tables:
 
 - *kept*: recall and false alarms at the end, by what the server kept, and their difference to a
   model of the same 116 good pictures, on pictures that no model saw.

@@ -22,7 +22,7 @@ from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
-from dfm_mlflow.images.overlay import USUAL
+from dfm_mlflow.images.overlay import GOOD_LEVEL
 from dfm_mlflow.jobs.fit import fit_pictures
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.scores.evaluation import score_items
@@ -66,7 +66,7 @@ def main() -> None:
         bad = table["defective"].to_numpy(bool)
         for fpr in RATES:
             flagged = flagged_at(detector, table, fpr) & bad
-            shown, good = (levels[flagged] > USUAL).mean(), (levels[~bad] > USUAL).mean()
+            shown, good = (levels[flagged] > GOOD_LEVEL).mean(), (levels[~bad] > GOOD_LEVEL).mean()
             print(
                 f"{category:18s} {len(catalog.train):4d}  {fpr:<6g} {flagged.sum():4d} of "
                 f"{bad.sum():4d}     {shown:6.1%}      {good:6.1%}",

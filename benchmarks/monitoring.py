@@ -7,7 +7,7 @@
 Three real ``mlflow models serve`` processes run side by side: one with everything off, one with
 everything on (metrics that are scraped every second, log, pictures kept, alarm), and another one
 with everything off, whose difference from the first is the noise of the method. In each round each
-gets the same requests, in an order that is drawn anew. CPU seconds are those of all processes of a
+gets the same requests, in an order that is drawn again. CPU seconds are those of all processes of a
 server, the one that writes the log included, so what others do on the machine hardly counts.
 
 With ``--inside`` both models are in this process, without MLflow's server: what is compared is

@@ -102,7 +102,7 @@ def main(data, categories, elpv, weights, sizes, splits, copied) -> None:
         items = [i for i in load_catalog(place, (category,)).items if i.label == GOOD]
         extractor, _, _ = build_extractor(options)
         found = extractor.extract([i.path for i in items], progress=category)
-        grids = grids_of((f.shape[1:] for f in found.features), extractor.roi_cells)
+        grids = grids_of((f.shape[1:] for f in found.features), extractor.pixels.roi_cells)
         sketches = sketches_of(found.features, grids)
         things = things_of(category, [i.path.name for i in items])
         rng = np.random.default_rng(0)

@@ -13,9 +13,9 @@ images a second. `--elpv` adds the solar cells of the extra [sample]. Published 
 AUROC, ResNet-18, MVTec AD): anomalib 0.3's README (average pool) and anomalib's since 0.4 (layer3,
 pooled by 2). Nothing is logged and no label chooses anything. Prints Markdown.
 
-`--ablation` takes the parts of the default away one by one, `--few N` fits to N of the good images
-(the mean of three draws) with and without copies, and `--peer` adds PatchCore of anomalib with the
-same weights (layers 2 and 3, 1 % of the patches), in the environment of `speed.py`.
+`--ablation` takes the parts of the default away one by one, `--few N` fits to N of the good
+pictures (the mean of three draws) with and without copies, and `--peer` adds PatchCore of anomalib
+with the same weights (layers 2 and 3, 1 % of the patches), in the environment of `speed.py`.
 
 `--protocol mvtec|visa` runs the published protocol on all categories of a folder with the preset
 `tokens` (or `--preset`), prints means and deviations beside the published figures, and goes on from

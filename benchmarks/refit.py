@@ -5,7 +5,7 @@
 
 A model of part of the pictures leaves larger residuals than the final one, so p-values of held-out
 scores as they are waste part of what they promise. Here n pictures are drawn to fit and calibrate
-on and up to 200 others are held against both calibrations, over many splits: "as they are", and
+on and up to 200 others are compared with both calibrations, over many splits: "as they are", and
 multiplied by :func:`dfm_mlflow.core.refit.refit_ratio`. Good pictures of ELPV (extra [sample]) and
 of MVTec-layout categories, and Gaussian rows whose mean held-out residual is all that scores them.
 Exits with status 1 where a measured rate, after it, is above its promise by more than 0.015, or the

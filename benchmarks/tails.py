@@ -2,7 +2,7 @@
 
     python benchmarks/tails.py
 
-Held-out scores of seven known distributions are drawn anew many times. For a promise of 0.1, 0.5
+Held-out scores of seven known distributions are drawn again many times. For a promise of 0.1, 0.5
 and 1 times 1 / (n + 1), below which counting ends, the true rate at the threshold is computed from
 the distribution and its mean over the draws divided by the promise: above 1 the promise is broken,
 far below 1 the threshold is higher than it need be. "format 1" is the tail of models of format 1.

@@ -85,7 +85,7 @@ def main(backbone, sizes, n, device, precisions):
             extractor.run_batch(pixels[:4])
             network = best(lambda e=extractor, p=pixels: e.run_batch(p), device, 2)
             features = extractor.run_batch(pixels)
-            grids = grids_of([f.shape[1:] for f in features], extractor.roi_cells, ("cell",))
+            grids = grids_of([f.shape[1:] for f in features], extractor.pixels.roi_cells, ("cell",))
             deal = Deal(np.arange(n) % min(n, 20), np.arange(n))
             start = time.perf_counter()
             fit_layers(features, deal, grids, options)

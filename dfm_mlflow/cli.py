@@ -243,7 +243,7 @@ def rollback(**values: Any) -> None:
 
 @cli.command(old={"--uri": "--model"})
 @with_json
-@click.option("--history", "of_all", is_flag=True, help="All versions: does the line get better?")
+@click.option("--history", "of_all", is_flag=True, help="All versions: does quality improve?")
 @options_of(DescribeOptions, argument="model")
 def describe(of_all: bool, **values: Any) -> None:
     """Say where a model comes from.
@@ -257,13 +257,11 @@ def describe(of_all: bool, **values: Any) -> None:
         records = history(options.model)
         click.echo(json.dumps(as_dicts(records), indent=2) if wants_json() else in_lines(records))
         return
+    from dfm_mlflow.registry.describe import as_text
     from dfm_mlflow.registry.describe import describe as run
-    from dfm_mlflow.registry.describe import in_words
 
     found = run(options.model)
-    click.echo(
-        json.dumps(found, indent=2) if wants_json() else wrapped(in_words(found), every=True)
-    )
+    click.echo(json.dumps(found, indent=2) if wants_json() else wrapped(as_text(found), every=True))
 
 
 @cli.command()
@@ -378,7 +376,7 @@ def recalibrate(experiment: str, **values: Any) -> None:
 @with_experiment
 @options_of(UpgradeOptions, argument="model")
 def upgrade(experiment: str, **values: Any) -> None:
-    """Fit MODEL of format 1 anew under today's rules, and compare both.
+    """Fit MODEL of format 1 again under today's rules, and compare both.
 
     MODEL is any model URI; the result is a new version.
     """

@@ -274,7 +274,7 @@ def _rows(body: bytes, n: int, host: str) -> list[dict[str, Any]]:
         rows = None
     if not isinstance(rows, list) or len(rows) != n or not all(isinstance(r, dict) for r in rows):
         raise ServerError(
-            f"{host} did not answer with one row for each of {n} images: check that it serves a "
+            f"{host} did not answer with one row for each of {n} pictures: check that it serves a "
             "dfm model."
         )
     return rows

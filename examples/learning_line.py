@@ -6,7 +6,7 @@ FOLDER is a category in MVTec's layout (``train/good``, ``test/good``, ``test/<d
 starts with 40 pictures, 4 of which are defective and nobody knows. Then each day pictures of the
 line go through a real server that keeps them; somebody reviews what was kept and the unusual
 training pictures (here the names of the folders say what a person would see), and the model is
-updated and promoted. In the end it is held against one trained on the same good pictures, sorted
+updated and promoted. In the end it is compared with one trained on the same good pictures, sorted
 by somebody who makes no mistake. Every step is a command, in a folder with a store of its own.
 
 What differs from the defaults, and why:
@@ -14,7 +14,7 @@ What differs from the defaults, and why:
 - ``keep=all``: a set that grows only by what was flagged has more hard good pictures than the line
   has, and its threshold is too high.
 - ``augment=none``: an update keeps what ``auto`` decided on the first 40 pictures, and the clean
-  model would decide anew on its own; so both are told, and it is quicker.
+  model would decide again on its own; so both are told, and it is quicker.
 - ``fpr=0.05``: 40 pictures cannot promise 1 %.
 - ``min_recall`` of the gate: it is judged on the few defects of the line so far, of which a model
   of some 80 pictures may find few, trained on clean data or not.

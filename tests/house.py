@@ -186,6 +186,7 @@ TESTED_BY = {
     "scores.tables": "jobs/test_training_look.py",
     "scores.training": "jobs/test_training_look.py",
     "tuning.drawn": "jobs/test_training_look.py",
+    "detector.fit": "detector/test_anomaly_detector.py",
     "detector.grid": "detector/test_class_model.py",
     "images.foreign": "images/test_decode_table.py",
     "images.inflate": "images/test_fast.py",

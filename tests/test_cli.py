@@ -184,7 +184,7 @@ def test_what_nobody_expected_keeps_its_traceback(monkeypatch, error):
         (["--url", "http://h:1", "--engine", "spark", "--output", "a/", "p"], "--engine needs"),
         (["--url", "http://h:1", "--part-by", "a", "p"], "--part-by needs --model"),
         (["--url", "http://h:1", "--output", "a/", "p"], "--output ending in / needs --model"),
-        (["--model", "m", "--engine", "spark", "p"], "output=none is no folder"),
+        (["--model", "m", "--engine", "spark", "p"], "output=none is not a folder"),
         (["--model", "m", "--output", "a.txt", "one"], r"output='a\.txt' is not valid"),
         (["--model", "m", "--fpr", "2", "one"], r"fpr='2' is not valid"),
     ],

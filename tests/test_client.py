@@ -138,11 +138,11 @@ def test_patience_ends_with_the_server_s_sentence(server):
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (400, {"message": "Row 1: The image is empty."}, r"^Row 3: The image is empty\.$"),
+        (400, {"message": "Row 1: The picture is empty."}, r"^Row 3: The picture is empty\.$"),
         (500, {"message": "It failed."}, r"^It failed\.$"),
         (504, "Request processing time exceeded limit", r"answered 504: Request processing time"),
         (413, "<html>" + "x" * 500, r"answered 413: Request Entity Too Large|Content Too Large"),
-        (200, {"predictions": []}, "one row for each of 2 images"),
+        (200, {"predictions": []}, "one row for each of 2 pictures"),
         (200, "hello", "serves a dfm model"),
     ],
 )
@@ -209,7 +209,7 @@ def test_files_go_into_a_table_in_steps_with_maps_drawn(server, tmp_path, monkey
     assert list(read["path"]) == list(map(str, paths))
     assert read["anomaly_map"].isna().all()
     assert sorted(p.name for p in folder.iterdir()) == ["0.png.png", "1.png.png", "2.png.png"]
-    assert table.summary() == f"3 images, 0 anomalous, 0 unreadable; wrote {table.output}"
+    assert table.summary() == f"3 pictures, 0 anomalous, 0 unreadable; wrote {table.output}"
 
 
 def test_it_is_light():

@@ -14,7 +14,7 @@ def test_magnetic_tile_reaches_what_a_prototype_did(store, real_data):
     result = floor(real_data, "anomalib", "magnetic_tile", str(real_data / "data"))
     metrics = result.metrics
     assert metrics["image_auroc"] >= 0.985
-    assert metrics["false_positive_rate"] <= 0.03  # promised 0.01 on 289 good images
+    assert metrics["false_positive_rate"] <= 0.03  # promised 0.01 on 289 good pictures
 
     # the likelihood is worth as much as the reconstruction error
     assert metrics["image_auroc_nll"] >= metrics["image_auroc_fre"] - 0.01

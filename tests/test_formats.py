@@ -59,7 +59,7 @@ def test_those_of_format_1_are_never_written_anew():
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 1
-    assert "never written anew" in done.stderr
+    assert "never written again" in done.stderr
 
 
 def test_a_native_load_runs_no_code_of_the_model(tmp_path):

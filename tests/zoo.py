@@ -1,4 +1,4 @@
-"""Models trained once, and registered anew under a name of its own in every test."""
+"""Models trained once, and registered again under a name of its own in every test."""
 
 import re
 from contextlib import nullcontext

@@ -126,7 +126,7 @@ class Record(BaseModel):
     def _names_are_different(self) -> "Record":
         names = [c.name for c in self.classes]  # those of layers repeat, once for each scale
         if len(set(names)) < len(names):
-            raise ValueError(f"a name stands twice among {', '.join(names)}")
+            raise ValueError(f"a name appears twice among {', '.join(names)}")
         return self
 
     @model_validator(mode="after")

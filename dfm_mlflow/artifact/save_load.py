@@ -103,8 +103,8 @@ def load_detector(
     record = parse_record(read_file(folder / DETECTOR, MAX_RECORD, expected_sha256))
     if precision not in (None, "auto", record.precision):
         raise ArtifactError(
-            f"The model was calibrated in {record.precision} and precision={precision} is asked "
-            "for: its p-values would not hold. Train it anew in that precision."
+            f"The model was calibrated in {record.precision} and precision={precision} is "
+            "requested for: its p-values would not hold. Train it again in that precision."
         )
     options = options_of(record)
     try:
@@ -114,7 +114,7 @@ def load_detector(
     except (MemoryError, RuntimeError) as error:  # the latter is how torch reports a full memory
         raise ArtifactError(
             f"The model in {folder} cannot be built ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): free some memory, or train it anew."
+            f"{' '.join(str(error).split())[:200]}): free some memory, or train it again."
         ) from None
 
 
@@ -132,7 +132,7 @@ def _build(
     extractor = Extractor.of(
         backbone, options, device, record.precision, batch_size, roi=roi, depth=depth
     )
-    grids = grids_of(shapes.maps, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes.maps, extractor.pixels.roi_cells, options.rows_are)
     if record.rule == 1:
         grids = [replace(grid, even_border=False) for grid in grids]
     classes = classes_of(record, statistics, grids, options.tail)
@@ -254,7 +254,7 @@ def _record_of(detector: AnomalyDetector, digests: dict[str, str]) -> Record:
                     SubspaceRecord(
                         n_components=layer.subspace.n_components,
                         noise_variance=layer.subspace.noise_variance,
-                        explained=layer.explained,
+                        explained=layer.explained_share,
                     )
                     for layer in c.layers
                 ],

@@ -7,7 +7,7 @@ import numpy as np
 from dfm_mlflow.artifact.files import STATISTICS, most_bytes
 from dfm_mlflow.artifact.record import ClassRecord, Record, SubspaceRecord
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.leading import MOST_LEADING, n_leading
+from dfm_mlflow.core.leading_coordinates import MOST_LEADING, n_leading
 from dfm_mlflow.core.packing import LEADING, n_blocks, pack, unpack
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.anomaly_detector import DIGITS, AnomalyDetector
@@ -39,8 +39,10 @@ def statistics_of(detector: AnomalyDetector) -> dict[str, np.ndarray]:
                 arrays[f"{i}.{j}.{name}"] = np.ascontiguousarray(array)
             known = _basis_arrays(layer.subspace.basis, detector.grids[j])
             arrays |= {f"{i}.{j}.{k}": a for k, a in known.items()}
-            arrays[f"{i}.{j}.usual"] = np.asarray(layer.usual, dtype=np.float32)
-            arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(layer.leading, dtype=np.float32)
+            arrays[f"{i}.{j}.usual"] = np.asarray(layer.normaliser, dtype=np.float32)
+            arrays[f"{i}.{j}.leading"] = np.ascontiguousarray(
+                layer.leading_coordinates, dtype=np.float32
+            )
     if detector.fitted:
         digests = b"".join(bytes.fromhex(digest) for digest in sorted(detector.fitted))
         arrays["fitted"] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGITS // 2)
@@ -139,13 +141,13 @@ def _class(
     layers = []
     for j, (layer, grid) in enumerate(zip(record.layers, grids, strict=True)):
         subspace = _subspace(layer, f"{i}.{j}", record.n_samples, statistics, grid)
-        usual = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
-        _check_positive(f"{i}.{j}.usual", usual)
+        normaliser = _array(statistics, f"{i}.{j}.usual", grid.shape[1:])
+        _check_positive(f"{i}.{j}.usual", normaliser)
         shape = (_n_calibrated(record), n_leading(subspace))
-        leading = _array(statistics, f"{i}.{j}.leading", shape)
-        if (np.diff(leading, axis=0) < 0).any():
+        leading_coordinates = _array(statistics, f"{i}.{j}.leading", shape)
+        if (np.diff(leading_coordinates, axis=0) < 0).any():
             raise ArtifactError(f"{STATISTICS} holds coordinates out of order in {i}.{j}.leading.")
-        layers.append(LayerModel(subspace, usual, leading, layer.explained))
+        layers.append(LayerModel(subspace, normaliser, leading_coordinates, layer.explained))
     correlation = None
     if rule > 1:
         many = sum(n_leading(layer.subspace) for layer in layers)
@@ -186,7 +188,7 @@ def _subspace(
     lengths = np.einsum("dk,dk->k", basis, basis, dtype=np.float32)
     if (np.abs(lengths - 1) > _LENGTH_TOLERANCE).any():
         raise ArtifactError(
-            f"{STATISTICS} holds directions that are no unit vectors in {place}.basis."
+            f"{STATISTICS} holds directions that are not unit vectors in {place}.basis."
         )
     return Subspace(mean, basis, variances, record.noise_variance, n_samples)
 

@@ -22,6 +22,12 @@ GOOD = (
 BAD = "Folders of defective pictures, to test on, in the same way."
 MASKS = "Folders of masks; auto is ground_truth or masks."
 FOLDERS = "auto, or folders separated by commas"
+MODEL = "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production."
+# The name under which a verb registers what it made of another model.
+NAME = r"^[^/:.%\"']+$"
+NAMES = "auto, none or a name without / : . % or quotes"
+NAMED = "Registered model name; auto is that of the model, none does not register."
+REASON = "Why, for the record; force needs one."
 
 
 def option(default: Any, help: str, expected: str, pattern: str | None = None, **kw: Any) -> Any:

@@ -94,7 +94,7 @@ def _check_tile(options: Any) -> None:
             )
     elif side % 128 or side > 1024:
         raise ConfigError(
-            f"tile={side} is no multiple of 128 up to 1024: give {max(128, side // 128 * 128)} "
+            f"tile={side} is not a multiple of 128 up to 1024: give {max(128, side // 128 * 128)} "
             f"or {min(1024, (side // 128 + 1) * 128)}."
         )
     elif min(options.size) < side or any(s % 32 for s in options.size):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dfm_mlflow.config.base import StrictOptions, option
+from dfm_mlflow.config.base import MODEL, NAME, NAMED, NAMES, REASON, StrictOptions, option
 from dfm_mlflow.config.gates import GateOptions, check_reason
 from dfm_mlflow.errors import ConfigError
 
@@ -60,12 +60,7 @@ class ReviewOptions(StrictOptions):
 class _Updated(StrictOptions):
     """What is updated, and by what."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     verdicts: str = option(
         "none",
         "CSV of sha256,verdict (good, bad, unsure) and, where wanted, path, defect, category, who, "
@@ -105,13 +100,8 @@ class _Updated(StrictOptions):
         "none or an alias of letters, digits, _ and -",
         r"^[\w-]{1,200}$",
     )
-    registered_model: str = option(
-        "auto",
-        "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
-    )
-    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    registered_model: str = option("auto", NAMED, NAMES, NAME)
+    reason: str = option("none", REASON, "none or a text", r"\S")
 
 
 class UpdateOptions(GateOptions, _Updated):

@@ -1,9 +1,7 @@
 """The options of the verbs that look at a model, take it elsewhere, or move an alias back."""
 
-from dfm_mlflow.config.base import FOLDERS, GOOD, StrictOptions, option
+from dfm_mlflow.config.base import FOLDERS, GOOD, MODEL, StrictOptions, option
 from dfm_mlflow.errors import ConfigError
-
-_MODEL = "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production."
 
 
 class DescribeOptions(StrictOptions):
@@ -43,7 +41,7 @@ class RollbackOptions(StrictOptions):
 class ExportOptions(StrictOptions):
     """Every option of an export to ONNX."""
 
-    model: str = option(..., _MODEL, "a model URI", min_length=1)
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     output: str = option(
         ..., "File to write.", "the name of a local file that ends in .onnx", r"^.+\.onnx$"
     )
@@ -61,7 +59,7 @@ class ExportOptions(StrictOptions):
 class BundleOptions(StrictOptions):
     """Every option of a bundle for machines without internet."""
 
-    model: str = option(..., _MODEL, "a model URI", min_length=1)
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     output: str = option(
         ..., "Local folder to write, new or empty.", "the name of a local folder", min_length=1
     )
@@ -80,4 +78,4 @@ class BundleOptions(StrictOptions):
         ConfigError
         """
         if "://" in self.output:
-            raise ConfigError(f"output={self.output} is no local folder: give one.")
+            raise ConfigError(f"output={self.output} is not a local folder: give one.")

@@ -36,7 +36,7 @@ class _Sweep(StrictOptions):
             if name not in Options.model_fields or name in _NOT_SWEPT or name in axes:
                 known = ", ".join(f for f in Options.model_fields if f not in _NOT_SWEPT)
                 raise ConfigError(
-                    f"grid has {name!r}, which is no option to sweep or stands there twice: "
+                    f"grid has {name!r}, which is not an option to sweep or appears twice: "
                     f"give each of {known} at most once."
                 )
             # values that hold commas themselves, such as layers, are separated by |

@@ -13,6 +13,8 @@ from dfm_mlflow.config.base import (
     FOLDERS,
     GOOD,
     MASKS,
+    NAME,
+    NAMES,
     StrictOptions,
     option,
 )
@@ -57,7 +59,7 @@ class Options(StrictOptions):
     data: str = option(
         "auto",
         "auto, mvtec_ad, elpv, a folder or s3:// prefix (of one category, with train/ and test/, "
-        "good and bad side by side, or good images alone; or of several such folders), or a "
+        "good and bad side by side, or good pictures alone; or of several such folders), or a "
         "manifest .csv (path,split,label,mask,class,group,part).",
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
@@ -139,7 +141,7 @@ class Options(StrictOptions):
     )
     normalize: str = option(
         "auto",
-        "Division of each map by what held-out good images show, on average (global), at each "
+        "Division of each map by what held-out good pictures show, on average (global), at each "
         "position, or half way between (blend, the geometric mean of the two); once for all layers "
         "or for each.",
         "auto, none, global, position or blend, once or for each layer, separated by commas",
@@ -147,8 +149,8 @@ class Options(StrictOptions):
     )
     augment: str = option(
         "auto",
-        "Turned and mirrored copies of training images that join the fit; auto keeps those that "
-        "clearly lower the held-out residual of untouched good images.",
+        "Turned and mirrored copies of training pictures that join the fit; auto keeps those that "
+        "clearly lower the held-out residual of untouched good pictures.",
         "auto, none, flips, rotations or all",
         "^(auto|none|flips|rotations|all)$",
     )
@@ -161,7 +163,7 @@ class Options(StrictOptions):
     )
     fpr: float = option(
         0.01,
-        "False-positive rate that the threshold promises on good images.",
+        "Target false-positive rate, which the threshold promises on good pictures.",
         "a number in (0, 1)",
         gt=0,
         lt=1,
@@ -175,16 +177,17 @@ class Options(StrictOptions):
     )
     contamination: float = option(
         0.0,
-        "Declared share of bad images among the good ones: those with the highest held-out scores "
-        "are left out of the calibration, never of the fit; up to that share more good images are "
-        "flagged.",
+        "Declared share of bad pictures among the good ones: those with the highest held-out "
+        "scores are left out of the calibration, never of the fit; up to that share more good "
+        "pictures are flagged.",
         "a number from 0 to below 0.5",
         ge=0,
         lt=0.5,
     )
     retest: str = option(
         "none",
-        "Second, larger false-positive rate: pictures between the two are to be looked at again.",
+        "Second, larger target false-positive rate: pictures between the two are to be looked at "
+        "again.",
         "none or a number in (0, 1) above fpr",
         r"^(none|0?\.\d*[1-9]\d*)$",
     )
@@ -242,7 +245,7 @@ class Options(StrictOptions):
     )
     group_by: str = option(
         "none",
-        "Regular expression on the path; images with the same match (burst captures) are "
+        "Regular expression on the path; pictures with the same match (burst captures) are "
         "never split between calibration folds. Or a .csv with the columns path and group.",
         "none, a regular expression or a .csv",
         min_length=1,
@@ -256,7 +259,7 @@ class Options(StrictOptions):
     )
     test_copies: str = option(
         "leave_out",
-        "Test pictures that stand in training too, or under two labels: leave them out of the "
+        "Test pictures that are in the training set too, or have two labels: leave them out of the "
         "metrics, or count them.",
         "leave_out or count",
         "^(leave_out|count)$",
@@ -269,7 +272,7 @@ class Options(StrictOptions):
     )
     precision: str = option(
         "auto",
-        "Arithmetic of the network; auto is the fastest that held-out scores stand.",
+        "Arithmetic of the network; auto is the fastest that keeps held-out scores.",
         "auto, fp32, bf16 or fp16",
         "^(auto|fp32|bf16|fp16)$",
     )
@@ -283,8 +286,8 @@ class Options(StrictOptions):
     registered_model: str = option(
         "auto",
         "Registered model name; auto is dfm-<category>, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
+        NAMES,
+        NAME,
     )
 
     # -- parsed views ------------------------------------------------------------------------------

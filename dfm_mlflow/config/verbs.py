@@ -13,6 +13,11 @@ from dfm_mlflow.config.base import (
     FOLDERS,
     GOOD,
     MASKS,
+    MODEL,
+    NAME,
+    NAMED,
+    NAMES,
+    REASON,
     StrictOptions,
     option,
 )
@@ -23,12 +28,7 @@ from dfm_mlflow.errors import ConfigError
 class EvaluateOptions(StrictOptions):
     """Every option of an evaluation."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     data: str = option(
         "auto",
         "Pictures as for train, a flat folder of unlabelled ones, or a server's log (log_to); auto "
@@ -50,12 +50,7 @@ class EvaluateOptions(StrictOptions):
 class ScoreOptions(StrictOptions):
     """Every option of scoring without a server."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     images: tuple[str, ...] = option(
         ...,
         "Pictures: files, folders or s3:// prefixes with all folders below them, patterns such as "
@@ -66,13 +61,13 @@ class ScoreOptions(StrictOptions):
     output: str = option(
         "none",
         "Table, local or s3://: .parquet or .csv, or with a slash at the end (and with "
-        "engine=spark) a folder of parquet parts, with which a broken run goes on.",
+        "engine=spark) a folder of parquet parts, which continues an interrupted run.",
         "none, or a name that ends in .parquet, .csv or /",
         r"^(none|.*(\.parquet|\.csv|[^/:]/))$",
     )
     fpr: str = option(
         "auto",
-        "False-positive rate of the decision; auto is the model's.",
+        "Target false-positive rate of the decision; auto is the model's.",
         "auto, or a number in (0, 1)",
         r"^(auto|0?\.\d*[1-9]\d*|[1-9]\d*e-\d+)$",
     )
@@ -87,7 +82,7 @@ class ScoreOptions(StrictOptions):
     )
     category: str = option(
         "auto",
-        "Category that all images are known to be of; auto judges each by the one it fits best.",
+        "Category that all pictures are known to be of; auto judges each by the one it fits best.",
         "auto, or one category of the model",
         rf"^{CATEGORY}$",
     )
@@ -102,7 +97,7 @@ class ScoreOptions(StrictOptions):
     )
     part_by: str = option(
         "none",
-        "Regular expression on the path; images with the same match show one part and get one "
+        "Regular expression on the path; pictures with the same match show one part and get one "
         "decision for it.",
         "none or a regular expression",
         min_length=1,
@@ -119,7 +114,7 @@ class ScoreOptions(StrictOptions):
         return None if self.fpr == "auto" else float(self.fpr)
 
     def check(self) -> None:
-        """Refuse what is no regular expression, and what does not go with Spark.
+        """Refuse what is not a regular expression, and what does not go with Spark.
 
         Raises
         ------
@@ -128,8 +123,8 @@ class ScoreOptions(StrictOptions):
         """
         if self.engine == "spark" and (self.output == "none" or self.output.endswith(".csv")):
             raise ConfigError(
-                f"output={self.output} is no folder, and engine=spark writes one of parquet parts: "
-                "give a name that ends in / or .parquet."
+                f"output={self.output} is not a folder, and engine=spark writes one of parquet "
+                "parts: give a name that ends in / or .parquet."
             )
         try:
             re.compile(self.part_by)
@@ -150,7 +145,7 @@ class CompareOptions(StrictOptions):
 
     runs: tuple[str, ...] = option(
         ...,
-        "Run ids, run names or model URIs; the others are held against the first.",
+        "Run ids, run names or model URIs; the others are compared with the first.",
         "at least two runs, several in one text separated by commas",
         min_length=2,
     )
@@ -212,7 +207,7 @@ class _Promoted(StrictOptions):
     good: str = option("auto", GOOD, FOLDERS, min_length=1)
     bad: str = option("auto", BAD, FOLDERS, min_length=1)
     masks: str = option("auto", MASKS, FOLDERS, min_length=1)
-    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    reason: str = option("none", REASON, "none or a text", r"\S")
     dry_run: bool = option(False, "Run every gate and move nothing.", "true or false")
 
     @model_validator(mode="before")
@@ -257,12 +252,7 @@ class PromoteOptions(GateOptions, _Promoted):
 class RecalibrateOptions(StrictOptions):
     """Every option of a recalibration."""
 
-    model: str = option(
-        ...,
-        "Any MLflow model URI of a dfm model, such as models:/dfm-bottle@production.",
-        "a model URI",
-        min_length=1,
-    )
+    model: str = option(..., MODEL, "a model URI", min_length=1)
     images: str = option(
         ...,
         "New good pictures that the model was never fitted to: a flat folder, or as for train.",
@@ -271,22 +261,17 @@ class RecalibrateOptions(StrictOptions):
     )
     category: str = option(
         "auto",
-        "Class that the pictures belong to; auto is the only one.",
+        "Category that the pictures belong to; auto is the only one.",
         "auto, or one name without / : , % or quotes",
         rf"^{CATEGORY}$",
     )
     good: str = option("auto", GOOD, FOLDERS, min_length=1)
     bad: str = option("auto", BAD, FOLDERS, min_length=1)
-    registered_model: str = option(
-        "auto",
-        "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
-    )
-    reason: str = option("none", "Why, for the record; force needs one.", "none or a text", r"\S")
+    registered_model: str = option("auto", NAMED, NAMES, NAME)
+    reason: str = option("none", REASON, "none or a text", r"\S")
     force: bool = option(
         False,
-        "Take pictures that score as if the model was fitted to them, as after a darker lamp.",
+        "Accept pictures that score as if the model was fitted to them, as after a darker lamp.",
         "true or false",
     )
 
@@ -316,9 +301,4 @@ class UpgradeOptions(StrictOptions):
         "auto, mvtec_ad, elpv, a folder, an s3:// prefix or a .csv",
         min_length=1,
     )
-    registered_model: str = option(
-        "auto",
-        "Registered model name; auto is that of the model, none does not register.",
-        "auto, none or a name without / : . % or quotes",
-        r"^[^/:.%\"']+$",
-    )
+    registered_model: str = option("auto", NAMED, NAMES, NAME)

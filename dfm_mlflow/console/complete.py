@@ -11,7 +11,7 @@ from dfm_mlflow.config import PRESETS
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
-# Classification models of torchvision; a test holds them against its own list.
+# Classification models of torchvision; a test compares them  with its own list.
 _NAMES = """
 alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161
 densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3

@@ -1,20 +1,22 @@
-"""Thresholds from held-out good images alone: conformal p-values.
+"""Thresholds from held-out good pictures alone: conformal p-values.
 
 The p-value of a score is ``(1 + #{held-out good scores at least as large}) / (n + 1)``
 (Vovk et al., Algorithmic Learning in a Random World, 2005; Bates et al., arXiv 2104.08279): for a
-new good image, exchangeable with the held-out ones, ``P(p <= a) <= a``.
+new good picture, exchangeable with the held-out ones, ``P(p <= a) <= a``.
 
-Images of one capture, or copies, are not exchangeable with a new image; their groups are with a new
-group. Each group then counts as one image: ``(1 + sum over groups of the share of the group that
-scores at least as high) / (G + 1)`` (Lee, Barber & Willett, Distribution-free inference with
+Images of one capture, or copies, are not exchangeable with a new picture; their groups are with a
+new group. Each group then counts as one image: ``(1 + sum over groups of the share of the group
+that scores at least as high) / (G + 1)`` (Lee, Barber & Willett, Distribution-free inference with
 hierarchical data, arXiv 2306.06342).
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from dfm_mlflow.core.tail import REACH, Tail, fewest, fit_tail, fit_tail_of_format_1
 
@@ -23,13 +25,13 @@ _ROUNDING = 1 + 1e-12  # makes good what rounding takes from a rate that is met 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Held-out scores of the good images of one class."""
+    """Held-out scores of the good pictures of one class."""
 
     scores: np.ndarray  # (n,) float64: ascending
     n_folds: int = 0  # of the cross-fitting that gave them; 0 for images that were never fitted
     method: str = "empirical"  # what lies beyond the largest of them
-    # (n,) int, or None: Group of each score, numbered from 0; None where every image is a group by
-    # itself.
+    # (n,) int, or None: Group of each score, numbered from 0; None where every picture is a group
+    # by itself.
     groups: np.ndarray | None = None
     # Groups (images, where there are no groups) with the highest scores that a declared share of
     # dirt has left out of `scores`.
@@ -122,17 +124,25 @@ class Calibration:
         Shapes: scores (m,); gives (m,) float64, in ``[1 / (G + 1), 1]``; with a tail down to a
         tenth of that.
         """
-        p = self.counted[len(self.scores) - np.searchsorted(self.scores, scores, side="left")]
-        if self.tail:
-            beyond = np.asarray(scores) > self.tail.start
-            p = np.where(beyond, self.tail.p_value(scores), p)
-        p_values: np.ndarray = np.maximum(p, self.smallest_p_value)
+        scores = np.asarray(scores)
+        at_least = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
+        p_values: np.ndarray = self.beyond_counting(self.counted[at_least], scores)
         return p_values
+
+    def beyond_counting(self, counted: Any, scores: Any) -> Any:
+        """P-values of `scores` from what counting gives: the tail, and the smallest of all.
+
+        Both are NumPy arrays or torch tensors.
+        """
+        if self.tail:
+            xp = array_namespace(counted)
+            counted = xp.where(scores > self.tail.start, self.tail.p_value(scores), counted)
+        return counted.clip(min=self.smallest_p_value)
 
     def cautious_p_value(self, scores: np.ndarray) -> np.ndarray:
         """P-values by held-out scores as cross-fitting gave them: a little too large, no estimate.
 
-        For tests over many images, such as those of drift: estimates let them alarm too often.
+        For tests over many pictures, such as those of drift: estimates let them alarm too often.
 
         Shapes: scores (m,); gives (m,) float64: :meth:`p_value` where no :attr:`refit_ratio` was
         given.
@@ -140,14 +150,14 @@ class Calibration:
         return self.p_value(np.asarray(scores) * self.refit_ratio)
 
     def effective_fpr(self, fpr: float) -> float:
-        """The rate that p-values are held against where `fpr` is asked for.
+        """The rate that p-values are compared with where `fpr` is asked for.
 
         ``max(fpr, 1 / (G + 1))``; with a tail the second is a tenth of that.
         """
         return max(fpr, self.smallest_p_value)
 
     def promised_fpr(self, fpr: float) -> float:
-        """The share of good images that may be flagged where `fpr` is asked for.
+        """The share of good pictures that may be flagged where `fpr` is asked for.
 
         :meth:`effective_fpr`, unless a declared share of dirt left groups out of the calibration:
         if these were good ones, then ``P(p <= a) <= a + (1 - a) m / (G + m + 1)`` with m groups
@@ -204,14 +214,14 @@ def is_anomaly(p_value: np.ndarray, effective_fpr: np.ndarray | float) -> np.nda
     return p_value <= effective_fpr * _ROUNDING
 
 
-def combine_classes(p_values: np.ndarray, likelihoods: np.ndarray) -> np.ndarray:
-    """Choose for each image the class it fits best.
+def combine_classes(p_values: Any, likelihoods: Any) -> Any:
+    """Choose for each picture the class it fits best, from NumPy arrays or torch tensors.
 
     likelihoods: (m, n_classes): Log-likelihoods, comparable across classes; they decide between
       equal p-values.
 
     Shapes: p_values (m, n_classes); gives (m,) int: column of the class with the largest p-value.
     """
-    best = p_values == p_values.max(axis=1, keepdims=True)
-    winner: np.ndarray = np.where(best, likelihoods, -np.inf).argmax(axis=1)
-    return winner
+    xp = array_namespace(p_values)
+    best = p_values == xp.max(p_values, axis=1, keepdims=True)
+    return xp.argmax(xp.where(best, likelihoods, xp.full_like(likelihoods, -xp.inf)), axis=1)

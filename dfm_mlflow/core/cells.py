@@ -13,7 +13,7 @@ from functools import reduce
 import numpy as np
 
 from dfm_mlflow.core.crossfit import ONE_GROUP, fit_without
-from dfm_mlflow.core.leading import MOST_SPANNING, leading_by_fold
+from dfm_mlflow.core.leading_coordinates import MOST_SPANNING, leading_by_fold
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.solvers import fit_moments
 from dfm_mlflow.core.subspace import Subspace, squared_norm
@@ -93,7 +93,7 @@ class HeldOutCells:
         nll: np.ndarray = model.nll_from(distance, fre, self.maps.shape[1])
         return nll
 
-    def leading(self, subspaces: CellSubspaces) -> np.ndarray:
+    def leading_coordinates(self, subspaces: CellSubspaces) -> np.ndarray:
         """Leading coordinates of the mean cell of each picture, found without its fold.
 
         Gives (n, l) float64.

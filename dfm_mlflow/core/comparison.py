@@ -122,18 +122,18 @@ def compare_recall(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the decisions of two detectors on the same defective images, each at its threshold.
+    """Compare the decisions of two detectors on the same defective pictures, each at its threshold.
 
-    The defective images of each stratum are resampled, and both detectors see the same resample.
+    The defective pictures of each stratum are resampled, and both detectors see the same resample.
 
-    strata: Category of each image. Recall is the mean over the categories with defective images.
+    strata: Category of each image. Recall is the mean over the categories with defective pictures.
 
     Shapes: defective (n,) bool; challenger, champion (n,) bool.
     """
     defective = np.asarray(defective, dtype=bool)
     flags = [np.asarray(f, dtype=bool) for f in (challenger, champion)]
     if not defective.any():
-        raise DataError("There is no defective image, and so no recall: give some.")
+        raise DataError("There is no defective picture, and so no recall: give some.")
     names = np.zeros(len(defective)) if strata is None else np.asarray(strata)
     rng = np.random.default_rng(seed)
     recalls, differences = [], []

@@ -1,4 +1,4 @@
-"""How good images score under a model that was fitted without them.
+"""How good pictures score under a model that was fitted without them.
 
 Every row is held out once. With n rows and D >= n features one n x n Gram matrix serves all folds:
 the residual of row i under the subspace of the other folds is ``x_i - sum_j W_ij x_j``, so all
@@ -12,9 +12,15 @@ from functools import partial
 
 import numpy as np
 
-from dfm_mlflow.core import leading
 from dfm_mlflow.core.gram_rows import RowsByGram, for_each_fold
 from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.core.leading_coordinates import (
+    MOST_SPANNING,
+    GramPart,
+    leading_by_fold,
+    leading_by_gram,
+    not_kept,
+)
 from dfm_mlflow.core.moments import Moments
 from dfm_mlflow.core.refit import refit_ratio
 from dfm_mlflow.core.solvers import (
@@ -41,7 +47,7 @@ LARGE_FOLD = 0.2  # share of all rows: a fold above it is said to be too large
 # rows of a fold, their squared coordinates (m, k), and the variances of the others (k,)
 Squares = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-ONE_GROUP = "All images are in one group: group_by must tell captures apart."
+ONE_GROUP = "All pictures are in one group: group_by must tell captures apart."
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +63,8 @@ class HeldOut:
     # Gives the residuals, of shape (n, D) and in the dtype of the rows.
     residual: Callable[[], np.ndarray]
     # Takes the final model, and gives the leading coordinates of each row, of shape (n, l), along
-    # :func:`~dfm_mlflow.core.leading.leading_directions` that were found without its fold.
-    leading: Callable[[Subspace], np.ndarray] = leading.not_kept
+    # `leading_directions` that were found without its fold.
+    leading_coordinates: Callable[[Subspace], np.ndarray] = not_kept
     # Estimates what the FRE of each row is to be multiplied by, of shape (n,), to become that under
     # a subspace of all rows that has not seen it; see :func:`dfm_mlflow.core.refit.refit_ratio`.
     refit_ratio: Callable[[], np.ndarray] | None = None
@@ -217,13 +223,13 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, own: int, n_components: float) ->
     weights, mahalanobis = np.zeros((own, n)), np.zeros(own)
     squares: dict[int, Squares] = {}
 
-    def hold_out(fold: int) -> leading.GramPart:
+    def hold_out(fold: int) -> GramPart:
         out, rest = np.flatnonzero(folds[:own] == fold), np.flatnonzero(folds != fold)
         known, cross = RowsByGram(gram[np.ix_(rest, rest)], dimension), gram[np.ix_(out, rest)]
         weights[np.ix_(out, rest)], mahalanobis[out] = known.project(cross, n_components)
         squares[fold] = (out, *known.squares(cross, n_components))
-        first = known.directions(n_components)[:, : leading.MOST_SPANNING]
-        return leading.GramPart(out, rest, first, (cross - mean[rest]) @ first)
+        first = known.directions(n_components)[:, :MOST_SPANNING]
+        return GramPart(out, rest, first, (cross - mean[rest]) @ first)
 
     parts = for_each_fold(hold_out, folds)
     fre = _leave_residuals(rows, weights.astype(x.dtype))
@@ -239,7 +245,7 @@ def _by_gram(x: np.ndarray, folds: np.ndarray, own: int, n_components: float) ->
         fre,
         mahalanobis,
         lambda: residual,
-        lambda model: leading.leading_by_gram(x, parts, model)[:own],
+        lambda model: leading_by_gram(x, parts, model)[:own],
         (lambda: refit_ratio(fre, folds[:own], fre_without)) if n <= MOST_REFIT else None,
         partial(_above, own, list(squares.values())),
     )
@@ -278,14 +284,14 @@ def _fold_by_fold(
         coordinates, residual[out] = model.split(x[out])
         mahalanobis[out] = model.mahalanobis(coordinates)
         squares.append((out, coordinates.astype(x.dtype) ** 2, model.variances))
-        parts.append((out, replace(model, basis=model.basis[:, : leading.MOST_SPANNING].copy())))
+        parts.append((out, replace(model, basis=model.basis[:, :MOST_SPANNING].copy())))
 
     fre = np.concatenate([squared_norm(block.astype(np.float64)) for block in row_blocks(residual)])
     return HeldOut(
         fre,
         mahalanobis,
         lambda: residual,
-        partial(leading.leading_by_fold, x[:own], parts),
+        partial(leading_by_fold, x[:own], parts),
         mahalanobis_above=partial(_above, own, squares),
     )
 

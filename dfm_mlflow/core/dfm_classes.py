@@ -15,7 +15,7 @@ class FittedClass:
     """One class of good rows."""
 
     subspace: Subspace
-    usual: float  # what its FREs are divided by to be comparable with those of other classes
+    normaliser: float  # what its FREs are divided by to be comparable with those of other classes
     offset: float  # opposite of the anomaly score beyond which a row is an outlier
 
 
@@ -40,7 +40,7 @@ def score_rows(classes: Sequence[FittedClass], recipe: Recipe, x: Any) -> Scores
     """Score rows under every class.
 
     Only the density over the full space is comparable between classes: a class of small scale has
-    the smaller FRE everywhere, one of large scale the smaller share of its usual FRE.
+    the smaller FRE everywhere, one of large scale the smaller share of its mean FRE.
 
     Shapes: x (n, D).
     """
@@ -53,8 +53,8 @@ def score_rows(classes: Sequence[FittedClass], recipe: Recipe, x: Any) -> Scores
     winner = xp.argmin(full, axis=1)
     if recipe.score_type == "nll":
         return Scores(fre, nll, winner, _take(nll, winner))
-    usual = as_like([model.usual for model in classes], fre)
-    return Scores(fre, nll, winner, _take(fre / usual, winner))
+    normaliser = as_like([model.normaliser for model in classes], fre)
+    return Scores(fre, nll, winner, _take(fre / normaliser, winner))
 
 
 def as_like(values: Sequence[float], x: Any) -> Any:

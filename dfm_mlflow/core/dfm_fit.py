@@ -82,7 +82,7 @@ def fit_rows(x: np.ndarray, recipe: Recipe, alone: bool) -> FittedClass:
     Shapes: x (n, D) float32 or float64.
     """
     subspace = fit_subspace(x, recipe.n_components, solver=recipe.solver, seed=recipe.random_state)
-    recipe.check_rest(subspace)
+    recipe.check_residual_dimensions(subspace)
     # Rows are known by what they hold: their order does not matter, and equal ones, which would
     # know each other, are held out together.
     rows = [blake2b(row, digest_size=16).hexdigest() for row in np.ascontiguousarray(x)]
@@ -93,14 +93,14 @@ def fit_rows(x: np.ndarray, recipe: Recipe, alone: bool) -> FittedClass:
         subspace = subspace.with_noise(held_out.noise_variance(subspace))
     else:
         subspace = _with_noise(subspace, recipe)
-    usual = _usual(subspace, recipe, alone)
+    normaliser = _normaliser(subspace, recipe, alone)
     if recipe.score_type == "fre":
-        scores = held_out.fre / usual
+        scores = held_out.fre / normaliser
     elif recipe.likelihood == "ppca":
         scores = held_out.nll(subspace)
     else:
         scores = subspace.subspace_nll_from(held_out.mahalanobis)
-    model = FittedClass(subspace, usual, -_limit(scores, recipe.contamination))
+    model = FittedClass(subspace, normaliser, -_limit(scores, recipe.contamination))
     if len(x) < MANY_ROWS * x.shape[1] ** 1.5:
         return model
     own = np.concatenate([score_rows([model], recipe, block).anomaly for block in row_blocks(x)])
@@ -115,16 +115,16 @@ def without_rows(subspace: Subspace, recipe: Recipe, alone: bool) -> FittedClass
     less its constant is chi-square with D degrees of freedom, and FRE over the noise variance one
     with D - k.
     """
-    recipe.check_rest(subspace)
+    recipe.check_residual_dimensions(subspace)
     s = _with_noise(subspace, recipe)
-    usual, share = _usual(s, recipe, alone), 1 - recipe.contamination
+    normaliser, share = _normaliser(s, recipe, alone), 1 - recipe.contamination
     if recipe.score_type == "fre":
-        limit = s.noise_variance * chi2.ppf(share, s.n_features - s.n_components) / usual
+        limit = s.noise_variance * chi2.ppf(share, s.n_features - s.n_components) / normaliser
     elif recipe.likelihood == "ppca":
         limit = s.nll_from(chi2.ppf(share, s.n_features), 0.0)
     else:
         limit = s.subspace_nll_from(chi2.ppf(share, s.n_components))
-    return FittedClass(s, usual, -float(limit))
+    return FittedClass(s, normaliser, -float(limit))
 
 
 def _with_noise(subspace: Subspace, recipe: Recipe) -> Subspace:
@@ -147,7 +147,7 @@ def _with_noise(subspace: Subspace, recipe: Recipe) -> Subspace:
     return subspace.with_noise(min(noise, total * (1 + 1 / n) / rest))
 
 
-def _usual(subspace: Subspace, recipe: Recipe, alone: bool) -> float:
+def _normaliser(subspace: Subspace, recipe: Recipe, alone: bool) -> float:
     if alone or recipe.score_type != "fre":
         return 1.0
     return subspace.noise_variance * max(1, subspace.n_features - subspace.n_components)

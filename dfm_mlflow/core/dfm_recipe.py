@@ -64,7 +64,7 @@ class Recipe:
             f"{name}={mine[name]!r}" for name, value in parameters.items() if value != mine[name]
         )
 
-    def check_rest(self, subspace: Subspace) -> None:
+    def check_residual_dimensions(self, subspace: Subspace) -> None:
         """Refuse FRE where a `subspace` keeps every direction."""
         if self.score_type == "fre" and subspace.n_components == subspace.n_features:
             raise FitError(

@@ -7,7 +7,7 @@ assumed of the distributions, and the calibration counts as the sample of n that
 
 - p-values by the one-sided two-sample Kolmogorov-Smirnov distance, "too small": held-out scores of
   the calibration are a little higher than those of new pictures, and smaller scores are no harm;
-- leading coordinates by the Wilcoxon-Mann-Whitney test of their places among the held-out ones of
+- leading coordinates by the Wilcoxon-Mann-Whitney test of their ranks among the held-out ones of
   the calibration, two-sided: the largest difference, and all together by Hotelling's T^2 of the
   ranks, as a lamp moves many a little.
 """
@@ -24,7 +24,7 @@ _KEPT = 0.95  # of the variance of the ranks: the rest, of what nearly repeats, 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far new images are from the good ones of the calibration."""
+    """How far new pictures are from the good ones of the calibration."""
 
     flagged: float  # share of the images that are flagged; good ones keep the promised rate
     # How far the share of p-values up to some u exceeds u at most, in [0, 1]: the one-sided
@@ -36,34 +36,32 @@ class Drift:
     # The same of the mean level of the images, in [-1, 1], negative where new ones are darker; 0
     # where it is not known.
     light: float
-    # Probability of differences as unlikely as the most unlikely of these, for good images.
+    # Probability of differences as unlikely as the most unlikely of these, for good pictures.
     significance: float
 
 
 def measure_drift(
     p_values: np.ndarray,
     flagged: np.ndarray,
-    places: np.ndarray,
+    ranks: np.ndarray,
     n_calibration: int | np.ndarray,
     categories: np.ndarray | None = None,
     correlations: Mapping[Any, np.ndarray] | None = None,
     light: np.ndarray | None = None,
 ) -> Drift:
-    """Compare new, unlabelled images with the good ones of the calibration.
+    """Compare new, unlabelled pictures with the good ones of the calibration.
 
     Images are taken to be independent of each other: several of one part (bursts) count as more
     evidence than they are. What only widens the spread of a coordinate is not looked for.
 
-    places: (m, l): Of :func:`~dfm_mlflow.core.leading.places_among` in each layer, under its
-      category; NaN where there is none.
-    n_calibration: (m,) int: Good images of the calibration that each is ranked among (groups, where
-      p-values count them): the fewer, the larger a difference may be by chance.
-    categories: (m,): Category of each image; one for all by default. Each is compared with its own
-      calibration.
-    correlations: :func:`~dfm_mlflow.core.leading.rank_correlation` of the calibration of each of
-      `categories` (of 0 where these are not given). Without it, coordinates are looked at one by
-      one alone.
-    light: (m,): Place of each image's mean level, as `places`, larger for darker ones; NaN where it
+    ranks: (m, l): `calibration_ranks` in each layer, under its category; NaN where there is none.
+    n_calibration: (m,) int: Good pictures of the calibration that each is ranked among (groups,
+      where p-values count them): the fewer, the larger a difference may be by chance.
+    categories: (m,): Category of each picture; one for all by default. Each is compared with its
+      own calibration.
+    correlations: `rank_correlation` of the calibration of each of `categories` (of 0 where these
+      are not given). Without it, coordinates are looked at one by one alone.
+    light: (m,): Rank of each picture's mean level, as `ranks`, larger for darker ones; NaN where it
       is not known. A lamp that fades shows there first.
 
     Shapes: p_values (m,); flagged (m,) bool.
@@ -73,7 +71,7 @@ def measure_drift(
     distances, effects, lights, significances = [0.0], [0.0], [0.0], []
     for label in np.unique(labels):
         mine = labels == label
-        n, known = int(sizes[mine][0]), places[mine]
+        n, known = int(sizes[mine][0]), ranks[mine]
         distance, p = _too_small(p_values[mine], n)
         distances.append(distance)
         significances.append(p)
@@ -107,16 +105,16 @@ def _too_small(p_values: np.ndarray, n: int) -> tuple[float, float]:
     return distance, math.exp(-2 * distance**2 * m * n / (m + n))
 
 
-def _moved(places: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[float, list[float]]:
-    """Largest Wilcoxon-Mann-Whitney effect of m places among n, and significances.
+def _moved(ranks: np.ndarray, n: int, correlation: np.ndarray | None) -> tuple[float, list[float]]:
+    """Largest Wilcoxon-Mann-Whitney effect of m ranks among n, and significances.
 
     Of the largest alone, two-sided and by Bonferroni; and of all together by Hotelling's T^2, in
     the principal components of the ranks.
     """
     from scipy.special import fdtrc
 
-    m, many = places.shape
-    off = (places.mean(axis=0) - 0.5) * (n + 1)  # how many more of the n lie above than half
+    m, many = ranks.shape
+    off = (ranks.mean(axis=0) - 0.5) * (n + 1)  # how many more of the n lie above than half
     z = off / math.sqrt(n * (n + m + 1) / (12 * m))
     largest = float(np.abs(z).max())
     found = [min(1.0, many * math.erfc(largest / math.sqrt(2)))]

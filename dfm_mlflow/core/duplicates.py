@@ -3,7 +3,7 @@
 How alike two images are is the share of their spread that their difference keeps,
 ``|y_i - y_j|^2 / (|y_i|^2 + |y_j|^2)``: 1 for unrelated images, 0 for copies. Here y are centred
 features in which directions of large variance count less, ``y = V^T x / sqrt(lambda + typical
-lambda)``; else all images of one brightness would be alike. Features come as sketches, random
+lambda)``; else all pictures of one brightness would be alike. Features come as sketches, random
 projections that keep distances (Charikar, Chen & Farach-Colton, Finding frequent items in data
 streams, 2004), so that an image costs 4 KB whatever its network.
 """
@@ -17,11 +17,11 @@ from array_api_compat import array_namespace, device
 
 WIDTH = 1024  # numbers of a sketch, of all layers together: distances are off by 4 %
 MOST = 20_000  # images whose distances are computed in seconds, and sketches kept in memory
-FEWEST = 8  # images from which can be said what is usual
+FEWEST = 8  # images from which typical distances can be told
 # A pair below WIDE may be near-duplicates. It is called so below a share of the distance to the
 # nearest image that is no such candidate, as all but one in twenty have it: wafers of one brick
 # look nearly the same, and are two images. What that finds: docs/training-images.md.
-WIDE, USUAL, SHARE = 0.35, 0.05, 0.38
+WIDE, NEAREST_QUANTILE, SHARE = 0.35, 0.05, 0.38
 _LARGEST, _STEPS = 10, 20  # a direction counts as no more than so many typical ones
 _ROWS = 1024  # of the distances that are in memory at once
 _NEIGHBOURS = 32  # most candidates that are kept of an image
@@ -62,7 +62,7 @@ class NearDuplicates:
 
 
 class Likeness:
-    """What is usual among n images, and so which images are near-duplicates.
+    """Typical distances among n images, and so which images are near-duplicates.
 
     Shapes: sketches (n, L, s) float32.
     """
@@ -87,7 +87,7 @@ class Likeness:
         return _linked(n, i[close], j[close], distance[close])
 
     def between(self, sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find for each of m other images the one among the n that it nearly equals.
+        """Find for each of m other pictures the one among the n that it nearly equals.
 
         Shapes: sketches (m, L, s) float32; gives of (m,) int: place among the n; -1 where none is a
         near-duplicate; distance (m,) float64: how far that one is; NaN where there is none.
@@ -114,7 +114,7 @@ class Likeness:
         return whitened
 
     def _pairs_within(self, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs below a `limit`, at most some of each image: two places and the distance."""
+        """Pairs below a `limit`, at most some of each picture: two places and the distance."""
         parts = []
         for start, distances in _distances(self._rows, self._rows):
             here = np.arange(len(distances))
@@ -132,7 +132,7 @@ class Likeness:
         return i, j, distance
 
     def _limit(self) -> float:
-        """A share of how far nearly all images are from the nearest that is no candidate."""
+        """A share of how far nearly all pictures are from the nearest that is no candidate."""
         if self._n < FEWEST:
             return 0.0
         groups = _linked(self._n, *self._candidates).groups
@@ -141,8 +141,12 @@ class Likeness:
             part = slice(start, start + len(distances))
             distances[groups[part, None] == groups[None, :]] = np.inf
             nearest[part] = distances.min(axis=1)
-        usual = nearest[np.isfinite(nearest)]  # none where all images are of one group
-        return min(WIDE, SHARE * float(np.quantile(usual, USUAL))) if len(usual) else WIDE
+        to_others = nearest[np.isfinite(nearest)]  # none where all pictures are of one group
+        return (
+            min(WIDE, SHARE * float(np.quantile(to_others, NEAREST_QUANTILE)))
+            if len(to_others)
+            else WIDE
+        )
 
 
 def _principal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -121,7 +121,8 @@ class LifetimeTest:
             states = data["flagged"], data["drift"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(
-                f"The text is no lifetime test ({type(error).__name__}): give what to_json() wrote."
+                f"The text is not a lifetime test ({type(error).__name__}): give what to_json() "
+                "wrote."
             ) from None
         for share, state in zip((test.flagged, test.drift), states, strict=True):
             share.restore(state)
@@ -130,7 +131,7 @@ class LifetimeTest:
 
 def _check_rates(n: int, fpr: float, promise: float) -> None:
     if n < 2:
-        raise ConfigError(f"n={n} good pictures calibrate nothing to watch: 2 are needed.")
+        raise ConfigError(f"n={n} good pictures are too few to calibrate on: 2 are needed.")
     for name, value in (("fpr", fpr), ("promise", promise)):
         if not 0 < value < 1:
             raise ConfigError(f"{name}={value} is outside (0, 1): give a rate such as 0.01.")

@@ -39,7 +39,7 @@ def ranking_metrics(defective: np.ndarray, scores: np.ndarray) -> dict[str, floa
 def decision_metrics(defective: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
     """Metrics at the calibrated threshold; those whose denominator is 0 are left out.
 
-    Without defective images there is neither precision nor F1, which would be 0 or nothing by the
+    Without defective pictures there is neither precision nor F1, which would be 0 or nothing by the
     false alarms alone.
 
     ``false_positive_rate`` is the line's overkill, ``false_negative_rate`` its escapes.

@@ -4,7 +4,6 @@ Two sets of moments merge exactly (Chan, Golub & LeVeque, Am. Stat. 37, 1983), s
 processes and machines may see the rows in any order and grouping.
 """
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -84,29 +83,6 @@ class Moments:
     def update(self, x: np.ndarray) -> "Moments":
         """Moments with further rows `x`, of shape (m, D)."""
         return self.merge(Moments.of(x))
-
-    def to_bytes(self) -> bytes:
-        """Serialise without pickle."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, n=self.n, mean=self.mean, scatter=self.scatter)
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Moments":
-        """Read `data` that :meth:`to_bytes` wrote."""
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                n, mean, scatter = int(arrays["n"]), arrays["mean"], arrays["scatter"]
-        except Exception as error:  # zip and NumPy raise nearly anything on foreign bytes
-            raise FitError(
-                f"The bytes are not moments ({type(error).__name__}): give those of to_bytes()."
-            ) from None
-        if n < 0 or mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-            raise FitError(
-                f"The moments have n={n}, a mean of shape {mean.shape} and a scatter of shape "
-                f"{scatter.shape}, which do not go together: compute them anew."
-            )
-        return cls(n, mean, scatter)
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:

@@ -1,8 +1,8 @@
 """What a threshold does: how likely its false alarms are, and what its mistakes cost.
 
-A good image is flagged by a calibration of n held-out images at the rate ``a`` when its score is
+A good picture is flagged by a calibration of n held-out images at the rate ``a`` when its score is
 above the k-th largest of theirs, ``k = floor(a (n + 1))``. Where it is exchangeable with them, the
-share of good images that this threshold flags is beta(k, n + 1 - k), so that the number flagged
+share of good pictures that this threshold flags is beta(k, n + 1 - k), so that the number flagged
 among m new ones is beta-binomial (Vovk, Conditional validity of inductive conformal predictors,
 arXiv 1209.2673, section 3; Marques, arXiv 2303.02770).
 """
@@ -23,7 +23,7 @@ _ROUNDING = 1e-9  # makes good what rounding takes from a rate that is met exact
 
 @dataclass(frozen=True)
 class Promise:
-    """How many good images a threshold may flag."""
+    """How many good pictures a threshold may flag."""
 
     # Place of the threshold among the held-out scores, from the top; a fraction where a fitted tail
     # lies beyond all of them.
@@ -34,8 +34,8 @@ class Promise:
     def of(cls, calibration: Calibration, fpr: float) -> "Promise":
         """Give the promise of a `calibration` at the rate `fpr`.
 
-        What a declared share of dirt left out is taken for good images that score highest: they are
-        among the n, and above the threshold.
+        What a declared share of dirt left out is taken for good pictures that score highest: they
+        are among the n, and above the threshold.
         """
         rate = calibration.effective_fpr(fpr)
         place = rate * (calibration.n_groups + 1)
@@ -44,16 +44,16 @@ class Promise:
 
 
 def false_alarm_chance(flagged: int, parts: Sequence[tuple[int, Promise]]) -> float:
-    """How likely at least so many of new good images are flagged while every promise holds.
+    """How likely at least so many of new good pictures are flagged while every promise holds.
 
-    parts: Good images of each category, and what its calibration promises.
+    parts: Good pictures of each category, and what its calibration promises.
     """
     if flagged <= 0:
         return 1.0
     chances = np.ones(1)
     for m, promise in parts:
         rest = promise.n + 1 - promise.k
-        all_above = np.r_[np.zeros(m), 1.0]  # at a rate at which every image is
+        all_above = np.r_[np.zeros(m), 1.0]  # at a rate at which every picture is
         part = _beta_binomial(m, promise.k, rest) if m and rest > 0 else all_above
         chances = np.convolve(chances, part)
     return float(np.clip(chances[flagged:].sum(), 0, 1))

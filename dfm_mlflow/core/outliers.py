@@ -48,7 +48,9 @@ class Setter:
     index: int  # its place
     threshold: float  # of the calibration with it
     without: float  # of the calibration without it, or without its group
-    chance: float  # probability that good images alone leave so large a gap below the largest score
+    chance: (
+        float  # probability that good pictures alone leave so large a gap below the largest score
+    )
     apart: bool  # whether it alone sets the threshold, and stands apart: to be looked at
 
 

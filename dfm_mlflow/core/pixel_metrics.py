@@ -1,6 +1,6 @@
 """Pixel-level metrics of anomaly maps against masks, exact and in one pass over the images.
 
-Both metrics are areas under a curve over the false-positive rate of all good pixels of all images
+Both metrics are areas under a curve over the false-positive rate of all good pixels of all pictures
 (Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, section 5). The ROC curve shows
 the share of defective pixels found; the PRO curve shows the share of each defective region found,
 averaged over all regions. Both are means of one step per defective pixel, so no curve is built and

@@ -1,6 +1,6 @@
 """Curves of scores that rank pictures, and the areas under them.
 
-scikit-learn's values (the tests hold them against it), without the second and a half of processor
+scikit-learn's values (the tests compare them with it), without the second and a half of processor
 time that it takes to import ``sklearn.metrics``, a tenth of a small training.
 """
 

@@ -107,16 +107,16 @@ class ShareTest:
         self._bets = np.minimum(bets[..., -1, :, :], _MOST)
 
     def _paid(
-        self, hit: np.ndarray, usual: np.ndarray, here: np.ndarray, t: np.ndarray
+        self, hit: np.ndarray, base_rate: np.ndarray, here: np.ndarray, t: np.ndarray
     ) -> np.ndarray:
         """Worth of the bets of each alternative after each picture.
 
-        A bet is multiplied by the likelihood ratio if the alternative is above the usual share.
+        A bet is multiplied by the likelihood ratio if the alternative is above the base rate.
         """
         starting = (1 / np.log2(t + 2) - 1 / np.log2(t + 3)) * here
         ratio = np.where(hit[..., None], self._raised, 1 - self._raised)
-        ratio /= np.where(hit, usual, 1 - usual)[..., None]
-        ratio[self._raised <= usual[..., None]] = 1
+        ratio /= np.where(hit, base_rate, 1 - base_rate)[..., None]
+        ratio[self._raised <= base_rate[..., None]] = 1
         ratio[~here] = 1
         product = np.cumprod(ratio, axis=-3)
         started = np.cumsum(starting[..., None, None] * (ratio / product), axis=-3)

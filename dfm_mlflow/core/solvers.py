@@ -89,7 +89,7 @@ def choose_k(spectrum: np.ndarray, n_components: float, most: int, *, strict: bo
     if isinstance(n_components, int | np.integer):
         if n_components > most and strict:
             raise FitError(
-                f"n_components={n_components} is asked for and the rows vary in {most} directions: "
+                f"n_components={n_components} is requested and the rows vary in {most} directions: "
                 "give at most that, or a share of the variance such as 0.97."
             )
         return min(int(n_components), most)

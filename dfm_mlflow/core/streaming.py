@@ -8,6 +8,7 @@ each; the loop over batches may run in this process or on many machines.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -61,6 +62,14 @@ class Summary:
         return Summary(n, mean, self.total + other.total + between)
 
 
+class State(Enum):
+    """Where an iteration is."""
+
+    GROWING = "the block is too narrow for the wanted directions, and gets more"
+    TURNING = "the block is wide enough, and turns into the rows"
+    SETTLED = "the variances of the wanted directions no longer change, or passes ran out"
+
+
 class SubspaceIteration:
     """The iteration of one class, driven from outside.
 
@@ -81,7 +90,7 @@ class SubspaceIteration:
         self._limit = min(summary.n - 1, dimension)
         if isinstance(n_components, int | np.integer) and n_components > self._limit:
             raise FitError(
-                f"n_components={n_components} is asked for and the rows vary in at most "
+                f"n_components={n_components} is requested and the rows vary in at most "
                 f"{self._limit} directions: give at most that, or a share of the variance."
             )
         self._rng = np.random.default_rng(seed)
@@ -90,7 +99,7 @@ class SubspaceIteration:
             first = int(_OVERSAMPLING * n_components) + 10
         self._change, self._held, self._k = np.inf, 0.0, 0
         self._values = np.zeros(0)
-        self.n_passes = 0
+        self.n_passes, self.state = 0, State.GROWING
         self.block = self._extended(np.zeros((dimension, 0)), first)
 
     def advance(self, product: np.ndarray) -> bool:
@@ -102,19 +111,16 @@ class SubspaceIteration:
         values, vectors = np.linalg.eigh(self.block.T @ product)
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
         before, self._values, self._ritz = self._values, values, self.block @ vectors
-        k = self._wanted(values)
+        turned, k = product @ vectors, self._wanted(values)
         if k is None or int(_OVERSAMPLING * k) > len(values) < self._limit:
-            wanted = 2 * len(values) if k is None else int(_OVERSAMPLING * k) + 10
-            held, self._held = self._held, float(values.sum())
-            growing = self._held > held * (1 + _GROWTH) and self.n_passes < MAX_PASSES
-            self.block = self._extended(_orthonormal(product @ vectors), wanted, growing)
-            self._change = np.inf
+            self.state = State.GROWING
+            self._grow(turned, 2 * len(values) if k is None else int(_OVERSAMPLING * k) + 10)
             return False
-        settled = self._settled(before, values, k)
-        self._k = k
-        if not settled and self.n_passes < MAX_PASSES:
-            self.block = _orthonormal(product @ vectors)
-        return settled or self.n_passes >= MAX_PASSES
+        settled = self._settled(before, values, k) or self.n_passes >= MAX_PASSES
+        self.state, self._k = State.SETTLED if settled else State.TURNING, k
+        if not settled:
+            self.block = _orthonormal(turned)
+        return settled
 
     def subspace(self) -> Subspace:
         """Give the subspace of the last pass, with the noise variance of the rows themselves."""
@@ -123,6 +129,13 @@ class SubspaceIteration:
         rest = (self.summary.total - float(self._values[:k].sum())) / (n - 1)
         noise = max(rest, 1e-12 * float(variances[0])) / max(1, dimension - k)
         return Subspace(self.summary.mean, fixed_signs(self._ritz[:, :k]), variances, noise, n)
+
+    def _grow(self, turned: np.ndarray, width: int) -> None:
+        """Go on with a wider block; what it holds has to be looked at again."""
+        held, self._held = self._held, float(self._values.sum())
+        holds_more = self._held > held * (1 + _GROWTH) and self.n_passes < MAX_PASSES
+        self.block = self._extended(_orthonormal(turned), width, holds_more)
+        self._change = np.inf
 
     def _settled(self, before: np.ndarray, values: np.ndarray, k: int) -> bool:
         """Whether the variances of the k kept directions no longer change."""
@@ -145,10 +158,10 @@ class SubspaceIteration:
             return k
         return self._limit if len(values) >= self._limit else None
 
-    def _extended(self, block: np.ndarray, width: int, growing: bool = False) -> np.ndarray:
+    def _extended(self, block: np.ndarray, width: int, holds_more: bool = False) -> np.ndarray:
         """Add random directions up to a width."""
         width, half = min(width, self._limit), self._limit // 2
-        if width > half > _FIRST_BLOCK and growing:
+        if width > half > _FIRST_BLOCK and holds_more:
             # a block that still turns into the rows holds less than it will: no verdict yet
             width = max(half, block.shape[1])
         elif width > half > _FIRST_BLOCK:

@@ -112,19 +112,6 @@ class Subspace:
         xp = array_namespace(coordinates)
         return xp.sum(coordinates**2 / self._floored_variances(), axis=1)
 
-    def subspace_nll(self, x: Any) -> Any:
-        """Negative log-likelihood of the coordinates alone, as Ahuja et al. define it.
-
-        ``1/2 [sum z^2 / lambda + sum log lambda + k log 2 pi]`` (arXiv 1909.11786). It knows
-        nothing of what lies outside the subspace, is not comparable between subspaces of different
-        k, and its smallest sample variances are far too small where n is near k.
-
-        Shapes: x (n, D); gives (n,), in nats.
-        """
-        coordinates = self.split(x)[0]
-        xp = array_namespace(coordinates)
-        return self.subspace_nll_from(xp.sum(coordinates**2 / self.variances, axis=1))
-
     def subspace_nll_from(self, distance: Any) -> Any:
         """Negative log-likelihood of the coordinates alone, from their distances.
 

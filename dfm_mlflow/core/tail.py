@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 # Of n held-out scores the largest n / 5 describe the tail, of many 2 sqrt(n): the fewer, the closer
 # they lie to it. But at least 10.
@@ -20,14 +22,14 @@ class Tail:
     scale: float
     shape: float
 
-    def p_value(self, scores: np.ndarray) -> np.ndarray:
-        """P-values of scores above :attr:`start`.
+    def p_value(self, scores: Any) -> Any:
+        """P-values of scores above :attr:`start`, NumPy arrays or torch tensors.
 
         Shapes: scores (m,); gives (m,) float64.
         """
-        beyond = np.maximum(scores - self.start, 0) / self.scale
+        beyond = (scores - self.start).clip(min=0) / self.scale
         if self.shape == 0:
-            return self.share * np.exp(-beyond)
+            return self.share * array_namespace(beyond).exp(-beyond)
         return self.share * (1 + self.shape * beyond) ** (-1 / self.shape)
 
     def score(self, p: float) -> float:

@@ -33,13 +33,13 @@ def without_excluded(catalog: Catalog, address: str, *, of_several: bool = False
         else item
         for item in catalog.items
     )
-    _check_rest(items, address)
+    _check_enough_left(items, address)
     kept = replace(catalog, items=items)
     kept.note(catalog.known)
     return kept
 
 
-def _check_rest(items: Sequence[Item], address: str) -> None:
+def _check_enough_left(items: Sequence[Item], address: str) -> None:
     before = Counter(i.category for i in items if i.split == "train")
     after = Counter(i.category for i in items if i.split == "train" and not i.excluded)
     for category, n in before.items():

@@ -8,7 +8,7 @@ from dfm_mlflow.data.listed import Finder, nothing_found, read_list
 from dfm_mlflow.errors import DataError
 
 # What burst captures and copies are often called by, as an expression that gives one name a group.
-_USUAL = (
+_COMMON_PATTERNS = (
     r"([^/\\]+)[_-][^/\\_-]*$",  # part17_2.png
     r"([^/\\]+?)(?:[ _-]*\(\d+\)|[ _-]*copy[ _-]*\d*)?\.\w+$",  # part17 (2).png, part17-copy.png
     r"([^/\\]+)[/\\][^/\\]+$",  # part17/2.png
@@ -72,7 +72,7 @@ def _listed_groups(address: str, items: list[Item]) -> list[str]:
 def expression_for(paths: Sequence[str], groups: Sequence[int]) -> str | None:
     """Find an expression for ``group_by`` that holds these groups together, and little else."""
     n_groups = len(set(groups))
-    for pattern in _USUAL:
+    for pattern in _COMMON_PATTERNS:
         matches = [re.search(pattern, path) for path in paths]
         names = [m.group(1) if m else path for m, path in zip(matches, paths, strict=True)]
         held: dict[int, str] = {}

@@ -73,7 +73,7 @@ class Learned:
         if lost:
             text += f", which {lost} good ones leave for the training set"
         text += f"; {gone} are removed" if gone else ""
-        return text + (f"; of {self.n_unsure} nobody is sure." if self.n_unsure else ".")
+        return text + (f"; {self.n_unsure} are judged unsure." if self.n_unsure else ".")
 
 
 def place_of(row: Row) -> str:

@@ -32,7 +32,7 @@ class Line:
 
 def read_list(address: str, option: str) -> list[Line]:
     """Read a text file of paths or digests, one a line, or a CSV with a column of them."""
-    text = _text(address, option)
+    text = store.read_text(address, f"{option}={address}")
     if not address.lower().endswith(".csv"):
         stripped = ((i, line.strip()) for i, line in enumerate(text.splitlines(), 1))
         named = [(i, line) for i, line in stripped if line and not line.startswith("#")]
@@ -55,17 +55,6 @@ def read_list(address: str, option: str) -> list[Line]:
         if line.name:
             lines.append(line)
     return lines
-
-
-def _text(address: str, option: str) -> str:
-    try:
-        return store.read_address(address).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"{option}={address} cannot be read ({error.strerror}): give a file that can."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{option}={address} is not UTF-8: save it as UTF-8.") from None
 
 
 class Finder:
@@ -126,6 +115,6 @@ def nothing_found(
             f"{line.path}, such as {several[0].path} and {several[1].path}: write more of the path."
         )
     return DataError(
-        f"{option}={address}, line {line.number}: {line.name} is no {kind}: correct or "
+        f"{option}={address}, line {line.number}: {line.name} is not a {kind}: correct or "
         "remove the line."
     )

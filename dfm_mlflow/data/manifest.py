@@ -127,7 +127,7 @@ def _labelled(address: str, rows: list[_Row], good: Named | None, bad: Named | N
 def _rows(
     address: str, categories: tuple[str, ...], required: tuple[str, ...] = REQUIRED
 ) -> Iterator[_Row]:
-    text = _text(address)
+    text = store.read_text(address, f"The manifest {address}")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [_SAME.get(c.strip(), c.strip()) for c in reader.fieldnames or ()]
@@ -149,7 +149,7 @@ def _rows(
                     raise _wrong(
                         address,
                         reader.line_num,
-                        "the class is empty and several categories are asked for",
+                        "the class is empty and several categories are requested",
                         "name one of them",
                     )
                 category = categories[0]
@@ -157,17 +157,6 @@ def _rows(
     except csv.Error as error:
         line = min(reader.line_num + 1, len(text.splitlines()))  # the one it could not read
         raise _wrong(address, line, str(error), "save the table as CSV") from None
-
-
-def _text(address: str) -> str:
-    try:
-        return store.read_address(address).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"The manifest {address} cannot be read ({error.strerror}): give a .csv that can."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"The manifest {address} is not UTF-8: save it as CSV UTF-8.") from None
 
 
 def _check_columns(address: str, columns: list[str], required: tuple[str, ...]) -> None:
@@ -227,7 +216,7 @@ def _refuse_repetition(address: str, places: list[tuple[_Row, str]]) -> None:
             raise _wrong(
                 address,
                 row.line,
-                f"{path} stands in line {seen[place]} already",
+                f"{path} is already in line {seen[place]}",
                 "list each picture once",
             )
         seen[place] = row.line

@@ -48,11 +48,7 @@ class Row:
 
 def read_rows(address: str) -> list[Row]:
     """Read a list that a run wrote; its pictures need not be there."""
-    try:
-        text = store.read_address(address).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"The list {address} cannot be read ({why}): give one that can.") from None
+    text = store.read_text(address, f"The list {address}")
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = {"path", "sha256", "split", "label"} - set(reader.fieldnames or ())
     if missing:

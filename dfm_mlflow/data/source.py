@@ -70,7 +70,7 @@ def category_of(data: str, category: str, naming: Naming) -> str:
 
 
 def check_folder(root: Path | S3Folder) -> None:
-    """Refuse what is no folder; an absolute path says which one was meant."""
+    """Refuse what is not a folder; an absolute path says which one was meant."""
     if root.is_file():
         raise DataError(f"{root} is a file and no .csv: give its folder, or a manifest .csv.")
     if not root.is_dir():

@@ -52,7 +52,8 @@ COLUMNS = tuple(field.name for field in fields(PictureVerdict))
 
 def read_verdicts(address: str) -> list[PictureVerdict]:
     """Read the verdicts of a file, the last one of each picture."""
-    known = [_checked(address, line, cells) for line, cells in _lines(address, _text(address))]
+    text = store.read_text(address, f"verdicts={address}")
+    known = [_checked(address, line, cells) for line, cells in _lines(address, text)]
     if not known:
         raise DataError(f"{address} holds no verdict: judge some pictures with `review` first.")
     last: dict[str, PictureVerdict] = {}
@@ -79,7 +80,7 @@ def read_verdicts(address: str) -> list[PictureVerdict]:
 def append_verdict(path: Path, verdict: PictureVerdict) -> None:
     """Add a verdict to a file; it is there as a whole or not at all, whenever the process dies."""
     with _alone(path):
-        text = _text(str(path)) if path.exists() else ""
+        text = store.read_text(str(path), f"verdicts={path}") if path.exists() else ""
         rows = [cells for _, cells in _lines(str(path), text)] if text.strip() else []
         new = {name: getattr(verdict, name) for name in COLUMNS}
         columns = list(dict.fromkeys([*(rows[0] if rows else ()), *COLUMNS]))
@@ -102,18 +103,6 @@ def _alone(path: Path) -> Iterator[None]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _text(address: str) -> str:
-    try:
-        return store.read_address(address).decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(
-            f"verdicts={address} cannot be read ({error.strerror}): give a file that `review` "
-            "wrote."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"verdicts={address} is not UTF-8: save it as CSV UTF-8.") from None
 
 
 def _lines(address: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -139,7 +128,7 @@ def _checked(address: str, line: int, cells: dict[str, str]) -> PictureVerdict:
     verdict = PictureVerdict(**given)
     wrong = None
     if not _SHA256.fullmatch(verdict.sha256):
-        wrong = f"sha256={cells['sha256'][:80]} is no SHA-256: give 64 hexadecimal digits"
+        wrong = f"sha256={cells['sha256'][:80]} is not a SHA-256: give 64 hexadecimal digits"
     elif verdict.verdict not in VERDICTS:
         wrong = f"verdict={cells['verdict'][:80]}: give {', '.join(VERDICTS)}"
     elif verdict.defect and verdict.verdict != "bad":

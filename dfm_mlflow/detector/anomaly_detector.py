@@ -1,33 +1,29 @@
 """The anomaly detector: extractor, the model of each class, and the only ``score``."""
 
-import base64
 import copy
-import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dfm_mlflow.columns import COLUMNS, DECISION, check_on_error, columns_of, table_of
+from dfm_mlflow.columns import check_on_error, columns_of, table_of
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.core.groups import group_rows
+from dfm_mlflow.detector.calibrated import CalibratedClasses
 from dfm_mlflow.detector.category import candidates, in_place
-from dfm_mlflow.detector.class_fit import fit_class_held_out, recalibrate_class
+from dfm_mlflow.detector.class_fit import recalibrate_class
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores, score_class
-from dfm_mlflow.detector.decision import calibration_sentence, decide, place_of_light, places_of
-from dfm_mlflow.detector.grid import Grid, at_once, grids_of
+from dfm_mlflow.detector.decision import decide
+from dfm_mlflow.detector.fit import fit_classes
+from dfm_mlflow.detector.grid import Grid, at_once
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.layer_fit import Deal, check_single
-from dfm_mlflow.detector.maps import smooth_map, to_level, to_png
-from dfm_mlflow.errors import ConfigError, FitError, ImageError
+from dfm_mlflow.detector.maps import smooth_map
+from dfm_mlflow.detector.rows import OnImage, empty_rows, encoded_map, observations
+from dfm_mlflow.errors import ConfigError, ImageError
 from dfm_mlflow.images.picture import listed
-from dfm_mlflow.network.copies import augment_of
-from dfm_mlflow.network.depths import check_read, settled
-from dfm_mlflow.network.extraction import Extraction, keys_of
+from dfm_mlflow.network.extraction import Extraction
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
 
@@ -40,30 +36,7 @@ DIGITS = 32  # of a SHA-256 that tell pictures apart
 CHUNK = 256  # images whose features are in memory at once while scoring
 
 
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """What is seen of one picture beside its row."""
-
-    # (h, w): Anomaly map on the feature grid; :meth:`AnomalyDetector.full_map` brings it to `size`.
-    map: torch.Tensor
-    size: tuple[int, int]  # height and width of the picture in pixels
-    # (l,): Place of each leading coordinate, of all layers, among those of the calibration's good
-    # pictures, in (0, 1]: uniform where nothing changed; NaN where a class has fewer of them.
-    places: np.ndarray
-    # The same of its mean level; NaN where that is not known of the calibration.
-    light: float = math.nan
-    # SHA-256 of the file that it was read from; None for bytes and arrays.
-    digest: str | None = None
-    # (layers, s) float32, or None: Of its features: what near-duplicates are found by.
-    sketch: np.ndarray | None = None
-
-
-OnImage = Callable[[int, Observation], None]
-
-_logger = logging.getLogger(__name__)
-
-
-class AnomalyDetector:
+class AnomalyDetector(CalibratedClasses):
     """A fitted detector; immutable, and safe to score from several threads.
 
     Parameters
@@ -104,7 +77,7 @@ class AnomalyDetector:
     def from_images(
         cls, images: "Sequence[Picture]", labels: Sequence[str] | None = None, **options: Any
     ) -> "AnomalyDetector":
-        """Fit and calibrate on good images, without a run and without MLflow.
+        """Fit and calibrate on good pictures, without a run and without MLflow.
 
         Parameters
         ----------
@@ -143,7 +116,7 @@ class AnomalyDetector:
         weights: dict[str, str],
         groups: Sequence[str] | None = None,
     ) -> "AnomalyDetector":
-        """Fit and calibrate on the features of good images.
+        """Fit and calibrate on the features of good pictures.
 
         Parameters
         ----------
@@ -152,7 +125,7 @@ class AnomalyDetector:
         extractor : Extractor
             The one that made the features.
         extraction : Extraction
-            Features of n good images, or of the copies of each that ``augment`` names.
+            Features of n good pictures, or of the copies of each that ``augment`` names.
         labels : sequence of str
             Class of each of the n images.
         weights : dict of str to str
@@ -164,7 +137,7 @@ class AnomalyDetector:
         Raises
         ------
         FitError
-            If a class has too few images or one group, or features no model fits.
+            If a class has too few pictures or one group, or features no model fits.
 
         Notes
         -----
@@ -191,7 +164,7 @@ class AnomalyDetector:
         extractor : Extractor
             The one that made the features.
         extraction : Extraction
-            Features of n good images.
+            Features of n good pictures.
         labels : sequence of str
             Class of each of the n images.
         weights : dict of str to str
@@ -210,42 +183,16 @@ class AnomalyDetector:
         FitError
             As :meth:`fit`.
         """
-        if len(extraction.kept) < options.fewest_pictures:
-            raise FitError(
-                f"{len(extraction.kept)} good images could be read; {options.fewest_pictures} are "
-                "needed."
-            )
-        known = settled(extractor, extraction, options.stated_bits)
-        check_read(extractor, known, extraction)
-        grids = grids_of(
-            (f.shape[1:] for f in extraction.features), extractor.roi_cells, options.rows_are
+        fitted = fit_classes(options, extractor, extraction, labels, groups)
+        detector = cls(
+            fitted.options,
+            fitted.extractor,
+            fitted.grids,
+            fitted.models,
+            weights,
+            fitted=fitted.keys,
         )
-        keys, n = keys_of(extraction), len(extraction.kept)
-        times = len(extraction.features[0]) // n  # each image and its copies
-        options = options.model_copy(update={"augment": augment_of(times)})
-        models, held_out, places = [], [], []
-        for name in dict.fromkeys(labels):
-            mine = sorted((i for i, c in enumerate(labels) if c == name), key=keys.__getitem__)
-            own_groups = None if groups is None else [groups[i] for i in mine]
-            rows = torch.tensor([j * n + i for j in range(times) for i in mine])
-            features = [f[rows] for f in extraction.features]
-            n_folds = n_folds_of(len(rows))
-            try:
-                deal = Deal.of([keys[i] for i in mine], own_groups, options.seed, n_folds)
-                if len(mine) == 1:
-                    check_single(grids)
-                if warning := unequal_folds(deal.folds):
-                    _logger.warning("The class %s: %s", name, warning)
-                model, seen = fit_class_held_out(name, features, deal, grids, options)
-                if extraction.light:
-                    model = replace(model, light=np.sort([extraction.light[i] for i in mine]))
-            except FitError as error:
-                raise FitError(f"The class {name} cannot be fitted. {error}") from None
-            models.append(model)
-            held_out.append(seen)
-            places.append(np.array(mine))
-        detector = cls(options, known, grids, models, weights, fitted=keys)
-        return detector, HeldOutScores.joined(held_out, places)
+        return detector, fitted.held_out
 
     def with_extractor(self, extractor: Extractor) -> "AnomalyDetector":
         """Return a detector that scores the same through another `extractor` on the same device."""
@@ -267,7 +214,7 @@ class AnomalyDetector:
         name : str
             Of the class.
         features : sequence of Tensor of shape (n, C, h, w)
-            Of n good images of it, one for each layer.
+            Of n good pictures of it, one for each layer.
         keys : sequence of str, optional
             Digest of each of the n images: those with the same count as one.
         light : sequence of float
@@ -282,7 +229,7 @@ class AnomalyDetector:
         """
         if name not in self.class_names:
             raise ConfigError(
-                f"The model has no class {name}: its classes are {', '.join(self.class_names)}."
+                f"The model has no category {name}: it has {', '.join(self.class_names)}."
             )
         j = self.class_names.index(name)
         n = len(features[0]) if features else 0
@@ -301,81 +248,6 @@ class AnomalyDetector:
             self.weights,
             self.rule,
             self.fitted,
-        )
-
-    # -- what is known about it --------------------------------------------------------------------
-
-    @property
-    def n_components(self) -> int:
-        """Dimensions of the subspaces, summed over layers and classes."""
-        return sum(layer.subspace.n_components for c in self.classes for layer in c.layers)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return tuple(c.name for c in self.classes)
-
-    def thresholds(self, fpr: float | None = None) -> dict[str, float]:
-        """Anomaly score above which an image of each class is flagged.
-
-        Parameters
-        ----------
-        fpr : float, optional
-            False-positive rate in (0, 1); the model's own by default.
-
-        Returns
-        -------
-        dict of str to float
-            By the class's name.
-        """
-        fpr = self.options.fpr if fpr is None else fpr
-        return {c.name: c.calibration.threshold(fpr) for c in self.classes}
-
-    def effective_fpr(self, fpr: float | None = None) -> float:
-        """False-positive rate that p-values are held against, of the class with fewest images.
-
-        Parameters
-        ----------
-        fpr : float, optional
-            False-positive rate in (0, 1); the model's own by default.
-
-        Returns
-        -------
-        float
-        """
-        fpr = self.options.fpr if fpr is None else fpr
-        return max(c.calibration.effective_fpr(fpr) for c in self.classes)
-
-    def promised_fpr(self, fpr: float | None = None) -> float:
-        """Share of good images that may be flagged: more than the former with declared dirt.
-
-        Parameters
-        ----------
-        fpr : float, optional
-            False-positive rate in (0, 1); the model's own by default.
-
-        Returns
-        -------
-        float
-        """
-        fpr = self.options.fpr if fpr is None else fpr
-        return max(c.calibration.promised_fpr(fpr) for c in self.classes)
-
-    def calibration_sentence(self, fpr: float | None = None) -> str:
-        """Say in one sentence where the threshold comes from and what it promises.
-
-        Parameters
-        ----------
-        fpr : float, optional
-            False-positive rate in (0, 1); the model's own by default.
-
-        Returns
-        -------
-        str
-        """
-        fpr = self.options.fpr if fpr is None else fpr
-        return calibration_sentence(
-            self.classes, fpr, self.options.retest_rate, self.options.contamination
         )
 
     # -- scoring -----------------------------------------------------------------------------------
@@ -404,13 +276,14 @@ class AnomalyDetector:
             Class that the images are known to be of; ``auto`` chooses the one that each fits best.
         anomaly_map : bool
             Whether to add a map as base64 of an 8-bit grey PNG at the picture's size. Level 128 is
-            what nine in ten held-out good images stay under everywhere, in every picture.
+            what nine in ten held-out good pictures stay under everywhere, in every picture.
         on_error : {"raise", "report"}
             Raise for a picture that cannot be read, or say why in its row.
         progress : str, optional
             Title of a progress bar.
         on_image : callable, optional
-            Called for each image that could be read with its index and an :class:`Observation`.
+            Called for each picture that could be read with its index and an
+            :class:`~dfm_mlflow.detector.rows.Observation`.
 
         Returns
         -------
@@ -475,7 +348,7 @@ class AnomalyDetector:
         Parameters
         ----------
         values : Tensor of shape (h, w)
-            :attr:`Observation.map`.
+            :attr:`~dfm_mlflow.detector.rows.Observation.map`.
         size : tuple of int
             Height and width of the picture in pixels.
 
@@ -483,7 +356,7 @@ class AnomalyDetector:
         -------
         Tensor of shape size, float32
         """
-        return smooth_map(values, size, self.extractor.filled_part(size))
+        return smooth_map(values, size, self.extractor.pixels.filled_part(size))
 
     @property
     def columns(self) -> dict[str, str]:
@@ -500,27 +373,23 @@ class AnomalyDetector:
         on_image: OnImage | None,
         first: int,
     ) -> list[dict[str, Any]]:
-        nothing = dict.fromkeys((*COLUMNS, *DECISION))
-        rows = [nothing | {"error": extraction.errors.get(i)} for i in range(n)]
+        rows = empty_rows(extraction, n)
         if not extraction.kept:
             return rows
         scored = self._class_scores(extraction.features, category)
-        decided, best = decide(
-            self.classes, scored, fpr, self.options.retest_rate, category=category, rule=self.rule
-        )
-        sketches = sketches_of(extraction.features, self.grids) if on_image else None
+        retest = self.options.retest_rate
+        decided, best = decide(self.classes, scored, fpr, retest, category=category, rule=self.rule)
         for row, (i, j) in enumerate(zip(extraction.kept, best, strict=True)):
-            rows[i], values = decided[row], scored[j].maps[row]
+            rows[i], size = decided[row], extraction.sizes[row]
             if with_map:
-                full = self.full_map(values, extraction.sizes[row])
-                level = to_level(full, self.classes[j].map_scale)
-                rows[i]["anomaly_map"] = base64.b64encode(to_png(level)).decode("ascii")
-            if on_image:
-                places = places_of(self.classes[j], [z[row] for z in scored[j].leading])
-                digest, size = extraction.digests.get(i), extraction.sizes[row]
-                sketch = None if sketches is None else sketches[row]
-                light = place_of_light(self.classes[j], extraction.light[row])
-                on_image(first + i, Observation(values, size, places, light, digest, sketch))
+                filled = self.extractor.pixels.filled_part(size)
+                values, scale = scored[j].maps[row], self.classes[j].map_scale
+                rows[i]["anomaly_map"] = encoded_map(values, size, filled, scale)
+        if on_image:
+            sketches = sketches_of(extraction.features, self.grids)
+            seen = observations(extraction, scored, best, self.classes, sketches)
+            for i, one in zip(extraction.kept, seen, strict=True):
+                on_image(first + i, one)
         return rows
 
     @torch.inference_mode()

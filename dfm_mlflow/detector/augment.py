@@ -1,7 +1,7 @@
 """Whether turned or mirrored copies of good pictures teach what other good pictures would.
 
 The held-out residual of untouched pictures falls with every picture that joins the fit. Copies of a
-few pictures are held against as many other good pictures: what share of their fall do they bring?
+few pictures are compared with as many other good pictures: what share of their fall do they bring?
 Parts that lie freely give nearly all of it; where a part always lies alike its copies are foreign,
 and bring nothing or harm. No label is asked for.
 """
@@ -171,12 +171,12 @@ def _decide(
     if fewest < 2 * FEWEST:
         return Trial(
             "none",
-            sentence=f"augment=auto takes none: {fewest} good pictures are too few to see whether "
-            f"copies are foreign ({2 * FEWEST} are asked for). Where parts lie freely, give "
+            sentence=f"augment=auto takes none: {fewest} good pictures are too few to measure "
+            f"whether copies help ({2 * FEWEST} are needed). Where parts lie freely, give "
             "augment=rotations: few pictures gain most.",
         )
     shapes = [f.shape[1:] for f in extraction.features]
-    grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
+    grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
     worth: dict[str, dict[str, Worth]] = {}
     for kind in TRIED:
         worth[kind] = {
@@ -234,6 +234,6 @@ def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:
         said.append(f"{kind} {least.mean:.2f} +- {least.error:.2f}")
     tried = next(iter(next(iter(worth.values())).values())).n
     return (
-        f"augment=auto takes {augment}: one copy is worth so much of another good picture: "
-        f"{', '.join(said)}; {WORTH} is asked for, and surely (tried on {tried} pictures)."
+        f"augment=auto takes {augment}: worth of one copy as a share of one more good picture: "
+        f"{', '.join(said)}; {WORTH} is required, beyond the error (tried on {tried} pictures)."
     )

@@ -70,5 +70,5 @@ def in_place(scores: ClassScores | None, rows: Tensor) -> ClassScores:
         spread(scores.fre, torch.inf),
         spread(scores.nll, torch.inf),
         spread(scores.maps, 0.0),
-        [spread(layer, 0.0) for layer in scores.leading],
+        [spread(layer, 0.0) for layer in scores.leading_coordinates],
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.calibration import Calibration
 from dfm_mlflow.core.duplicates import MOST
-from dfm_mlflow.core.leading import rank_correlation
+from dfm_mlflow.core.leading_coordinates import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.class_model import (
@@ -22,7 +22,7 @@ from dfm_mlflow.detector.class_model import (
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.layer_fit import Deal, FittedLayers, fit_layers
-from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
+from dfm_mlflow.detector.maps import largest_of, normaliser_of, scale_of
 from dfm_mlflow.errors import FitError
 
 
@@ -62,18 +62,22 @@ def _finished(
     name: str, fitted: FittedLayers, grids: Sequence[Grid], options: Options
 ) -> tuple[ClassModel, np.ndarray, dict[int, Tensor]]:
     """The class, and the held-out scores and maps of its pictures."""
-    check_rest([layer.subspace for layer in fitted.layers], options)
+    check_residual_dimensions([layer.subspace for layer in fitted.layers], options)
     ways = options.of_maps("normalize", len(grids))
     layers = tuple(
-        replace(layer, usual=usual_of(maps, how).numpy())
+        replace(layer, normaliser=normaliser_of(maps, how).numpy())
         for layer, maps, how in zip(fitted.layers, fitted.maps, ways, strict=True)
     )
-    # What a held-out map is divided by must not know it either.
+    # The normaliser of a held-out map must not know it either.
     folds = fitted.deal.folds
-    usual = [usual_without_fold(m, folds, w) for m, w in zip(fitted.maps, ways, strict=True)]
-    explained = [layer.explained for layer in layers]
-    score, combined = score_maps(fitted.maps, usual, fitted.nll, grids, options, explained)
-    ratio = ratio_of(fitted.refit_ratios, grids, options, explained)
+    normalisers = [
+        normaliser_without_fold(m, folds, w) for m, w in zip(fitted.maps, ways, strict=True)
+    ]
+    explained_shares = [layer.explained_share for layer in layers]
+    score, combined = score_maps(
+        fitted.maps, normalisers, fitted.nll, grids, options, explained_shares
+    )
+    ratio = ratio_of(fitted.refit_ratios, grids, options, explained_shares)
     calibration = calibrate(score.numpy(), fitted.deal, options, ratio)
     model = ClassModel(name, layers, calibration, _map_scale(combined), fitted.correlation)
     scores = brought_to_final(score.numpy(), options, ratio)
@@ -106,7 +110,7 @@ def _ratio(options: Options, refit_ratio: np.ndarray) -> np.ndarray:
     return np.ones_like(refit_ratio) if options.score == "nll" else refit_ratio
 
 
-def check_rest(subspaces: Sequence[Subspace], options: Options) -> None:
+def check_residual_dimensions(subspaces: Sequence[Subspace], options: Options) -> None:
     """Refuse FRE, if `options` ask for it, where one of `subspaces` leaves nothing outside it."""
     if options.score == "fre":
         for whole in (s for s in subspaces if s.n_components == s.n_features):
@@ -121,7 +125,7 @@ def recalibrate_class(
 ) -> ClassModel:
     """Calibrate a class on good pictures that it was never fitted to.
 
-    Their plain scores are held out already. The subspaces and what the maps are divided by stay,
+    Their plain scores are held out already. The subspaces and the normalisers stay,
     so that the score of a picture is what it was; the scale of the maps follows the pictures.
 
     Shapes: groups (n,) int.
@@ -136,19 +140,20 @@ def recalibrate_class(
         raise FitError("The scores hold NaN or infinite values: look at the pictures.")
     calibration = Calibration.of(scores, 0, options.tail, groups)
     scale = _map_scale(torch.cat([s.maps.cpu() for s in scored]))
-    leading = [
-        torch.cat([s.leading[j].cpu() for s in scored]).numpy() for j in range(len(model.layers))
+    leading_coordinates = [
+        torch.cat([s.leading_coordinates[j].cpu() for s in scored]).numpy()
+        for j in range(len(model.layers))
     ]
     layers = tuple(
-        replace(layer, leading=np.sort(rows, axis=0))
-        for layer, rows in zip(model.layers, leading, strict=True)
+        replace(layer, leading_coordinates=np.sort(rows, axis=0))
+        for layer, rows in zip(model.layers, leading_coordinates, strict=True)
     )
     return replace(
         model,
         layers=layers,
         calibration=calibration,
         map_scale=scale,
-        correlation=rank_correlation(leading),
+        correlation=rank_correlation(leading_coordinates),
     )
 
 
@@ -156,15 +161,15 @@ def _map_scale(maps: Tensor) -> float:
     return scale_of(largest_of(maps))
 
 
-def usual_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
-    """What the maps of all other folds show, for each picture.
+def normaliser_without_fold(maps: Tensor, folds: np.ndarray, how: str) -> Tensor:
+    """Normaliser of each held-out map: the mean over the maps of all other folds.
 
-    Shapes: maps (n, h, w); folds (n,) int; gives (n, h, w): what each map is divided by.
+    Shapes: maps (n, h, w); folds (n,) int; gives (n, h, w).
     """
     if how == "none":
         return torch.ones_like(maps)
-    usual, of = torch.empty_like(maps), torch.from_numpy(folds)
+    normaliser, of = torch.empty_like(maps), torch.from_numpy(folds)
     for fold in np.unique(folds):
         others = maps[of != fold]
-        usual[of == fold] = usual_of(others if len(others) else maps, how)
-    return usual
+        normaliser[of == fold] = normaliser_of(others if len(others) else maps, how)
+    return normaliser

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.aggregation import aggregate
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.leading import n_leading
+from dfm_mlflow.core.leading_coordinates import n_leading
 from dfm_mlflow.core.subspace import Subspace
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.maps import blurred, combine_layers
@@ -24,18 +24,22 @@ class LayerModel:
 
     # NumPy arrays, the basis in half precision, or float32 tensors to score with.
     subspace: Subspace
-    usual: np.ndarray | Tensor  # (h, w) float32: what the FRE map is divided by
+    normaliser: (
+        np.ndarray | Tensor
+    )  # (h, w) float32: held-out mean of the FRE map, which it is divided by
     # (n, l) float32: First coordinates of the n good pictures of the calibration, held out; each
     # column ascending.
-    leading: np.ndarray
+    leading_coordinates: np.ndarray
     # Share of the variance of good pictures that the subspace explains of held-out ones.
-    explained: float = 1.0
+    explained_share: float = 1.0
 
     def on(self, device: torch.device) -> "LayerModel":
         """Return a copy to score with: float32 tensors on a `device`."""
         like = torch.zeros((), dtype=torch.float32, device=device)
-        usual = torch.as_tensor(np.asarray(self.usual), dtype=torch.float32, device=device)
-        return LayerModel(self.subspace.like(like), usual, self.leading, self.explained)
+        normaliser = torch.as_tensor(
+            np.asarray(self.normaliser), dtype=torch.float32, device=device
+        )
+        return replace(self, subspace=self.subspace.like(like), normaliser=normaliser)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class ClassScores:
     fre: Tensor
     nll: Tensor
     maps: Tensor  # (n, h, w): anomaly maps on the finest grid
-    leading: list[Tensor]  # (n, l): first coordinates of each layer
+    leading_coordinates: list[Tensor]  # (n, l): first coordinates of each layer
 
     @classmethod
     def joined(cls, parts: Sequence["ClassScores"]) -> "ClassScores":
@@ -81,8 +85,10 @@ class ClassScores:
         score, fre, nll, maps = (
             torch.cat([getattr(p, name) for p in parts]) for name in ("score", "fre", "nll", "maps")
         )
-        leading = [torch.cat(layer) for layer in zip(*(p.leading for p in parts), strict=True)]
-        return cls(score, fre, nll, maps, leading)
+        leading_coordinates = [
+            torch.cat(layer) for layer in zip(*(p.leading_coordinates for p in parts), strict=True)
+        ]
+        return cls(score, fre, nll, maps, leading_coordinates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +101,7 @@ class RawScores:
     maps: list[Tensor]  # (n, h, w): FRE map of each layer
     fre: Tensor
     nll: Tensor
-    leading: list[Tensor]  # (n, l): first coordinates of each layer
+    leading_coordinates: list[Tensor]  # (n, l): first coordinates of each layer
 
 
 def score_class(
@@ -115,35 +121,35 @@ def raw_scores(
 
     Shapes: features (n, C, h, w).
     """
-    maps, fre, nll, leading = [], [], [], []
+    maps, fre, nll, leading_coordinates = [], [], [], []
     for layer, feature, grid in zip(layers, features, grids, strict=True):
         coordinates, residual = layer.subspace.split(grid.rows(feature))
         first = coordinates[:, : n_leading(layer.subspace)]
-        leading.append(grid.of_pictures(first, mean=True))
+        leading_coordinates.append(grid.of_pictures(first, mean=True))
         maps.append(grid.fre_map(residual))
         fre.append(maps[-1].sum(dim=(1, 2)))
         distance = grid.of_pictures(layer.subspace.mahalanobis(coordinates))
         nll.append(layer.subspace.nll_from(distance, fre[-1], grid.n_rows))
-    return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading)
+    return RawScores(maps, torch.stack(fre).sum(0), torch.stack(nll).sum(0), leading_coordinates)
 
 
 def finish_scores(
     model: ClassModel, raw: RawScores, grids: Sequence[Grid], options: Options
 ) -> ClassScores:
     """Divide, combine and aggregate the maps of pictures."""
-    usual = [torch.as_tensor(layer.usual) for layer in model.layers]
-    explained = [layer.explained for layer in model.layers]
-    score, combined = score_maps(raw.maps, usual, raw.nll, grids, options, explained)
-    return ClassScores(score, raw.fre, raw.nll, combined, raw.leading)
+    normalisers = [torch.as_tensor(layer.normaliser) for layer in model.layers]
+    explained_shares = [layer.explained_share for layer in model.layers]
+    score, combined = score_maps(raw.maps, normalisers, raw.nll, grids, options, explained_shares)
+    return ClassScores(score, raw.fre, raw.nll, combined, raw.leading_coordinates)
 
 
 def score_maps(
     maps: list[Tensor],
-    usual: list[Tensor],
+    normalisers: list[Tensor],
     nll: Tensor,
     grids: Sequence[Grid],
     options: Options,
-    explained: Sequence[float] = (),
+    explained_shares: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """Give the anomaly scores, and the maps on the finest grid.
 
@@ -152,14 +158,15 @@ def score_maps(
     by the share of held-out pictures that its subspace explains, so that subspaces of pictures
     count for nothing from few pictures and for much from many.
 
-    Shapes: maps (n, h, w); usual (h, w) or (n, h, w); nll (n,); gives scores (n,); maps (n, H, W).
+    Shapes: maps (n, h, w); normalisers (h, w) or (n, h, w); nll (n,); gives scores (n,) and maps
+    (n, H, W).
     """
     groups = _groups(grids, options)
-    found = [_of_group(maps, usual, grids, group, options) for group in groups.items()]
+    found = [_of_group(maps, normalisers, grids, group, options) for group in groups.items()]
     if len(found) == 1:
         score, combined = found[0]
     else:
-        weights = _weights(list(groups.values()), explained)
+        weights = _weights(list(groups.values()), explained_shares)
         logs = [w * s.clamp(min=_TINY).log() for w, (s, _) in zip(weights, found, strict=True)]
         score = torch.stack(logs).sum(0).exp()
         weighed = [len(found) * w * m for w, (_, m) in zip(weights, found, strict=True)]
@@ -175,7 +182,7 @@ def ratio_of(
     ratios: Sequence[np.ndarray],
     grids: Sequence[Grid],
     options: Options,
-    explained: Sequence[float],
+    explained_shares: Sequence[float],
 ) -> np.ndarray:
     """What held-out scores are multiplied by to become those of the final model.
 
@@ -186,15 +193,15 @@ def ratio_of(
     if len(groups) == 1:
         only: np.ndarray = means[0]
         return only
-    weights = _weights(groups, explained)
+    weights = _weights(groups, explained_shares)
     logs = [w * np.log(m) for w, m in zip(weights, means, strict=True)]
     fused: np.ndarray = np.exp(np.sum(logs, axis=0))
     return fused
 
 
-def _weights(groups: Sequence[Sequence[int]], explained: Sequence[float]) -> list[float]:
+def _weights(groups: Sequence[Sequence[int]], explained_shares: Sequence[float]) -> list[float]:
     """What each group of maps weighs: all that their subspaces explain."""
-    shares = [sum(explained[j] for j in own) for own in groups]
+    shares = [sum(explained_shares[j] for j in own) for own in groups]
     whole = sum(shares)
     return [share / whole if whole else 1 / len(shares) for share in shares]
 
@@ -213,13 +220,13 @@ def _finest(grids: Sequence[Grid], own: Sequence[int]) -> Grid:
 
 def _of_group(
     maps: list[Tensor],
-    usual: list[Tensor],
+    normalisers: list[Tensor],
     grids: Sequence[Grid],
     group: tuple[tuple[str, str], list[int]],
     options: Options,
 ) -> tuple[Tensor, Tensor]:
     (_, how), own = group
-    mine, divisors = [maps[j] for j in own], [usual[j] for j in own]
+    mine, divisors = [maps[j] for j in own], [normalisers[j] for j in own]
     combined = combine_layers(mine, divisors, [grids[j].weights for j in own])
     finest = _finest(grids, own)
     if options.blur_cells:

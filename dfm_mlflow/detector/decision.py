@@ -13,7 +13,7 @@ from dfm_mlflow.core.calibration import (
     images_needed,
     is_anomaly,
 )
-from dfm_mlflow.core.leading import places_among
+from dfm_mlflow.core.leading_coordinates import calibration_ranks
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores
 
 # How a model decides which class an image is of, by its rule.
@@ -70,23 +70,25 @@ def decide(
     return rows, best
 
 
-def places_of(model: ClassModel, leading: Sequence[torch.Tensor]) -> np.ndarray:
-    """Give the place of a picture's leading coordinates among those of the calibration.
+def calibration_ranks_of(
+    model: ClassModel, leading_coordinates: Sequence[torch.Tensor]
+) -> np.ndarray:
+    """Give the ranks of a picture's leading coordinates among those of the calibration.
 
-    Shapes: leading (l,).
+    Shapes: leading_coordinates (l,).
     """
     found = [
-        places_among(layer.leading, values.cpu().numpy()[None])[0]
-        for layer, values in zip(model.layers, leading, strict=True)
+        calibration_ranks(layer.leading_coordinates, values.cpu().numpy()[None])[0]
+        for layer, values in zip(model.layers, leading_coordinates, strict=True)
     ]
     return np.concatenate(found)
 
 
-def place_of_light(model: ClassModel, light: float) -> float:
-    """Give the place of a picture's mean level among those of the calibration."""
+def rank_of_light(model: ClassModel, light: float) -> float:
+    """Give the rank of a picture's mean level among those of the calibration."""
     if model.light is None:
         return math.nan
-    return float(places_among(model.light[:, None], np.array([[light]]))[0, 0])
+    return float(calibration_ranks(model.light[:, None], np.array([[light]]))[0, 0])
 
 
 def is_estimate(classes: Sequence[ClassModel], fpr: float) -> bool:
@@ -113,9 +115,9 @@ def calibration_sentence(
         says = f"promise{'' if several else 's'} a false-positive rate of at most"
     sentence = f"{subject} {says} {promised:.3g}{_basis(smallest, several)}"
     if effective > fpr:
-        kind = "images" if smallest.groups is None else "groups"
+        kind = "pictures" if smallest.groups is None else "groups"
         enough = images_needed(fpr, smallest.tail, contamination)
-        sentence += f"; {enough} good {kind} would promise the {fpr:.3g} that was asked for"
+        sentence += f"; the target false-positive rate {fpr:.3g} needs {enough} good {kind}"
     if retest is not None:
         sentence += f"; pictures with p-values up to {retest:.3g} are to be looked at again"
     return sentence + "."
@@ -129,14 +131,14 @@ def _basis(calibration: Calibration, several: bool) -> str:
     groups = "" if calibration.groups is None else f" in {calibration.n_groups} groups"
     text = (
         f", by {kind}, from {len(calibration.scores)}{'' if calibration.n_folds else ' new'} good "
-        f"images{groups}{' of the smallest class' if several else ''}"
+        f"pictures{groups}{' of the smallest category' if several else ''}"
     )
     if calibration.n_folds:
         text += f" held out in {calibration.n_folds} folds"
         if calibration.refit_ratio != 1:
             text += f" and multiplied by {calibration.refit_ratio:.3f}, as the final model sees all"
     if calibration.n_left_out:
-        unit = "images" if calibration.groups is None else "groups"
+        unit = "pictures" if calibration.groups is None else "groups"
         text += (
             f"; the {calibration.n_left_out} {unit} with the highest scores are left out as "
             "declared dirt, which the rate allows for"

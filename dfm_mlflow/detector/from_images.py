@@ -22,10 +22,10 @@ def fit_images(
     labels: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> "AnomalyDetector":
-    """Fit and calibrate on good images."""
+    """Fit and calibrate on good pictures."""
     if of_files := [name for name in _OF_FILES if name in options]:
         raise ConfigError(
-            f"{of_files[0]} is about files, and images were given: leave it out, or use "
+            f"{of_files[0]} is about files, and pictures were given: leave it out, or use "
             "dfm_mlflow.train."
         )
     images = listed(images)
@@ -33,7 +33,7 @@ def fit_images(
     names = [category] * len(images) if labels is None else [str(label) for label in labels]
     if len(names) != len(images):
         raise ConfigError(
-            f"{len(names)} labels were given for {len(images)} images: give one for each."
+            f"{len(names)} labels were given for {len(images)} pictures: give one for each."
         )
     named = {"category": ",".join(dict.fromkeys(names)), "registered_model": "none"}
     given = {"precision": "fp32", "augment": "none", **options, **named}

@@ -13,7 +13,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.cells import crossfit_cells, folds_of_parts
 from dfm_mlflow.core.crossfit import assign_folds, crossfit, explained_share
 from dfm_mlflow.core.groups import group_rows
-from dfm_mlflow.core.leading import rank_correlation
+from dfm_mlflow.core.leading_coordinates import rank_correlation
 from dfm_mlflow.core.packing import on_grid
 from dfm_mlflow.core.solvers import BLOCK, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import Summary
@@ -44,7 +44,7 @@ class Deal:
         """Deal pictures to folds, as a function of the set of their `keys` and `groups`."""
         if len(keys) > 1 and len(set(keys)) == 1:
             raise FitError(
-                f"All {len(keys)} images are copies of one: add images with other contents."
+                f"All {len(keys)} pictures are copies of one: add pictures with other contents."
             )
         folds = assign_folds(len(keys), n_folds, groups=groups, keys=keys, seed=seed)
         return cls(folds, group_rows(keys, groups, seed=seed))
@@ -79,8 +79,8 @@ def fit_layers(
         LayerModel(
             one.subspace,
             np.ones(grid.shape[1:], dtype=np.float32),
-            np.sort(one.leading, axis=0),
-            one.explained,
+            np.sort(one.leading_coordinates, axis=0),
+            one.explained_share,
         )
         for one, grid in zip(found, grids, strict=True)
     ]
@@ -89,7 +89,7 @@ def fit_layers(
         [one.maps for one in found],
         torch.from_numpy(sum(one.nll for one in found)),
         deal,
-        rank_correlation([one.leading for one in found]),
+        rank_correlation([one.leading_coordinates for one in found]),
         [one.refit_ratio for one in found],
     )
 
@@ -101,9 +101,9 @@ class _Layer:
     subspace: Subspace
     maps: Tensor
     nll: np.ndarray
-    leading: np.ndarray
+    leading_coordinates: np.ndarray
     refit_ratio: np.ndarray
-    explained: float
+    explained_share: float
 
 
 def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
@@ -114,13 +114,13 @@ def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) ->
     folds = np.tile(deal.folds, len(x) // n)  # a copy has that of its picture
     held_out = crossfit(x, folds, level, own=n)
     subspace = replace(fit_subspace(x, level), n_samples=n)
-    leading = held_out.leading(subspace).astype(np.float32)
-    subspace = to_store(subspace, held_out.noise_variance(subspace))
+    leading_coordinates = held_out.leading_coordinates(subspace).astype(np.float32)
+    subspace = prepared_for_storage(subspace, held_out.noise_variance(subspace))
     maps = grid.fre_map(torch.from_numpy(held_out.residual()))
     ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(n)
     total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
     share = explained_share(float(held_out.fre.mean()), total)
-    return _Layer(subspace, maps, held_out.nll(subspace), leading, ratio, share)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading_coordinates, ratio, share)
 
 
 def _silent_layer(feature: Tensor, grid: Grid) -> _Layer:
@@ -142,7 +142,7 @@ def check_single(grids: Sequence[Grid]) -> None:
         )
     _logger.warning(
         "There is one good picture: its parts are held out in turn, and the promise of 1/2 is an "
-        "estimate. Add good pictures; from 16 on little is missing."
+        "estimate. Add good pictures; with 16 or more little is lost."
     )
 
 
@@ -153,13 +153,13 @@ def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _L
         folds = np.tile(folds_of_parts(grid.shape[1:])[:, grid.cells.ravel()], (len(feature), 1))
     blocks = partial(cell_blocks, feature, grid)
     subspaces, held_out = crossfit_cells(blocks, folds, level, own=n)
-    leading = held_out.leading(subspaces).astype(np.float32)
+    leading_coordinates = held_out.leading_coordinates(subspaces).astype(np.float32)
     noise = held_out.noise_variance(subspaces.final)
-    subspace = to_store(subspaces.final, noise, of_cells=True)
+    subspace = prepared_for_storage(subspaces.final, noise, of_cells=True)
     maps = grid.placed(torch.from_numpy(held_out.maps))
     # The cells of all pictures settle the subspace: scores stay as they are, on the safe side.
     share = explained_share(float(held_out.maps.mean()), subspaces.total)
-    return _Layer(subspace, maps, held_out.nll(subspace), leading, np.ones(n), share)
+    return _Layer(subspace, maps, held_out.nll(subspace), leading_coordinates, np.ones(n), share)
 
 
 def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
@@ -172,7 +172,9 @@ def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
         yield grid.rows(part).unflatten(0, (-1, grid.n_cells)).cpu().numpy()
 
 
-def to_store(subspace: Subspace, noise_variance: float, *, of_cells: bool = False) -> Subspace:
+def prepared_for_storage(
+    subspace: Subspace, noise_variance: float, *, of_cells: bool = False
+) -> Subspace:
     """Give a fitted subspace the noise that held-out rows show, and its basis what is stored."""
     basis = subspace.basis.astype(np.float32) if of_cells else on_grid(subspace.basis)
     return replace(subspace, basis=basis, noise_variance=noise_variance)

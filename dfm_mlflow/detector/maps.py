@@ -10,25 +10,25 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dfm_mlflow.images.overlay import USUAL
+from dfm_mlflow.images.overlay import GOOD_LEVEL
 
 _FINE = 5  # places a cell at which the largest value of a smooth map is looked for
 MOST = 0.9  # share of held-out good pictures that stay under level 128 everywhere
 
 
 def combine_layers(
-    maps: list[Tensor], usual: list[Tensor], weights: Sequence[np.ndarray]
+    maps: list[Tensor], normalisers: list[Tensor], weights: Sequence[np.ndarray]
 ) -> Tensor:
     """Bring the maps of several layers to the finest of their grids and average them.
 
     Between cells a map is interpolated from those that count, and from no other: what is constant
     inside a region of interest is so up to the region's border, whatever its cells' size.
 
-    Shapes: maps (n, h_l, w_l); usual (h_l, w_l) or (n, h_l, w_l); weights (h_l, w_l); gives (n, h,
-    w).
+    Shapes: maps (n, h_l, w_l); normalisers (h_l, w_l) or (n, h_l, w_l); weights (h_l, w_l); gives
+    (n, h, w).
     """
     grid = max(((m.shape[1], m.shape[2]) for m in maps), key=math.prod)
-    parts = zip(maps, usual, weights, strict=True)
+    parts = zip(maps, normalisers, weights, strict=True)
     return torch.stack([_weighed(m / u, w, grid) for m, u, w in parts]).mean(0)
 
 
@@ -55,8 +55,8 @@ def _weighed(maps: Tensor, weights: np.ndarray, grid: tuple[int, int]) -> Tensor
     return torch.where(share > 0, _to_grid(maps * weight, grid) / share.clamp(min=1e-6), 0.0)
 
 
-def usual_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
-    """What held-out good pictures show: the divisor of a layer's map.
+def normaliser_of(maps: Tensor, how: str, floor: float = 0.3) -> Tensor:
+    """Normaliser of a layer's map: the mean of the held-out maps of good pictures.
 
     Shapes: maps (n, h, w); gives (h, w).
     """
@@ -99,7 +99,7 @@ def to_level(full: Tensor, scale: float) -> np.ndarray:
 
     Shapes: full (H, W); gives (H, W) uint8.
     """
-    level = full * (USUAL / max(scale, math.ulp(1.0)))
+    level = full * (GOOD_LEVEL / max(scale, math.ulp(1.0)))
     return level.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
 
 

@@ -1,8 +1,8 @@
 """A detector as one ONNX graph: from the pixels of a picture to its score, p-value and map.
 
-Network, pooling and scores are traced from the detector's own code. Two parts are restated: the
-preprocessing, whose sizes are known only when a picture comes, and the p-values, which are NumPy's.
-Every file is held against the detector before it gets its name.
+Network, pooling and scores are traced from the detector's own code. One part is restated: the
+preprocessing, whose sizes are known only when a picture comes.
+Every file is compared with the detector before it gets its name.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import dfm_mlflow
 from dfm_mlflow.artifact.portable import why_not
 from dfm_mlflow.artifact.record import FORMAT
-from dfm_mlflow.core.calibration import Calibration
+from dfm_mlflow.core.calibration import combine_classes
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.errors import ExportError
@@ -114,14 +114,14 @@ class _Graph(nn.Module):
             for name in ("score", "fre", "nll", "maps")
         )
         columns = [
-            _p_value(c.calibration, self.held_out[j], self.counted[j], score[:, j])
-            for j, c in enumerate(self.classes)
+            # ONNX has no searchsorted, so it counts
+            c.calibration.beyond_counting(counted[(held_out >= s[:, None]).sum(dim=1)], s)
+            for c, held_out, counted, s in zip(
+                self.classes, self.held_out, self.counted, score.T, strict=True
+            )
         ]
         p = torch.stack(columns, dim=1)
-        likelihood = -nll
-        if self.rule == 1:  # as core.calibration.combine_classes
-            likelihood = torch.where(p == p.amax(dim=1, keepdim=True), -nll, -torch.inf)
-        best = likelihood.argmax(dim=1)
+        best = combine_classes(p, -nll) if self.rule == 1 else nll.argmin(dim=1)
         row = torch.arange(image.shape[0])
         return (
             score[row, best],
@@ -131,20 +131,6 @@ class _Graph(nn.Module):
             nll[row, best],
             maps[row, best],
         )
-
-
-def _p_value(calibration: Calibration, held_out: Tensor, counted: Tensor, score: Tensor) -> Tensor:
-    """:meth:`Calibration.p_value` in torch: ONNX has no searchsorted, so it counts."""
-    p = counted[(held_out >= score[:, None]).sum(dim=1)]
-    tail = calibration.tail
-    if tail:
-        beyond = (score - tail.start).clamp(min=0) / tail.scale
-        if tail.shape == 0:
-            far = tail.share * torch.exp(-beyond)
-        else:
-            far = tail.share * (1 + tail.shape * beyond) ** (-1 / tail.shape)
-        p = torch.where(score > tail.start, far, p)
-    return p.clamp(min=calibration.smallest_p_value)
 
 
 def _trace(detector: AnomalyDetector) -> "ModelProto":

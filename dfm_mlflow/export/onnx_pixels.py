@@ -1,4 +1,4 @@
-"""``Extractor.resized`` for an ONNX graph: pictures of any size to the network's input."""
+"""``Pixels.resized`` for an ONNX graph: pictures of any size to the network's input."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ _MOST_BITS = 22  # of a weight's fraction in torch's fixed-point arithmetic
 class PixelsForOnnx(nn.Module):
     """From pictures (n, height, width, 3) to pixels (n, 3, H, W), both uint8.
 
-    Restates :meth:`Extractor.resized`, whose sizes are Python's numbers, which tracing would fix to
-    those of the example; a test holds both against each other. ONNX has an antialiased Resize, but
+    Restates :meth:`Pixels.resized`, whose sizes are Python's numbers, which tracing would fix to
+    those of the example; a test compares both with each other. ONNX has an antialiased Resize, but
     it rounds 1 value in 1,000 to the next of 256 levels, which moves a score by up to 1 %. Here
     both axes are matrix products with torch's own fixed-point weights, whole numbers that double
     precision adds up without error.

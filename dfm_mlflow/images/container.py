@@ -48,7 +48,8 @@ def check_scans(data: bytes, pixels: int, max_pixels: int) -> None:
     most = min(MAX_SCANS, max(1, SCANS_OF_LARGEST * max_pixels // pixels))
     if scans > most:
         raise ImageError(
-            f"The image has {scans} scans, more than the limit of {most} at its size: save it anew."
+            f"The picture has {scans} scans, more than the limit of {most} at its size: re-encode "
+            "it."
         )
 
 
@@ -124,7 +125,7 @@ def _check_segments(data: bytes) -> None:
             there = data.find(b"\xff", place + 1)
             junk += max(there, place) - place
             if there < 0 or junk > MAX_JUNK:
-                raise ImageError("The image is damaged and cannot be decoded: replace it.")
+                raise ImageError("The picture is damaged and cannot be decoded: replace it.")
             place = there
             continue
         n += 1
@@ -146,4 +147,4 @@ def _check_segments(data: bytes) -> None:
 
 
 def _too_many(what: str, most: int) -> ImageError:
-    return ImageError(f"The image has more than {most} {what} inside: save it anew.")
+    return ImageError(f"The picture has more than {most} {what} inside: re-encode it.")

@@ -88,7 +88,7 @@ class Decoder:
     def _of_reals(self, array: np.ndarray) -> np.ndarray:
         if self.real_range is None:
             raise ImageError(
-                "The image has floating-point pixels, whose range is unknown: train with "
+                "The picture has floating-point pixels, whose range is unknown: train with "
                 "float_range=LOW:HIGH, or save it as 8 or 16 bit."
             )
         return reals_to_8_bits(array, *self.real_range)
@@ -107,14 +107,6 @@ def decode_image(
     if len(data) > max_bytes:
         raise too_many_bytes(len(data), max_bytes)
     return Decoder(max_pixels=max_pixels).decode(data)[0]
-
-
-def decode_mask(data: bytes) -> np.ndarray:
-    """Decode a mask, by the rules of :func:`~dfm_mlflow.images.mask.marked_pixels`.
-
-    Gives (height, width) bool.
-    """
-    return decode_soft_mask(data)[0]
 
 
 def decode_soft_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
@@ -158,7 +150,7 @@ def _guarded(
 ) -> np.ndarray:
     """Decode within limits; netpbm by its values where those are asked for."""
     if not data:
-        raise ImageError("The image is empty (0 bytes): send the bytes of a picture.")
+        raise ImageError("The picture is empty (0 bytes): send the bytes of a picture.")
     if len(data) > max_bytes:
         raise too_many_bytes(len(data), max_bytes)
     check_parts(data)
@@ -184,11 +176,11 @@ def _guarded(
         raise refusal_of(data, FORMATS) from None
     except Image.DecompressionBombError:
         raise ImageError(
-            f"The image has more pixels than the limit of {max_pixels}: scale it down."
+            f"The picture has more pixels than the limit of {max_pixels}: scale it down."
         ) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged input
         raise ImageError(
-            f"The image is damaged and cannot be decoded ({type(error).__name__}): replace it."
+            f"The picture is damaged and cannot be decoded ({type(error).__name__}): replace it."
         ) from None
 
 

@@ -50,7 +50,7 @@ class Depth:
         """Say what pictures are taken for."""
         why = "as bits= says"
         if self.darkest:
-            why = "by their largest value and lowest bits; bits= settles it where that is wrong"
+            why = "by their largest value and lowest bits; set bits= if that is wrong"
         joined = "of" if self.shift else "in"
         return (
             f"The pictures hold {self.text()} {joined} 16-bit words, {self.white} is white ({why})."
@@ -60,9 +60,9 @@ class Depth:
         """Say in one sentence why a picture is of another depth; None where it is not."""
         if words.largest > self.white:
             return (
-                f"The image holds {depth_of([words]).text()} (largest value {words.largest}), and "
-                f"the model knows {self.text()} of 0 to {self.white}: send pictures of that depth, "
-                f"or train with bits={_least(words.largest)}."
+                f"The picture holds {depth_of([words]).text()} (largest value {words.largest}), "
+                f"and the model knows {self.text()} of 0 to {self.white}: send pictures of that "
+                f"depth, or train with bits={_least(words.largest)}."
             )
         fills_low_bits = bool(words.used & (2**self.shift - 1)) or not self.shift
         if self.darkest and fills_low_bits and _lacks(words, self.darkest):
@@ -71,7 +71,7 @@ class Depth:
             if self == BYTES:  # files of 8 bits, which were not looked at
                 which, settles = "", theirs
             return (
-                f"The image holds {theirs}-bit data (largest value {words.largest} of "
+                f"The picture holds {theirs}-bit data (largest value {words.largest} of "
                 f"{self.white}), and the model knows {self.text()}{which}: send pictures of that "
                 f"depth, or train with bits={settles} if that is what such values are."
             )

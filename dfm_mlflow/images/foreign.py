@@ -28,12 +28,14 @@ def refusal_of(data: bytes, formats: tuple[str, ...]) -> ImageError:
     """Say what bytes are that no decoder knows."""
     known = f"not a picture in one of the formats {', '.join(formats)}"
     if data.startswith(TIFF) and (kind := kind_of(data)):
-        return ImageError(f"The image is a TIFF of {kind}: save it as grey or RGB of 8 or 16 bits.")
+        return ImageError(
+            f"The picture is a TIFF of {kind}: save it as grey or RGB of 8 or 16 bits."
+        )
     if data[4:8] == b"ftyp" and (brand := _BRANDS.get(data[8:12])):
-        return ImageError(f"The image is {brand}, {known}: {_JPEG}.")
+        return ImageError(f"The picture is {brand}, {known}: {_JPEG}.")
     if data[128:132] == b"DICM":
-        return ImageError(f"The image is DICOM, {known}: {_PNG}.")
+        return ImageError(f"The picture is DICOM, {known}: {_PNG}.")
     for start, name, remedy in _STARTS:
         if data.startswith(start):
-            return ImageError(f"The image is {name}, {known}: {remedy}.")
+            return ImageError(f"The picture is {name}, {known}: {remedy}.")
     return ImageError(f"The bytes are {known}: convert the file.")

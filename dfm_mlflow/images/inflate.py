@@ -22,7 +22,7 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def with_stored_rows(data: bytes, n: int) -> bytearray | None:
-    """Write a PNG anew without compression; chunks beside the pixels are left out."""
+    """Write a PNG again without compression; chunks beside the pixels are left out."""
     if deflate_decode is None or len(data) < WORTH or data[28]:  # interlaced
         return None
     inflated = deflate_decode(_pixel_data(data), out=n)

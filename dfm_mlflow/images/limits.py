@@ -15,7 +15,7 @@ _MOST_LAYERS = 8  # of strips or tiles over the whole picture: one for each colo
 
 def too_many_bytes(n: int, most: int) -> ImageError:
     """Give the refusal of a file of `n` bytes, where `most` is the limit."""
-    return ImageError(f"The image has {n} bytes, more than the limit of {most}: compress it.")
+    return ImageError(f"The picture has {n} bytes, more than the limit of {most}: compress it.")
 
 
 def max_bytes_of(max_pixels: int) -> int:
@@ -28,16 +28,16 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
-            f"The image has {width}x{height} pixels, more than the limit of {max_pixels}: "
+            f"The picture has {width}x{height} pixels, more than the limit of {max_pixels}: "
             "scale it down."
         )
     if max(width, height) > max_pixels // 4:  # a row takes 16 bytes beside its pixels
         raise ImageError(
-            f"The image has a side of {max(width, height)} pixels, more than the limit of "
+            f"The picture has a side of {max(width, height)} pixels, more than the limit of "
             f"{max_pixels // 4}: cut it."
         )
     if width < 1 or height < 1:
-        raise ImageError(f"The image has {width}x{height} pixels: replace it.")
+        raise ImageError(f"The picture has {width}x{height} pixels: replace it.")
 
 
 def check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
@@ -46,7 +46,7 @@ def check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
         check_scans(data, image.width * image.height, max_pixels)
     elif image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
         raise ImageError(  # Pillow goes over it byte by byte
-            "The image is a BMP with run-length encoding: save it without, or as PNG."
+            "The picture is a BMP with run-length encoding: save it without, or as PNG."
         )
     elif image.format == "TIFF":  # a tile may be far larger than the picture
         tags = getattr(image, "tag_v2", {})
@@ -61,7 +61,7 @@ def _check_strips(image: Image.Image) -> None:
     extents = [tile[1] for tile in getattr(image, "tile", [])]
     area = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
     if area > _MOST_LAYERS * image.width * image.height:
-        raise ImageError("The image has strips that overlap: save it anew.")
+        raise ImageError("The picture has strips that overlap: re-encode it.")
     # Pillow copies an unfinished row for every block that it reads: let a block hold one.
     row = 8 * max((right - left for left, _, right, _ in extents), default=0)
     image.decodermaxblock = max(image.decodermaxblock, row)  # type: ignore[attr-defined]

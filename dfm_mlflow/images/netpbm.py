@@ -38,13 +38,13 @@ def head_of(data: bytes) -> Head:
     """Read the head of a PGM or PPM."""
     if data[:2] in _OTHERS:
         raise ImageError(
-            f"The image is netpbm of the kind {data[:2].decode()}: save it as a binary PGM (P5) or "
-            "PPM (P6)."
+            f"The picture is netpbm of the kind {data[:2].decode()}: save it as a binary PGM (P5) "
+            "or PPM (P6)."
         )
     found = _NUMBERS.match(data[:_HEAD])
     width, height, white = map(int, found.groups()) if found else (0, 0, 0)
     if not found or not 0 < white <= 65535:
-        raise ImageError("The image is damaged and cannot be decoded: replace it.")
+        raise ImageError("The picture is damaged and cannot be decoded: replace it.")
     return Head((width, height), _KINDS[data[:2]], white, found.end())
 
 
@@ -57,10 +57,10 @@ def values_of(data: bytes, head: Head) -> np.ndarray:
     n = width * height * head.channels
     if len(data) - head.place < n * np.dtype(kind).itemsize:
         raise ImageError(
-            "The image is damaged and cannot be decoded (values are missing): replace it."
+            "The picture is damaged and cannot be decoded (values are missing): replace it."
         )
     values = np.frombuffer(data, kind, n, head.place)
     if head.white not in (255, 65535) and n and values.max() > head.white:
-        raise ImageError(f"The image has values above its white of {head.white}: save it anew.")
+        raise ImageError(f"The picture has values above its white of {head.white}: re-encode it.")
     shape = (height, width) if head.channels == 1 else (height, width, head.channels)
     return values.reshape(shape).astype(np.dtype(kind).newbyteorder("="))

@@ -13,7 +13,7 @@ from dfm_mlflow.images.decode import decode_image
 
 # Level of an 8-bit map that nine in ten held-out good pictures stay under everywhere, in every
 # picture of a model: equal levels mean equally unusual.
-USUAL = 128
+GOOD_LEVEL = 128
 _FAINTEST = 64  # below it a picture is shown as it is
 _STRONGEST = 0.85  # opacity at level 255
 # Each darker than the one before (ColorBrewer's YlOrRd; Harrower & Brewer, 2003), so that the order
@@ -115,7 +115,7 @@ def _levels(anomaly_map: str | bytes | np.ndarray) -> np.ndarray:
     if isinstance(anomaly_map, np.ndarray):
         if anomaly_map.dtype != np.uint8 or anomaly_map.ndim != 2:
             raise ImageError(
-                f"An array of {anomaly_map.dtype} and shape {anomaly_map.shape} is no anomaly "
+                f"An array of {anomaly_map.dtype} and shape {anomaly_map.shape} is not an anomaly "
                 f"map: {wrong}."
             )
         return anomaly_map
@@ -135,7 +135,7 @@ def _strip(width: int) -> np.ndarray:
     strip = Image.new("RGB", (width, int(2.6 * size)), "white")
     strip.paste(Image.fromarray(tint(grey, bar)), (0, 0))
     draw = ImageDraw.Draw(strip)
-    middle = width * USUAL // 255
+    middle = width * GOOD_LEVEL // 255
     draw.line([(middle, 0), (middle, size + 3)], fill="black")
     for text, place, anchor in _fitting(_LEGENDS, font, width):
         draw.text((place, int(1.2 * size)), text, fill="black", font=font, anchor=anchor)
@@ -157,8 +157,8 @@ def _fitting(
 ) -> list[tuple[str, int, str]]:
     for texts in legends:
         left, middle, right = (font.getlength(text) for text in texts)
-        centre = width * USUAL / 255
+        centre = width * GOOD_LEVEL / 255
         if left + 8 < centre - middle / 2 and centre + middle / 2 + 8 < width - right:
             break
-    places = [(2, "la"), (width * USUAL // 255, "ma"), (width - 2, "ra")]
+    places = [(2, "la"), (width * GOOD_LEVEL // 255, "ma"), (width - 2, "ra")]
     return [(text, *place) for text, place in zip(texts, places, strict=True)]

@@ -20,7 +20,7 @@ class OverlayFolder:
 
     def __init__(self, address: str, sources: Sequence[Any], searched: Sequence[str] = ()):
         if "://" in address:
-            raise ConfigError(f"overlays={address} is no local folder: give one.")
+            raise ConfigError(f"overlays={address} is not a local folder: give one.")
         self._folder = Path(address).expanduser().absolute()
         names = [_parts(source) for source in sources]
         self._depth = _common(names)
@@ -43,7 +43,9 @@ class OverlayFolder:
         path = self._folder.joinpath(*_parts(source)[self._depth :])
         path = path.with_name(path.name + ".png")
         if path.exists() and not _is_ours(path):
-            raise ConfigError(f"{path} is there and no overlay of ours: give another folder.")
+            raise ConfigError(
+                f"{path} exists and was not written as an overlay: give another folder."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         info = PngImagePlugin.PngInfo()
         for key, text in _MARK.items():

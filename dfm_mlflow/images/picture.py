@@ -95,7 +95,7 @@ def listed(values: Any) -> list[Any]:
         raise ConfigError("A table was given: give its column of pictures, such as table['image'].")
     if isinstance(values, dict) or not isinstance(values, Iterable):
         raise ConfigError(
-            f"A value of the type {type(values).__name__} is no list of pictures: give a list."
+            f"A value of the type {type(values).__name__} is not a list of pictures: give a list."
         )
     return list(values)
 

@@ -34,7 +34,7 @@ class Look:
     # Of the file, hexadecimal. Of what cannot be read, or is too large to be a picture, that of its
     # ETag and size, or of nothing: whoever needs it will say so.
     sha256: str
-    # Height and width in pixels, as the head of the file has them; None where it is no picture.
+    # Height and width in pixels, as the head of the file has them; None where it is not a picture.
     size: tuple[int, int] | None
 
 
@@ -50,7 +50,7 @@ _DEPTHS = {
 
 
 def depth_of(source: Path | S3Object) -> str | None:
-    """Say how a picture holds its pixels, such as ``16-bit grey``; None where it is no picture.
+    """Say how a picture holds its pixels, such as ``16-bit grey``; None where it is not a picture.
 
     `source` is a file or an object.
     """

@@ -33,13 +33,13 @@ class _Entry(NamedTuple):
 def check_tiff(data: bytes) -> None:
     """Refuse `data`, a TIFF, whose directory makes a decoder work again and again."""
     if data.startswith(b"MM\0+"):  # Pillow reads another directory there than libtiff
-        raise ImageError("The image is a big-endian BigTIFF: save it as little-endian.")
+        raise ImageError("The picture is a big-endian BigTIFF: save it as little-endian.")
     try:
         _check_strips(data, _directory(data))
     except ImageError:
         raise
     except (struct.error, ValueError):  # something lies behind the end
-        raise ImageError("The image is damaged and cannot be decoded: replace it.") from None
+        raise ImageError("The picture is damaged and cannot be decoded: replace it.") from None
 
 
 def _directory(data: bytes) -> dict[int, _Entry]:
@@ -50,7 +50,7 @@ def _directory(data: bytes) -> dict[int, _Entry]:
     count = order + ("Q" if big else "H")
     (n,) = struct.unpack_from(count, data, place)
     if n > MAX_TAGS:
-        raise ImageError(f"The image has more than {MAX_TAGS} tags inside: save it anew.")
+        raise ImageError(f"The picture has more than {MAX_TAGS} tags inside: re-encode it.")
     tags: dict[int, _Entry] = {}
     place, total = place + struct.calcsize(count), 0
     for _ in range(n):
@@ -63,10 +63,10 @@ def _directory(data: bytes) -> dict[int, _Entry]:
             (where,) = struct.unpack_from(order + wide, data, place)
         place += inside
         if tag in tags:  # Pillow and libtiff need not take the same of them
-            raise ImageError(f"The image has two tags {tag}: save it anew.")
+            raise ImageError(f"The picture has two tags {tag}: re-encode it.")
         tags[tag] = _Entry(kind, values, where)
     if total > len(data):  # Pillow before 13 keeps the same bytes for every tag
-        raise ImageError("The image has tags that overlap: save it anew.")
+        raise ImageError("The picture has tags that overlap: re-encode it.")
     return tags
 
 
@@ -78,15 +78,15 @@ def _check_strips(data: bytes, tags: dict[int, _Entry]) -> None:
     if len(places) == 1:  # libtiff may take all that follows
         sizes = [len(data)]
     if sum(sizes) > len(data):
-        raise ImageError("The image has strips that overlap: save it anew.")
+        raise ImageError("The picture has strips that overlap: re-encode it.")
     if not set(compression) & set(_JPEGS):
         return
     for place, size in zip(places, sizes, strict=False):
         scans = data.count(b"\xff\xda", place, place + size)
         if scans > MAX_SCANS:
             raise ImageError(
-                f"The image has {scans} scans, more than the limit of {MAX_SCANS} in a strip of a "
-                "TIFF: save it anew."
+                f"The picture has {scans} scans, more than the limit of {MAX_SCANS} in a strip of "
+                "a TIFF: re-encode it."
             )
 
 
@@ -94,10 +94,10 @@ def _numbers(data: bytes, tags: dict[int, _Entry], *either: int) -> list[int]:
     """Whole numbers of the one tag of these that is there; none if they are of another kind."""
     there = [tags[tag] for tag in either if tag in tags]
     if len(there) > 1:
-        raise ImageError("The image has strips and tiles: save it anew.")
+        raise ImageError("The picture has strips and tiles: re-encode it.")
     kind, n, place = there[0] if there else (0, 0, 0)
     if n > MAX_STRIPS:
-        raise ImageError(f"The image has more than {MAX_STRIPS} parts inside: save it anew.")
+        raise ImageError(f"The picture has more than {MAX_STRIPS} parts inside: re-encode it.")
     if kind not in _NUMBERS or not n:
         return []
     order = ">" if data[:1] == b"M" else "<"

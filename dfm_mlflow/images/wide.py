@@ -64,14 +64,14 @@ def check_numbers(image: Image.Image) -> None:
         return
     if _SIGNED in tags.get(_FORMAT, ()):
         raise ImageError(
-            "The image holds signed 8-bit values, and those below 0 have no brightness: save it as "
-            "unsigned 8 or 16 bit."
+            "The picture holds signed 8-bit values, and those below 0 have no brightness: save it "
+            "as unsigned 8 or 16 bit."
         )
     tiles = getattr(image, "tile", [])
     if 16 in tags.get(_BITS, ()) and not all(";16" in _raw_mode(tile) for tile in tiles):
         raise ImageError(
-            "The image is a TIFF of 16-bit colours in separate planes: save it with the colours of "
-            "each pixel together."
+            "The picture is a TIFF of 16-bit colours in separate planes: save it with the colours "
+            "of each pixel together."
         )
 
 
@@ -89,7 +89,7 @@ def reals_to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
     least, largest = float(values.min()), float(values.max())
     if not (np.float32(low) <= least and largest <= np.float32(high)):  # false for NaN, too
         raise ImageError(
-            f"The image holds floating-point values of {least:.6g} to {largest:.6g}, and "
+            f"The picture holds floating-point values of {least:.6g} to {largest:.6g}, and "
             f"float_range={low:g}:{high:g} is what the model knows: send pictures of that range, "
             "or train with a wider one."
         )
@@ -117,10 +117,12 @@ def _whole(image: Image.Image, tags: Any) -> np.ndarray:
     bits = tags.get(_BITS, (32,))[0]
     if _SIGNED in tags.get(_FORMAT, ()):
         raise ImageError(
-            f"The image holds signed {bits}-bit values of {least} to {largest}, and those outside "
-            "0 to 65535 have no brightness: save it as unsigned 8 or 16 bit."
+            f"The picture holds signed {bits}-bit values of {least} to {largest}, and those "
+            "outside 0 to 65535 have no brightness: save it as unsigned 8 or 16 bit."
         )
-    raise ImageError(f"The image has {bits}-bit pixels outside 0 to 65535: save it as 8 or 16 bit.")
+    raise ImageError(
+        f"The picture has {bits}-bit pixels outside 0 to 65535: save it as 8 or 16 bit."
+    )
 
 
 def _raw_mode(tile: Any) -> str:
@@ -138,7 +140,7 @@ def _with_other_byte(tile: Any) -> Any:
     mode = _raw_mode(tile)
     if mode.startswith("LA;"):
         raise ImageError(
-            "The image is 16-bit grey with transparency: save it without transparency."
+            "The picture is 16-bit grey with transparency: save it without transparency."
         )
     other = mode[:-1] + _OTHER_BYTE[mode[-1]]
     return tile._replace(args=(other, *args[1:]) if isinstance(args, tuple) else other)

@@ -52,7 +52,7 @@ def bundle(options: BundleOptions) -> BundleResult:
     """Collect a model and its packages, with pip and its own settings (``PIP_INDEX_URL``, ...)."""
     folder = Path(options.output).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"output={folder} is there and not empty: give a new folder.")
+        raise ConfigError(f"output={folder} exists and is not empty: give a new folder.")
     root = Path(_compat.download(artifact_uri=options.model))
     read_mlmodel(root)
     began = not folder.exists()

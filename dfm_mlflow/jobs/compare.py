@@ -58,7 +58,7 @@ class Compared:
 class CompareResult:
     """What a comparison found."""
 
-    runs: list[Compared]  # the first is what the others are held against
+    runs: list[Compared]  # the first is what the others are compared with
     table: pd.DataFrame  # one row a fact, one column a run; what is unknown is empty
     # Of each other run with the first, on the pictures that all share.
     comparisons: list[Comparison]
@@ -76,7 +76,7 @@ class CompareResult:
 
 
 def compare(options: CompareOptions) -> CompareResult:
-    """Hold runs against the first of them.
+    """Compare runs with the first of them.
 
     Their test pictures are matched by content (by label and name for runs of older versions), so
     that the data may lie elsewhere or have grown; what one run lacks, or has under another label,
@@ -86,34 +86,9 @@ def compare(options: CompareOptions) -> CompareResult:
         raise ConfigError(
             f"output={options.output} lies in a folder that is not there: make it first."
         )
-    client = MlflowClient()
-    found = [find_run(client, asked) for asked in options.runs]
-    ids = [run.info.run_id for run in found]
-    for i, run_id in enumerate(ids):
-        if run_id in ids[:i]:
-            raise ConfigError(
-                f"{options.runs[i]} is the run {run_id}, which was named already: give others."
-            )
-    tables = _keyed([read_scores(run) for run in found])
-    runs = [
-        Compared(_letter(i), asked, run, table)
-        for i, (asked, run, table) in enumerate(zip(options.runs, found, tables, strict=True))
-    ]
+    runs = _runs(options)
     shared, sentence = _shared(runs, options.min_images)
-    # as many intervals as there are other runs, two bounds each
-    bound = 1 - (1 - options.confidence) / (2 * (len(runs) - 1))
-    first, *others = (f"score_{r.letter}" for r in runs)
-    comparisons = [
-        compare_auroc(
-            shared["defective"].to_numpy(bool),
-            shared[other].to_numpy(float),
-            shared[first].to_numpy(float),
-            strata=shared["category"].tolist(),
-            confidence=bound,
-            n_resamples=max(10_000, math.ceil(20 / (1 - bound))),
-        )
-        for other in others
-    ]
+    comparisons = _comparisons(shared, runs, options.confidence)
     sentences = [sentence]
     sentences += [_verdict(runs[0], r, c) for r, c in zip(runs[1:], comparisons, strict=True)]
     sentences.append(
@@ -123,6 +98,43 @@ def compare(options: CompareOptions) -> CompareResult:
     result = CompareResult(runs, _table(runs, comparisons), comparisons, sentences)
     _write(result, options.output)
     return result
+
+
+def _runs(options: CompareOptions) -> list[Compared]:
+    """Find the runs with the scores of their test pictures; none twice."""
+    client = MlflowClient()
+    found = [find_run(client, asked) for asked in options.runs]
+    ids = [run.info.run_id for run in found]
+    for i, run_id in enumerate(ids):
+        if run_id in ids[:i]:
+            raise ConfigError(
+                f"{options.runs[i]} is the run {run_id}, which was named already: give others."
+            )
+    tables = _keyed([read_scores(run) for run in found])
+    return [
+        Compared(_letter(i), asked, run, table)
+        for i, (asked, run, table) in enumerate(zip(options.runs, found, tables, strict=True))
+    ]
+
+
+def _comparisons(
+    shared: pd.DataFrame, runs: Sequence[Compared], confidence: float
+) -> list[Comparison]:
+    """Compare the AUROC of each other run with the first; all intervals hold at once."""
+    # as many intervals as there are other runs, two bounds each
+    bound = 1 - (1 - confidence) / (2 * (len(runs) - 1))
+    first, *others = (shared[f"score_{r.letter}"].to_numpy(float) for r in runs)
+    return [
+        compare_auroc(
+            shared["defective"].to_numpy(bool),
+            other,
+            first,
+            strata=shared["category"].tolist(),
+            confidence=bound,
+            n_resamples=max(10_000, math.ceil(20 / (1 - bound))),
+        )
+        for other in others
+    ]
 
 
 def _keyed(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -172,7 +184,7 @@ def _shared(runs: Sequence[Compared], least: int) -> tuple[pd.DataFrame, str]:
     sentence = (
         f"{len(shared)} test pictures are shared, {n_good} good and {n_bad} defective (by "
         f"{matched}, of {counts}"
-        f"{f'; {disputed} more are good here and defective there' if disputed else ''})"
+        f"{f'; {disputed} more are good in one run and defective in another' if disputed else ''})"
     )
     if min(n_good, n_bad) < least:
         raise DataError(
@@ -196,7 +208,7 @@ def _verdict(first: Compared, other: Compared, found: Comparison) -> str:
     n = found.n_good + found.n_defective
     return (
         f"No difference between {other.name} and {first.name} can be told from noise with {n} "
-        f"images: AUROC {found.difference:+.3f} [{found.lower:+.3f}, {found.upper:+.3f}]."
+        f"pictures: AUROC {found.difference:+.3f} [{found.lower:+.3f}, {found.upper:+.3f}]."
     )
 
 
@@ -208,7 +220,7 @@ def _table(runs: Sequence[Compared], comparisons: Sequence[Comparison]) -> pd.Da
             _text(comparisons[0].champion),
             *(_text(c.challenger) for c in comparisons),
         ],
-        f"less {runs[0].letter}": ["", *(f"{c.difference:+.4f}" for c in comparisons)],
+        f"minus {runs[0].letter}": ["", *(f"{c.difference:+.4f}" for c in comparisons)],
         "from": ["", *(f"{c.lower:+.4f}" for c in comparisons)],
         "to": ["", *(f"{c.upper:+.4f}" for c in comparisons)],
     }

@@ -233,7 +233,7 @@ def _extra(
 
     if column not in table:
         raise ConfigError(
-            f"predictions={column} is no column of the model's output: give one of "
+            f"predictions={column} is not a column of the model's output: give one of "
             f"{', '.join(table.columns)}."
         )
     read = table[table["error"].isna()].reset_index(drop=True)
@@ -248,23 +248,35 @@ def _extra(
         if len(parameters) == 2 and not {"predictions", "targets"} & set(parameters):
             value = metric.eval_fn(pd.DataFrame(pair), dict(found))  # MLflow's older form
         else:
-            missing = [k for k, p in parameters.items() if k not in given and p.default is p.empty]
-            if missing:
-                raise ConfigError(
-                    f"The extra metric {metric.name} asks for {', '.join(missing)}, which "
-                    f"{'is' if len(missing) == 1 else 'are'} not there: give targets, or values in "
-                    "evaluator_config."
-                )
-            value = metric.eval_fn(**{k: given[k] for k in parameters if k in given})
+            value = metric.eval_fn(**_arguments(metric, parameters, given))
         if not isinstance(value, MetricValue):
             value = MetricValue(aggregate_results={metric.name: value})
-        full = f"{metric.name}/{metric.version}" if metric.version else metric.name
-        named |= {
-            full if name == metric.name else f"{full}/{name}": float(number)
-            for name, number in (value.aggregate_results or {}).items()
-            if number is not None
-        }
+        named |= _named(metric, value.aggregate_results or {})
     return named
+
+
+def _arguments(
+    metric: EvaluationMetric, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a metric of the user asks for, of what is given."""
+    missing = [k for k, p in parameters.items() if k not in given and p.default is p.empty]
+    if missing:
+        raise ConfigError(
+            f"The extra metric {metric.name} asks for {', '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not there: give targets, or values in "
+            "evaluator_config."
+        )
+    return {k: given[k] for k in parameters if k in given}
+
+
+def _named(metric: EvaluationMetric, results: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a metric under the names that MLflow gives them."""
+    full = f"{metric.name}/{metric.version}" if metric.version else metric.name
+    return {
+        full if name == metric.name else f"{full}/{name}": float(number)
+        for name, number in results.items()
+        if number is not None
+    }
 
 
 def _artifacts(table: "pd.DataFrame") -> dict[str, Any]:

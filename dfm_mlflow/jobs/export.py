@@ -26,7 +26,7 @@ class ExportedResult:
     megabytes: float
     # Largest relative difference of a score from the detector's, on pictures made for the check.
     difference: float
-    sentence: str = ""  # how the thresholds moved, where the model was calibrated anew; else empty
+    sentence: str = ""  # how the thresholds moved, where the model was recalibrated; else empty
 
     def summary(self) -> str:
         """Say it in a sentence or two."""
@@ -50,9 +50,9 @@ def export(options: ExportOptions) -> ExportedResult:
     root = Path(_compat.download(artifact_uri=options.model))
     declared = read_mlmodel(root)
     record = parse_record((declared.folder / DETECTOR).read_bytes())
-    anew = options.images != "none"
+    recalibrate_first = options.images != "none"
     why = obstacle_of(record)
-    if why and not (anew and record.precision in HALF):
+    if why and not (recalibrate_first and record.precision in HALF):
         raise ExportError(f"{options.model} cannot be exported: {why}")
 
     from dfm_mlflow.export.graph import check_target, export_onnx
@@ -61,7 +61,7 @@ def export(options: ExportOptions) -> ExportedResult:
     check_target(Path(options.output))
     about = {"dfm.model": options.model, "dfm.detector_sha256": declared.sha256}
     detector, sentence = load_model(str(root), device="cpu"), ""
-    if anew:
+    if recalibrate_first:
         detector, sentence = _calibrated(_in_fp32(detector), options)
         about["dfm.recalibrated_on"] = options.images
     written = export_onnx(detector, options.output, about)
@@ -106,7 +106,7 @@ def _calibrated(
     names = detector.class_names
     if len(names) > 1:
         raise ExportError(
-            f"The model has the classes {', '.join(names)}, and pictures of one can be given: "
+            f"The model has the categories {', '.join(names)}, and pictures of one can be given: "
             "train it with precision=fp32."
         )
     naming = Naming.of(options.good, options.bad)

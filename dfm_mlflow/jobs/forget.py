@@ -64,7 +64,7 @@ def moment(text: str) -> datetime:
         found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
     except ValueError:
         raise ConfigError(
-            f"before={text!r} is no date: give one such as 2026-11-27 or 2026-11-27T06:00:00Z."
+            f"before={text!r} is not a date: give one such as 2026-11-27 or 2026-11-27T06:00:00Z."
         ) from None
     return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
 

@@ -67,7 +67,7 @@ class RecalibrateResult:
 
 @dataclass(frozen=True)
 class _Parent:
-    """The model that is calibrated anew: its fixed URI, and its registered name if it has one."""
+    """The model that is recalibrated: its fixed URI, and its registered name if it has one."""
 
     uri: str
     name: str | None
@@ -222,11 +222,11 @@ def _category(given: str, detector: AnomalyDetector) -> str:
     names = detector.class_names
     if given == "auto" and len(names) > 1:
         raise ConfigError(
-            f"The model has the classes {', '.join(names)}: name the one that the pictures belong "
-            "to, as category=<name>."
+            f"The model has the categories {', '.join(names)}: name the one that the pictures "
+            "belong to, as category=<name>."
         )
     if given not in ("auto", *names):
-        raise ConfigError(f"The model has no class {given}: its classes are {', '.join(names)}.")
+        raise ConfigError(f"The model has no category {given}: it has {', '.join(names)}.")
     return names[0] if given == "auto" else given
 
 

@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent = json.loads(self.rfile.read(n))
             assert isinstance(sent, dict)
         except (ValueError, AssertionError, RecursionError):
-            self._answer(HTTPStatus.BAD_REQUEST, b"This is no verdict.")
+            self._answer(HTTPStatus.BAD_REQUEST, b"This is not a verdict.")
             return
         refusal = self.server.take(sent)
         status = HTTPStatus.BAD_REQUEST if refusal else HTTPStatus.OK

@@ -95,7 +95,7 @@ def score(options: ScoreOptions, *, session: Any = None) -> ScoreResult:
 
     Where parts are told apart, ``part``, ``part_p_value`` and ``part_is_anomaly`` follow, and rows
     are in the order of parts. A picture that cannot be read becomes a row with ``error``, unless
-    ``on_error`` is ``raise``. A folder of files is gone on with where an earlier run broke off.
+    ``on_error`` is ``raise``. A folder of files is continued where an earlier run stopped.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ from dfm_mlflow.scores.evaluation import image_metrics, metric_name
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.outage import outage
 from dfm_mlflow.tracking.run import as_given, log_dataset, log_parameters, run_of
-from dfm_mlflow.tracking.sweep_children import PARENT, Book, table_of
+from dfm_mlflow.tracking.sweep_children import PARENT, SweepChildren, table_of
 
 TABLES = ("image_auroc", "image_f1_max")
 # Configurations that differ in nothing else share the network's work, and the fit.
@@ -98,7 +98,7 @@ class SweepResult:
 def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
     """Evaluate every configuration on every category, in one run with a child for each.
 
-    An unfinished sweep of the same options is gone on with: its finished children become children
+    An unfinished sweep of the same options is continued: its finished children become children
     of this run, if their pictures are the same.
     """
     asked = as_given(options)
@@ -112,22 +112,22 @@ def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
         mlflow.set_tags(tags)  # in a run that was taken over, too
         parameters = {f"resolved_{k}": v for k, v in options.model_dump().items()}
         log_parameters(run.info.run_id, {k: v for k, v in parameters.items() if v != "auto"})
-        book = Book(run, tags[PARENT])
+        children = SweepChildren(run, tags[PARENT])
         found, failures = {}, {}
         for category in categories:
             own = [options.options(category, c) for c in configurations]
             try:
-                for i, metrics in _sweep_category(own, configurations, book):
+                for i, metrics in _sweep_category(own, configurations, children):
                     found[category, i] = metrics
             except Exception as error:
                 if outage(error):
                     raise
                 failures[category] = _words(error)
-                book.fail(
+                children.fail(
                     own, configurations, failures[category], {i for c, i in found if c == category}
                 )
         tables = {name: table_of(found, categories, configurations, name) for name in TABLES}
-        result = SweepResult(run.info.run_id, tables, failures, book.n_resumed)
+        result = SweepResult(run.info.run_id, tables, failures, children.n_resumed)
         _log_tables(result)
         active = mlflow.active_run()
         if failures and active and active.info.run_id == run.info.run_id:
@@ -137,7 +137,7 @@ def sweep(options: SweepOptions, *, experiment: str = AUTO) -> SweepResult:
 
 
 def _sweep_category(
-    given: Sequence[Options], configurations: Sequence[Mapping[str, str]], book: Book
+    given: Sequence[Options], configurations: Sequence[Mapping[str, str]], children: SweepChildren
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Give the metrics of each configuration of one category, and log its child."""
     resolved = [o.resolve() for o in given]
@@ -145,7 +145,7 @@ def _sweep_category(
     dataset_logged = False
     waiting = []
     for i, options in enumerate(resolved):
-        known = book.finished(_child_key(options, catalog))
+        known = children.finished(_child_key(options, catalog))
         if known is None:
             waiting.append(i)
         else:
@@ -160,7 +160,7 @@ def _sweep_category(
             dataset_logged = True
         shared = _Shared([resolved[i] for i in numbers], catalog)
         for i, options, metrics in shared.evaluate(numbers):
-            book.log(options, configurations[i], _child_key(resolved[i], catalog), metrics)
+            children.log(options, configurations[i], _child_key(resolved[i], catalog), metrics)
             yield i, metrics
 
 
@@ -216,7 +216,7 @@ class _Shared:
         first = pairs[0][1]
         features = self._features(self._train, first)
         shapes = [f.shape[1:] for f in features]
-        grids = grids_of(shapes, self._extractor.roi_cells, first.rows_are)
+        grids = grids_of(shapes, self._extractor.pixels.roi_cells, first.rows_are)
         groups = groups_of(first.group_by, self._items)
         deal = Deal.of(self._keys, groups, first.seed, n_folds_of(len(features[0])))
         fitted = fit_layers(features, deal, grids, first)
@@ -256,7 +256,7 @@ class _Shared:
             [torch.cat([p.maps[j] for p in parts]) for j in range(len(layers))],
             torch.cat([p.fre for p in parts]),
             torch.cat([p.nll for p in parts]),
-            [torch.cat([p.leading[j] for p in parts]) for j in range(len(layers))],
+            [torch.cat([p.leading_coordinates[j] for p in parts]) for j in range(len(layers))],
         )
 
     def _score(self, detector: AnomalyDetector, raw: RawScores | None) -> pd.DataFrame:

@@ -242,8 +242,7 @@ def _fit(
     options: Options, catalog: Catalog, extractor: Extractor, weights: dict[str, str]
 ) -> Fitted:
     trained = fit_pictures(options, catalog, extractor, weights)
-    detector, fitted_on, n_bad = trained.detector, trained.items, len(trained.extraction.errors)
-    trial, (extract_seconds, fit_seconds) = trained.trial, trained.seconds
+    detector, fitted_on = trained.detector, trained.items
     _logger.info(detector.calibration_sentence(), extra=RESULT)
     evaluation, score_seconds = timed(lambda: score_items(detector, catalog.test))
     catalog.note(evaluation.looks())
@@ -257,13 +256,8 @@ def _fit(
         if warning != " ".join(look.concerns):  # which the verdict leads with
             _logger.warning(warning)
     table = evaluation.table
-    metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
-    metrics |= facts_of(detector, table, len(fitted_on), n_bad)
-    metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
-    metrics["n_unused_files"] = float(catalog.account.n_unused)
+    metrics = _metrics(trained, catalog, evaluation, score_seconds)
     metrics["n_duplicates"] = len(copies.of)
-    n, seconds = (len(table), score_seconds) if len(table) else (len(fitted_on), extract_seconds)
-    metrics["images_per_second"] = n / max(seconds, 1e-9)
     sentences = [detector.calibration_sentence(), *measured_sentence(detector, table)]
     if (depth := detector.extractor.decoder.depth) not in (None, BYTES):
         sentences.append(depth.sentence())
@@ -287,9 +281,24 @@ def _fit(
         drawn,
         metrics,
         sentences,
-        trial,
+        trained.trial,
         verdict,
     )
+
+
+def _metrics(
+    trained: Trained, catalog: Catalog, evaluation: Evaluation, score_seconds: float
+) -> dict[str, float]:
+    """Metrics of the test pictures, and what the run took and cost."""
+    detector, table, n_train = trained.detector, evaluation.table, len(trained.items)
+    extract_seconds, fit_seconds = trained.seconds
+    metrics = image_metrics(table) | pixel_metrics_of(detector, catalog.test, evaluation)
+    metrics |= facts_of(detector, table, n_train, len(trained.extraction.errors))
+    metrics |= {"extract_seconds": extract_seconds, "fit_seconds": fit_seconds}
+    metrics["n_unused_files"] = float(catalog.account.n_unused)
+    n, seconds = (len(table), score_seconds) if len(table) else (n_train, extract_seconds)
+    metrics["images_per_second"] = n / max(seconds, 1e-9)
+    return metrics
 
 
 def _drawn(

@@ -129,7 +129,7 @@ def search(options: Options, items: Sequence[Item]) -> Search:
         classes.append(pictures)
         dealt += own
         examples = examples or shown
-    scored = score_candidates(tried, classes, extractor.roi_cells)
+    scored = score_candidates(tried, classes, extractor.pixels.roi_cells)
     choice = choose(scored, options.seed)
     _logger.info(choice.sentence)
     return Search(scored, choice, dealt, examples, time.perf_counter() - began)

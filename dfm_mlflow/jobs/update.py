@@ -28,7 +28,7 @@ from dfm_mlflow.jobs.update_record import Parent, Telling
 from dfm_mlflow.mlflow_plugin.flavor import load_model
 from dfm_mlflow.mlflow_plugin.model_uri import addresses_of, resolve
 from dfm_mlflow.mlflow_plugin.run_files import address_of
-from dfm_mlflow.network.builder import trained_anew
+from dfm_mlflow.network.builder import for_new_pictures
 from dfm_mlflow.registry.promote import PromoteResult, promote
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.kept import PARENT
@@ -65,7 +65,7 @@ class UpdateResult:
 
 
 def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
-    """Fit a model anew on its own pictures, those judged good added and those judged bad taken out.
+    """Fit a model again on its own pictures, with those judged good and without those judged bad.
 
     Every option stays as it was resolved, and the network is the model's own. The model is a
     function of the set of pictures: it is the one that training from scratch on this set gives, and
@@ -106,7 +106,7 @@ def update(options: UpdateOptions, *, experiment: str = AUTO) -> UpdateResult:
         log_parameters(run_id, as_given(options) | {"resolved_model": parent.found.uri})
         given = _options(options, parent, run_id)
         catalog = _catalog(given, learned, looks, address_of(run_id, TRAINING))
-        extractor = trained_anew(old.extractor, given, catalog.train)
+        extractor = for_new_pictures(old.extractor, given, catalog.train)
         telling = Telling(options, parent, learned, verdicts, catalog)
         trained = fit_and_register(
             run_id, source, tags, given, catalog, extractor, old.weights, telling

@@ -14,7 +14,7 @@ from dfm_mlflow.detector.anomaly_detector import DIGITS, AnomalyDetector
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.jobs.train import Fitted, Further
 from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel
-from dfm_mlflow.network.builder import cached
+from dfm_mlflow.network.builder import cache_of
 from dfm_mlflow.registry.history import as_dicts, better, history, record_of
 from dfm_mlflow.registry.runs import read_train_scores
 from dfm_mlflow.report.history import history_page
@@ -71,7 +71,7 @@ class Telling:
     def __call__(self, fitted: Fitted) -> Further:
         """Say what changed in sentences and metrics of `fitted`; gives tags and files."""
         contents, old = self._catalog.contents, self._parent.detector
-        known = old.with_extractor(cached(old.extractor, old.options))
+        known = old.with_extractor(old.extractor.with_cache(cache_of(old.options)))
         tested = score_items(known, self._catalog.test).table
         now = fitted.evaluation.table
         if "left_out" in now:

@@ -1,4 +1,4 @@
-"""A model of format 1 fitted anew under the rules of today, and both compared."""
+"""A model of format 1 fitted again under the rules of today, and both compared."""
 
 import logging
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class UpgradeResult:
 
 
 def upgrade(options: UpgradeOptions, *, experiment: str = AUTO) -> UpgradeResult:
-    """Fit a model of format 1 anew from its run's data, and hold both against each other.
+    """Fit a model of format 1 again from its run's data, and compare both.
 
     Network, layers and every other option are those of the old model; its own network is used, so
     that no weights are needed. The old version stays as it is.

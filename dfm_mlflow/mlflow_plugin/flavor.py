@@ -128,8 +128,8 @@ def save_model(
         Overrides keys of :class:`~dfm_mlflow.config.serving.ServingSettings`: ``device``,
         ``precision``, ``batch_size``, ``max_wait_ms``, ``queue_size``, ``threads``.
     validate_serving_input : bool
-        For MLflow's ``Model.log``, which passes it on: whether to load the model anew and score its
-        example as a server would. Nothing here.
+        For MLflow's ``Model.log``, which passes it on: whether to load the model again and score
+        its example as a server would. Nothing here.
 
     Raises
     ------

@@ -33,13 +33,13 @@ def load_golden(run_id: str) -> pd.DataFrame:
     if missing or table.empty:
         raise PromotionError(
             f"{GOLDEN} of the run {run_id} has {len(table)} pictures and lacks the columns "
-            f"{', '.join(sorted(missing)) or 'none'}: train the model anew."
+            f"{', '.join(sorted(missing)) or 'none'}: train the model again."
         )
     return table
 
 
 def deviation(detector: AnomalyDetector, golden: pd.DataFrame) -> tuple[float, float]:
-    """Score golden pictures anew, and compare."""
+    """Score golden pictures again, and compare."""
     scores = detector.score(list(golden["image"]))
     largest = 0.0
     for column in COLUMNS:

@@ -48,7 +48,7 @@ def declared_in(root: Path | str, flavors: dict[Any, Any]) -> Declared:
     section = _entry(path, flavors, FLAVOR_NAME)
     data, sha256 = section.get("data"), section.get("sha256")
     if not isinstance(data, str) or not _PLAIN.fullmatch(data):
-        raise _damaged(path, f"{FLAVOR_NAME}.data is no name of a folder")
+        raise _damaged(path, f"{FLAVOR_NAME}.data is not the name of a folder")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise _damaged(path, f"{FLAVOR_NAME}.sha256 is not the SHA-256 of {DETECTOR}")
     return Declared(Path(root) / data, sha256)
@@ -71,4 +71,4 @@ def _entry(path: Path | str, value: Any, name: str) -> dict[Any, Any]:
 
 
 def _damaged(path: Path | str, what: str) -> ArtifactError:
-    return ArtifactError(f"{path} is damaged ({what}): log the model anew, or fetch it again.")
+    return ArtifactError(f"{path} is damaged ({what}): log the model again, or fetch it again.")

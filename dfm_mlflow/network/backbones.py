@@ -98,7 +98,7 @@ def is_small(module: nn.Module, size: tuple[int, int]) -> bool:
 def _windows(
     name: str, layers: tuple[str, ...], size: tuple[int, int]
 ) -> tuple[transformers.Window, ...]:
-    with _explained(name, size):
+    with _as_backbone_error(name, size):
         whole = _without_data(lambda: transformers.whole(name, size))
         return transformers.windows_of(name, layers, transformers.n_blocks_of(whole))
 
@@ -118,7 +118,7 @@ def _build_tokens(
         windows = transformers.windows_of(name, layers, transformers.n_blocks_of(whole))
         return transformers.truncated(whole, windows)
 
-    with _explained(name, size):
+    with _as_backbone_error(name, size):
         if weights is None and folded is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -147,12 +147,12 @@ def _build(
     seed: int,
 ) -> tuple[tuple[str, ...], nn.Module]:
     """Give the names of the layers, and the truncated network with folded batch norms."""
-    with _explained(name, size):
+    with _as_backbone_error(name, size):
         names, published = _without_data(lambda: _layer_names(name, layers, size))
     if folded is not None:
         module = _rebuild(name, names, size, folded)
     else:
-        with _explained(name, size), torch.random.fork_rng(devices=[]):
+        with _as_backbone_error(name, size), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = _truncate(name, names, size)
         if weights is not None:
@@ -223,7 +223,7 @@ def layer_names(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> tu
         return tuple(found[layer] for layer in layers)
     if is_transformer(name):
         return tuple(window.name for window in _windows(name, layers, size))
-    with tracing(), _explained(name, size):
+    with tracing(), _as_backbone_error(name, size):
         return _without_data(lambda: _layer_names(name, layers, size))[0]
 
 
@@ -244,7 +244,7 @@ def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 @contextmanager
-def _explained(name: str, size: tuple[int, int]) -> Iterator[None]:
+def _as_backbone_error(name: str, size: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except DfmError:

@@ -57,7 +57,7 @@ def build_extractor(
         backbone = build_backbone(
             options.backbone, options.layer_names, options.network_size, take, seed=options.seed
         )
-        cache = FeatureCache() if options.cache else None
+        cache = cache_of(options)
         roi = load_roi(options.roi, options.max_pixels) if roi is None else roi
         decoder, sample = look.result()
 
@@ -76,7 +76,7 @@ def build_extractor(
         extractor = make(choose_precision(options.precision, device))
         if half:
             candidate = make(half)
-            if _stands(extractor, candidate, sample, options):
+            if _keeps_scores(extractor, candidate, sample, options):
                 extractor = candidate
     resolved = options.model_copy(
         update={
@@ -91,38 +91,30 @@ def build_extractor(
     return extractor, {"id": weights.id, "sha256": weights.sha256}, resolved
 
 
-def trained_anew(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
+def for_new_pictures(extractor: Extractor, options: Options, items: Sequence[Item]) -> Extractor:
     """Give a model's network to a training on other pictures, as :func:`build_extractor` would."""
     decoder = guessed(extractor.decoder, [item.path for item in items], options.stated_bits)
     assert decoder.depth is not None  # a guess gives one
-    return cached(extractor, options).with_depth(decoder.depth, strict=decoder.strict)
+    return extractor.with_cache(cache_of(options)).with_depth(decoder.depth, strict=decoder.strict)
 
 
-def cached(extractor: Extractor, options: Options) -> Extractor:
-    """Give a model's `extractor` the cache of features, if its `options` have one."""
-    return Extractor.of(
-        extractor.backbone,
-        options,
-        extractor.device,
-        extractor.precision,
-        extractor.batch_size,
-        roi=extractor.roi,
-        cache=FeatureCache() if options.cache else None,
-        depth=extractor.decoder.depth,
-        strict=extractor.decoder.strict,
-    )
+def cache_of(options: Options) -> FeatureCache | None:
+    """Give the cache of features, if the `options` have one."""
+    return FeatureCache() if options.cache else None
 
 
 def _look(
     options: Options, items: Sequence[Item], with_sample: bool
-) -> tuple[Decoder, list["Seen"]]:
+) -> tuple[Decoder, list["SamplePicture"]]:
     """Guess the depth of pictures, and read a few of them where that is asked for."""
     decoder = Decoder(None, options.real_range, options.max_pixels)
     decoder = guessed(decoder, [item.path for item in items], options.stated_bits)
     return decoder, read_sample(items, decoder) if with_sample else []
 
 
-def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options: Options) -> bool:
+def _keeps_scores(
+    full: Extractor, half: Extractor, sample: Sequence["SamplePicture"], options: Options
+) -> bool:
     """Whether good pictures keep their scores in half precision."""
     try:
         kinds = options.rows_are
@@ -137,22 +129,22 @@ def _stands(full: Extractor, half: Extractor, sample: Sequence["Seen"], options:
     except FitError as error:
         _logger.info("precision=auto takes %s: %s", full.precision, error)
         return False
-    stands = change <= MAX_CHANGE
+    kept = change <= MAX_CHANGE
     _logger.info(
         "precision=auto takes %s: in %s held-out scores of good pictures change by %.2g of their "
         "spread, where %.2g is the limit.",
-        half.precision if stands else full.precision,
+        half.precision if kept else full.precision,
         half.precision,
         change,
         MAX_CHANGE,
     )
-    return stands
+    return kept
 
 
 def precision_change(
     full: Extractor,
     half: Extractor,
-    sample: Sequence["Seen"],
+    sample: Sequence["SamplePicture"],
     level: float,
     seed: int = 42,
     *,
@@ -176,7 +168,7 @@ def precision_change(
     key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
     if known and (measured := known.get(key)):
         return float(measured[0])
-    pixels = torch.stack([full.resized(s.image) for s in sample])
+    pixels = torch.stack([full.pixels.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)
     for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
         for i, one in enumerate(sample):
@@ -193,7 +185,7 @@ def precision_change(
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SamplePicture:
     """A decoded picture, with the SHA-256 of its file."""
 
     path: Path | S3Object
@@ -202,20 +194,20 @@ class Seen:
     words: Words | None = None  # what its 16-bit values show
 
 
-def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[Seen]:
+def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[SamplePicture]:
     """Read a few pictures of the first class, evenly spread; unreadable ones are left out."""
     decoder = decoder or Decoder()
 
-    def seen(path: Path | S3Object) -> Seen | None:
+    def decoded(path: Path | S3Object) -> SamplePicture | None:
         try:
             data = read_picture(path, decoder.max_bytes)
-            return Seen(path, hashlib.sha256(data).hexdigest(), *decoder.decode(data))
+            return SamplePicture(path, hashlib.sha256(data).hexdigest(), *decoder.decode(data))
         except ImageError:  # the extraction reports it
             return None
 
     mine = [i for i in items if i.category == items[0].category]
     step = max(1, len(mine) // N_MEASURED)
-    found = map_in_threads(seen, [i.path for i in mine[::step][:N_MEASURED]])
+    found = map_in_threads(decoded, [i.path for i in mine[::step][:N_MEASURED]])
     return [one for one in found if one]
 
 

@@ -1,4 +1,4 @@
-"""Turned and mirrored copies of a picture: the seven ways to lay a square down anew."""
+"""Turned and mirrored copies of a picture: the seven ways to turn and mirror a square."""
 
 from typing import NamedTuple
 

@@ -71,6 +71,50 @@ class Prepared:
     light: float = math.nan  # mean level of the pixels, from 0 to 255
 
 
+@dataclass
+class Outcomes:
+    """What became of the pictures of an extraction, beside their features, by their index."""
+
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    light: dict[int, float] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+    words: dict[int, Words] = field(default_factory=dict)
+
+    def read(self, i: int, picture: Prepared) -> None:
+        """Note a `picture` that could be read."""
+        self.sizes[i], self.light[i] = picture.size, picture.light
+        if picture.digest is not None:
+            self.digests[i] = picture.digest
+        if picture.words is not None:
+            self.words[i] = picture.words
+
+    def failed(self, i: int, why: str, digest: str | None) -> None:
+        """Note a picture that could not be read."""
+        self.errors[i] = why
+        if digest is not None:
+            self.digests[i] = digest
+
+    def add(self, part: Extraction, at: Sequence[int]) -> None:
+        """Take over what is known of the pictures of a `part`, of which i is ``at[i]`` here."""
+        self.sizes |= {at[i]: size for i, size in zip(part.kept, part.sizes, strict=True)}
+        self.light |= {at[i]: level for i, level in zip(part.kept, part.light, strict=True)}
+        self.errors |= {at[i]: why for i, why in part.errors.items()}
+        self.digests |= {at[i]: digest for i, digest in part.digests.items()}
+        self.words |= {at[i]: words for i, words in part.words.items()}
+
+    @property
+    def kept(self) -> list[int]:
+        """Index of each picture that could be read, ascending."""
+        return sorted(self.sizes)
+
+    def extraction(self, features: list[Tensor]) -> Extraction:
+        """Put what is known beside the `features` of the pictures that could be read."""
+        sizes = [self.sizes[i] for i in self.kept]
+        light = [self.light[i] for i in self.kept]
+        return Extraction(features, self.kept, self.errors, sizes, self.digests, self.words, light)
+
+
 class Table:
     """Feature maps of n pictures, one array a layer, held once; any thread may fill rows."""
 

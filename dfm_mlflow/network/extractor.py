@@ -24,7 +24,7 @@ from dfm_mlflow.images.read import read_picture
 from dfm_mlflow.network.backbones import Backbone
 from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.copies import UPRIGHT, Copy
-from dfm_mlflow.network.extraction import Batches, Extraction, Prepared, Table, workers
+from dfm_mlflow.network.extraction import Batches, Extraction, Outcomes, Prepared, Table, workers
 from dfm_mlflow.network.forward import CPU_PASS, Network
 from dfm_mlflow.network.pixels import Pixels
 from dfm_mlflow.network.pooling import Rule
@@ -74,7 +74,7 @@ class Extractor:
         self._held: dict[Source, Held] = {}
         self._turns_input = size[0] == size[1] and roi is None
         self.padding = tuple(round(255 * m) for m in backbone.mean)
-        self._pixels = Pixels(size, resize, self.padding, roi, device)
+        self.pixels = Pixels(size, resize, self.padding, roi, device)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self.fingerprint = self._make_fingerprint() if cache else ""
 
@@ -112,9 +112,17 @@ class Extractor:
 
     def with_depth(self, depth: Depth, *, strict: bool = True) -> "Extractor":
         """Return a copy for pictures of a known `depth`, which refuses others if it is `strict`."""
+        return self._copy(replace(self.decoder, depth=depth, strict=strict), self.cache)
+
+    def with_cache(self, cache: FeatureCache | None) -> "Extractor":
+        """Return a copy that keeps features in another `cache`, or in none."""
+        return self._copy(self.decoder, cache)
+
+    def _copy(self, decoder: Decoder, cache: FeatureCache | None) -> "Extractor":
         other = copy.copy(self)
-        other.decoder, other._known = replace(self.decoder, depth=depth, strict=strict), {}
-        other.fingerprint = other._make_fingerprint() if other.cache else ""
+        other.decoder, other.cache = decoder, cache
+        other._known = {}
+        other.fingerprint = other._make_fingerprint() if cache else ""
         return other
 
     def with_runner(self, runner: Runner, decoding: AbstractContextManager[object]) -> "Extractor":
@@ -172,20 +180,12 @@ class Extractor:
         progress: str | None = None,
     ) -> Extraction:
         """Extract the features of pictures, in their order; unreadable ones are reported."""
-        sizes: dict[int, tuple[int, int]] = {}
-        errors: dict[int, str] = {}
-        digests: dict[int, str] = {}
-        words: dict[int, Words] = {}
-        light: dict[int, float] = {}
         n = len(sources)
-        rows_of = [range(i, n * len(copies), n) for i in range(n)]
-        table = Table(n * len(copies), self.device)
-        bar = tqdm(
-            total=len(sources), desc=progress, unit="img", disable=None if progress else True
-        )
+        found, table = Outcomes(), Table(n * len(copies), self.device)
+        bar = tqdm(total=n, desc=progress, unit="img", disable=None if progress else True)
         # Few pictures are sooner ready where all cores join in each pass.
         cores = torch.get_num_threads() if self.device.type == "cpu" and not self._runner else 1
-        together = cores > 1 and len(sources) >= 2 * CPU_PASS * cores
+        together = cores > 1 and n >= 2 * CPU_PASS * cores
         with bar, workers(sources, cores if together else 1) as pool:
             batches = Batches(
                 CPU_PASS if together else self.batch_size,
@@ -194,34 +194,20 @@ class Extractor:
             )
             for i, outcome in self._prepare_all(sources, copies, pool):
                 bar.update()
-                first = outcome if isinstance(outcome, Unreadable) else outcome[0]
-                if first.digest is not None:
-                    digests[i] = first.digest
                 if isinstance(outcome, Unreadable):
-                    errors[i] = outcome.why
+                    found.failed(i, outcome.why, outcome.digest)
                     continue
-                sizes[i], light[i] = outcome[0].size, outcome[0].light
-                if outcome[0].words is not None:
-                    words[i] = outcome[0].words
+                found.read(i, outcome[0])
                 if hold:
                     self._hold(sources[i], outcome[0])
-                for row, one in zip(rows_of[i], outcome, strict=True):
+                for j, one in enumerate(outcome):  # the first copies of all, then the second
                     if one.cached is not None:
-                        table.put([row], [torch.from_numpy(a)[None] for a in one.cached])
+                        table.put([i + j * n], [torch.from_numpy(a)[None] for a in one.cached])
                     else:
-                        batches.add(row, one)
+                        batches.add(i + j * n, one)
             batches.finish()
-        kept = sorted(sizes)
-        rows = [rows_of[i][j] for j in range(len(copies)) for i in kept]
-        return Extraction(
-            table.rows(rows),
-            kept,
-            errors,
-            [sizes[i] for i in kept],
-            digests,
-            words,
-            [light[i] for i in kept],
-        )
+        rows = [i + j * n for j in range(len(copies)) for i in found.kept]
+        return found.extraction(table.rows(rows))
 
     def _prepare_all(
         self, sources: Sequence[Source], copies: Sequence[Copy], pool: Executor | None
@@ -260,7 +246,7 @@ class Extractor:
 
     def _reading(self) -> Reading:
         return Reading(
-            self.resized,
+            self.pixels.resized,
             self._turns_input,
             self._decoding,
             self._known,
@@ -277,26 +263,6 @@ class Extractor:
         Gives (H, W, 3) uint8.
         """
         return self.decoder.decode(read_picture(source, self.decoder.max_bytes))[0]
-
-    def resized(self, image: np.ndarray) -> Tensor:
-        """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
-
-        It lies on the extractor's device; a GPU's resize may differ from a CPU's by one level.
-
-        Shapes: image (H, W, 3) uint8; gives (3, H, W) uint8.
-        """
-        return self._pixels.resized(image)
-
-    def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
-        """Which cells of a feature grid the region of interest touches.
-
-        Gives (h, w) bool.
-        """
-        return self._pixels.roi_cells(grid)
-
-    def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Share of the input's height and width that a picture fills."""
-        return self._pixels.filled_part(size)
 
     def run_batch(self, pixels: Tensor) -> list[Tensor]:
         """Run the network on pixels.

@@ -24,7 +24,7 @@ Source = Picture | S3Object
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A source that is no picture."""
+    """A source that is not a picture."""
 
     why: str
     digest: str | None  # SHA-256 of a file that could be read

@@ -97,7 +97,7 @@ def say_licence(name: str, *, fetched: bool) -> None:
         "The licence of the published weights of %s: %s%s",
         name,
         stated,
-        "" if free else "; it is no free licence: read it before you use or pass on a model",
+        "" if free else "; it is not a free licence: read it before you use or pass on a model",
     )
 
 

@@ -119,8 +119,8 @@ def check_size(name: str, size: tuple[int, int], patch: int, what: str = "image_
         if side % patch:
             below = max(patch, side // patch * patch)
             raise BackboneError(
-                f"{what}={_spelled(size)} is no multiple of the patch of {patch} pixels of {name}: "
-                f"in place of {side} give {below} or {(side // patch + 1) * patch}."
+                f"{what}={_spelled(size)} is not a multiple of the patch of {patch} pixels of "
+                f"{name}: in place of {side} give {below} or {(side // patch + 1) * patch}."
             )
 
 

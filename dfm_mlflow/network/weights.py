@@ -72,7 +72,7 @@ def load_weights(source: str, backbone: str, seed: int) -> Weights:
 
 
 def _pair(source: str, backbones: list[str], seed: int) -> Weights:
-    """Load those of two networks; one source is that of both where it is no file."""
+    """Load those of two networks; one source is that of both where it is not a file."""
     sources = source.split("+") if source.count("+") == 1 else [source] * 2
     if (sources[0] == "random") != (sources[1] == "random"):
         raise WeightsError(

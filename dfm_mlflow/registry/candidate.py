@@ -43,7 +43,7 @@ def load_candidate(client: MlflowClient, version: ModelVersion) -> Candidate:
             if found:
                 raise PromotionError(
                     f"{name} holds {', '.join(found)}: a model of this flavor has neither pickle "
-                    "nor code; log it anew with dfm_mlflow.log_model."
+                    "nor code; log it again with dfm_mlflow.log_model."
                 )
             n_bytes = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
             detector = load_model(str(root))

@@ -37,8 +37,8 @@ def comparison_gates(
         known = "image_auroc" in rival.metrics
         remedy = "give data=<folder with good and defective test pictures>"
         sentence = (
-            f"{n_good} good and {n_defective} defective test pictures compare nothing, and "
-            f"{rival.name} was {f'tested on both: {remedy}' if known else 'not tested either'}."
+            f"{n_good} good and {n_defective} defective test pictures are too few to compare on, "
+            f"and {rival.name} was {f'tested on both: {remedy}' if known else 'not tested either'}."
         )
         return [Gate(prefix + COMPARISON, not known, sentence)]
     strata = scored[0]["category"].tolist()
@@ -106,6 +106,6 @@ def _sentence(
         else f"{values}, and {margin} lies within"
     )
     return (
-        f"Too few images to decide whether {challenger} is worse than {whom} in {what}: "
+        f"Too few pictures to decide whether {challenger} is worse than {whom} in {what}: "
         f"{pictures}; {why}: add test pictures, or accept a larger margin."
     )

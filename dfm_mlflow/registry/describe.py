@@ -149,7 +149,7 @@ def _by_alias(version: ModelVersion | None, verb: str) -> dict[str, dict[str, An
     return found
 
 
-def in_words(found: dict[str, Any]) -> str:
+def as_text(found: dict[str, Any]) -> str:
     """Write `found`, the record of :func:`describe`, for people, one fact a line."""
     title = found["uri"] if found["name"] is None else f"{found['name']} {found['version']}"
     facts = {

@@ -57,7 +57,7 @@ def golden_table(detector: AnomalyDetector, items: Sequence[Item]) -> pd.DataFra
 
 def _network_input(detector: AnomalyDetector, source: Path | S3Object) -> bytes:
     extractor = detector.extractor
-    pixels = extractor.resized(extractor.read(source)).permute(1, 2, 0).cpu().numpy()
+    pixels = extractor.pixels.resized(extractor.read(source)).permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG")
     return buffer.getvalue()

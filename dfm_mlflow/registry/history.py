@@ -19,7 +19,7 @@ class VersionRecord:
     version: str
     created: str  # in UTC, ISO 8601
     aliases: list[str]
-    parent: str | None  # version, or model, that it was updated or calibrated anew from
+    parent: str | None  # version, or model, that it was updated or recalibrated from
     n_train: int | None  # pictures that it was fitted to
     threshold: float | None  # largest of its classes
     recall: float | None

@@ -36,7 +36,7 @@ def false_alarm_gate(candidate: Candidate, scored: pd.DataFrame) -> Gate:
     """Refuse a version that flags more good test pictures than its promise and chance explain."""
     good = scored[~scored["defective"].astype(bool)]
     if good.empty:
-        return Gate("false_alarms", True, "No good test pictures to hold the promise against.")
+        return Gate("false_alarms", True, "No good test pictures to compare the promise with.")
     flagged, promised = (
         int(good["is_anomaly"].astype(bool).sum()),
         candidate.detector.promised_fpr(),

@@ -7,29 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlflow
-import pandas as pd
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.config import PromoteOptions
 from dfm_mlflow.errors import ConfigError, PromotionError
-from dfm_mlflow.images.read import read_picture
-from dfm_mlflow.mlflow_plugin.golden import load_golden
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
 from dfm_mlflow.registry.aliases import NONE, Move, holder, make_move, user, utc_now, version_of
-from dfm_mlflow.registry.candidate import Candidate, load_candidate
-from dfm_mlflow.registry.comparison_gates import COMPARISON, comparison_gates
-from dfm_mlflow.registry.cost_gates import cost_gates
-from dfm_mlflow.registry.gates import Gate, golden_gate, metrics_gate
-from dfm_mlflow.registry.operating_gates import false_alarm_gate, recall_gate
-from dfm_mlflow.registry.rivals import Rival, Scored, load_rivals, score_all
+from dfm_mlflow.registry.all_gates import run_gates
+from dfm_mlflow.registry.gates import Gate
 from dfm_mlflow.scores.verdict import RESULT
 from dfm_mlflow.tracking.experiment import AUTO
 from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
 
 DECISION = "decision.json"
 MOVED, WOULD_MOVE, REFUSED, OVERTAKEN = "moved", "would move", "refused", "overtaken"
-_TIMED = 8  # pictures in a timed call
 
 _logger = logging.getLogger(__name__)
 
@@ -152,62 +144,6 @@ def _experiment_of(client: MlflowClient, version: ModelVersion) -> str | None:
         return str(client.get_experiment(run.info.experiment_id).name)
     except MlflowException:
         return None
-
-
-def run_gates(
-    client: MlflowClient, options: PromoteOptions, version: ModelVersion, before: str | None
-) -> list[Gate]:
-    """Run every gate; the ones after a broken model are left out."""
-    try:
-        challenger = load_candidate(client, version)
-    except PromotionError as error:
-        return [Gate("artifact", False, str(error), may_be_forced=False)]
-    sentence = "The model loads, every hash is right, and it holds neither pickle nor code."
-    gates = [Gate("artifact", True, sentence), golden_gate(challenger)]
-    if not gates[-1].passed:
-        return gates
-    rivals, trouble = load_rivals(client, options, before)
-    scored, unread = score_all(options, challenger, rivals)
-    mine = scored.tables[0] if scored else None
-    gates.append(metrics_gate(challenger, options, mine, scored.source if scored else ""))
-    if mine is not None:
-        gates += [recall_gate(challenger, options, mine), false_alarm_gate(challenger, mine)]
-    if before is None:
-        sentence = f"No version holds {options.alias} yet, so there is none to compare with."
-        return [*gates, Gate(COMPARISON, True, sentence)]
-    if trouble or unread:
-        sentence = f"A comparison with version {before} is not possible: {trouble or unread}"
-        gates.append(Gate(COMPARISON, False, sentence))
-    else:
-        gates += _comparisons(challenger, rivals, options, scored)
-    if rivals:
-        holder_now, images = rivals[0].candidate, _to_time(challenger, scored)
-        gates += cost_gates(challenger, holder_now, options, images)
-    return gates
-
-
-def _comparisons(
-    challenger: Candidate, rivals: Sequence[Rival], options: PromoteOptions, scored: Scored | None
-) -> list[Gate]:
-    tables = scored.tables if scored else [_NOTHING] * (1 + len(rivals))
-    gates: list[Gate] = []
-    for rival, table in zip(rivals, tables[1:], strict=True):
-        gates += comparison_gates(
-            challenger, rival.candidate, options, (tables[0], table), rival.by, rival.best
-        )
-        if not gates[0].figures:  # there is nothing to compare on
-            break
-    return gates
-
-
-_NOTHING = pd.DataFrame({"defective": [], "category": []})
-
-
-def _to_time(challenger: Candidate, scored: Scored | None) -> list[bytes]:
-    """Pictures to time: of the test set, which have the line's size, or else the golden ones."""
-    if scored is None or scored.catalog is None or scored.tables[0].empty:
-        return list(load_golden(str(challenger.version.run_id))["image"])
-    return [read_picture(scored.catalog.test[i].path) for i in scored.tables[0].index[:_TIMED]]
 
 
 def _decision(

@@ -79,7 +79,7 @@ def load_rivals(
         try:
             version = load_candidate(client, version_of(client, options.model, number))
         except PromotionError as error:
-            _logger.warning("The best that ever held %s is no rival: %s", options.alias, error)
+            _logger.warning("The best that ever held %s is not compared: %s", options.alias, error)
         else:
             rivals.append(Rival(version, tuple(names), best=True))
     return rivals, ""

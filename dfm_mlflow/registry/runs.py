@@ -69,7 +69,7 @@ def read_scores(run: Run) -> pd.DataFrame:
         ) from None
     missing = {"path", "category", "label", "defective", "anomaly_score", "error"} - set(table)
     if missing:
-        raise DataError(f"{SCORES} of {name} lacks {', '.join(sorted(missing))}: run it anew.")
+        raise DataError(f"{SCORES} of {name} lacks {', '.join(sorted(missing))}: run it again.")
     table = counted(table)
     table = table[table["defective"].notna()]
     if table.empty:

@@ -19,7 +19,7 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.overlay import USUAL, tint
+from dfm_mlflow.images.overlay import GOOD_LEVEL, tint
 from dfm_mlflow.scores.evaluation import Evaluation, counted, metric_name
 from dfm_mlflow.storage import store
 
@@ -137,10 +137,10 @@ def level_of(
     scale = detector.classes[detector.class_names.index(category)].map_scale
     full = detector.full_map(values, size)
     level = to_level(full, scale)
-    own_scale = int(level.max()) < USUAL
+    own_scale = int(level.max()) < GOOD_LEVEL
     if own_scale:  # calm on the common scale, and yet the score comes from somewhere
         full = full - full.median()
-        level = to_level(full, float(full.max()) * USUAL / 255)
+        level = to_level(full, float(full.max()) * GOOD_LEVEL / 255)
     return level, own_scale
 
 

@@ -23,7 +23,6 @@ from dfm_mlflow.report.gallery import level_of, shrunk
 from dfm_mlflow.scores.to_review import FLAGGED, PASSED, RETEST, TRAINING, Case
 from dfm_mlflow.storage import store
 
-PAGE_BYTES = 64 * 10**6  # the page stays below
 _PICTURES = 42 * 10**6  # bytes of all pictures, which base64 makes a third longer
 _MOST = 160_000  # bytes of one picture
 _SIDE, _THUMB, _MAP = 960, 72, 160  # most pixels a side

@@ -13,8 +13,9 @@ from dfm_mlflow.core.pixel_metrics import pixel_metrics
 from dfm_mlflow.core.ranking import precision_recall_curve, roc_curve
 from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.data.masks import fitted_mask
-from dfm_mlflow.detector.anomaly_detector import AnomalyDetector, Observation
+from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.decision import is_estimate
+from dfm_mlflow.detector.rows import Observation
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.read import Look
 from dfm_mlflow.scores.part_decisions import part_decisions, part_metrics
@@ -31,7 +32,9 @@ class Evaluation:
     # One row a picture: ``path``, ``category``, ``label``, ``defective``, then the columns of
     # :meth:`AnomalyDetector.score` without the map.
     table: pd.DataFrame
-    seen: dict[int, Observation]  # anomaly map, size and places of each row that could be read
+    seen: dict[
+        int, Observation
+    ]  # anomaly map, size and calibration ranks of each row that could be read
 
     def leaving_out(self, reasons: Mapping[str, str]) -> "Evaluation":
         """Say of pictures, by path, why metrics leave them out; see :func:`counted`.
@@ -121,9 +124,9 @@ def pixel_metrics_of(
 
 
 def image_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """Compute every image-level metric of a scored test set.
+    """Compute every picture-level metric of a scored test set.
 
-    Metrics of ranking are means over the categories that have good and defective images, since
+    Metrics of ranking are means over the categories that have good and defective pictures, since
     scores of different categories are on different scales. AUROC per defect compares its images
     with the good ones of the same category; with several categories the names are
     ``image_auroc/<category>`` and ``image_auroc/<category>/<defect>``, and

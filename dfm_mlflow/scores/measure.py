@@ -88,7 +88,7 @@ def _appearance(drift: Drift, detector: AnomalyDetector) -> str:
     if detector.rule == 1:
         return (
             "leading coordinates are not compared, since this model of format 1 holds those of "
-            "pictures that it was fitted to (train it anew to compare them)"
+            "pictures that it was fitted to (train it again to compare them)"
         )
     return f"leading coordinates lie up to {drift.appearance:.2f} apart (Mann-Whitney)"
 
@@ -121,29 +121,29 @@ def drift_of(
         table = table[table["label"] == GOOD]
     if table.empty:
         return None
-    places = np.stack([evaluation.seen[i].places for i in table.index])
+    ranks = np.stack([evaluation.seen[i].calibration_ranks for i in table.index])
     if detector.rule == 1:  # its coordinates are of pictures that it was fitted to
-        places = np.full_like(places, np.nan)
+        ranks = np.full_like(ranks, np.nan)
     light = np.array([evaluation.seen[i].light for i in table.index])
-    return drift_of_rows(detector, table, places, light)
+    return drift_of_rows(detector, table, ranks, light)
 
 
 def drift_of_rows(
     detector: AnomalyDetector,
     read: pd.DataFrame,
-    places: np.ndarray | None = None,
+    ranks: np.ndarray | None = None,
     light: np.ndarray | None = None,
 ) -> Drift:
     """Compare scored rows with the calibration, each in the category that it was judged as.
 
-    Shapes: places (n, l); light (n,).
+    Shapes: ranks (n, l); light (n,).
     """
     judged_as = read["predicted_class"].to_numpy(str)
     sizes = {c.name: c.calibration.n_groups for c in detector.classes}
     return measure_drift(
         cautious_p_values(detector, read["anomaly_score"].to_numpy(float), judged_as),
         read["is_anomaly"].to_numpy(np.bool_),
-        np.full((len(read), 1), np.nan) if places is None else places,
+        np.full((len(read), 1), np.nan) if ranks is None else ranks,
         np.array([sizes[name] for name in judged_as]),
         judged_as,
         {c.name: c.correlation for c in detector.classes if c.correlation is not None},

@@ -64,7 +64,7 @@ def operating_points(
     drawn: np.ndarray | None = None,
     rates: Sequence[float] = RATES,
 ) -> list[OperatingPoint]:
-    """Decide anew at several rates; nothing is scored anew.
+    """Decide again at several rates; nothing is scored again.
 
     Shapes: drawn (m,).
     """

@@ -208,8 +208,8 @@ def _read_plan(folder: OutputFolder, model: str, asked: Asked) -> int:
             raise ValueError("another format")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder.address.rstrip('/')}/{PLAN} is no plan of this version ({error}): give a new "
-            "folder."
+            f"{folder.address.rstrip('/')}/{PLAN} is not a plan of this version ({error}): give a "
+            "new folder."
         ) from None
     if known != model:
         raise ConfigError(

@@ -115,7 +115,9 @@ def _read(addresses: Sequence[str]) -> tuple[pd.DataFrame, str | None]:
                 f"{address} cannot be read ({error.strerror or error}): give a table of scores."
             ) from None
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(f"{address} is no parquet ({error}): give a table of scores.") from None
+            raise DataError(
+                f"{address} is not a parquet file ({error}): give a table of scores."
+            ) from None
         tables.append(found.to_pandas())
         model = model_in(found.schema) or model
     filled = [t for t in tables if len(t)] or tables[:1]
@@ -166,7 +168,7 @@ def choose(scores: Sequence[Scores], most: int) -> list[Case]:
     n_more, n_more_training = len(cases) - n_cases, len(training) - n_training
     if n_more or n_more_training:
         _logger.info(
-            "%d more scored pictures and %d more training pictures find no room on a page of %d: "
+            "%d more scored pictures and %d more training pictures do not fit on a page of %d: "
             "give a larger most.",
             n_more,
             n_more_training,

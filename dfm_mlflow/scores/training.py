@@ -123,16 +123,16 @@ def look_at_training(
     first = [i for i in order if str(items[i].path) in setters]
     shown = [*first, *(i for i in order if i not in first)]
     shown = shown[: max(len(first), min(MOST, math.ceil(SHARE * len(items))))]
-    sizes = _usual_sizes(items, looks)
+    sizes = _common_sizes(items, looks)
 
     middle = [int(i) for i in order[len(order) // 2 :][:3]]
     depths = {i: depth_of(items[i].path) for i in [*shown, *middle]}
-    usual = {depths[i] for i in middle}
+    common = {depths[i] for i in middle}
 
     def odd(i: int) -> Odd:
         why = _why(items[i], float(held_out.p_value[i]), looks, sizes, copies, near)
-        if len(usual) == 1 and depths[i] not in usual:
-            why = (*why, f"{depths[i]}, others {', '.join(map(str, usual))}")
+        if len(common) == 1 and depths[i] not in common:
+            why = (*why, f"{depths[i]}, others {', '.join(map(str, common))}")
         path, category = str(items[i].path), items[i].category
         return Odd(
             int(i), path, category, float(held_out.score[i]), float(held_out.p_value[i]), why
@@ -191,16 +191,16 @@ def _recalls(
     return float(flagged.mean()), float(np.where(judged, above, flagged).mean())
 
 
-def _usual_sizes(
+def _common_sizes(
     items: Sequence[Item], looks: Mapping[str, Look]
 ) -> dict[str, tuple[int, int] | None]:
     """The size that nine of ten pictures of a category have, or None."""
-    usual = {}
+    common = {}
     for category in dict.fromkeys(item.category for item in items):
         sizes = Counter(looks[str(i.path)].size for i in items if i.category == category)
         size, n = sizes.most_common(1)[0]
-        usual[category] = size if n >= 0.9 * sizes.total() else None
-    return usual
+        common[category] = size if n >= 0.9 * sizes.total() else None
+    return common
 
 
 def _why(
@@ -211,7 +211,7 @@ def _why(
     copies: Copies,
     near: NearCopies,
 ) -> tuple[str, ...]:
-    path, size, usual = str(item.path), looks[str(item.path)].size, sizes[item.category]
+    path, size, common = str(item.path), looks[str(item.path)].size, sizes[item.category]
     why = []
     if p_value <= SHARE:
         why.append(f"far from the rest: {p_value:.1%} of the good pictures score as high")
@@ -219,8 +219,8 @@ def _why(
         why.append(f"duplicate of {copies.of[path]}")
     if path in near.of:
         why.append(f"near-duplicate of {near.of[path]}")
-    if size and usual and size != usual:
-        why.append(f"{size[1]} x {size[0]} pixels, the others {usual[1]} x {usual[0]}")
+    if size and common and size != common:
+        why.append(f"{size[1]} x {size[0]} pixels, the others {common[1]} x {common[0]}")
     return tuple(why)
 
 

@@ -36,7 +36,7 @@ class Verdict:
     concerns : tuple of str
         What is wrong with that, each with its remedy; empty where nothing is.
     rates : tuple of str
-        What other target rates would do, in lines.
+        Results at other target rates, in lines.
     """
 
     sentence: str
@@ -120,11 +120,12 @@ def _far_rate(detector: AnomalyDetector) -> str | None:
     if rate < _FAR * asked:
         return None
     fewest = min(detector.classes, key=lambda c: c.calibration.n_groups).calibration
-    kind = "images" if fewest.groups is None else "groups of images"
+    kind = "pictures" if fewest.groups is None else "groups of pictures"
     enough = images_needed(asked, fewest.tail, detector.options.contamination)
     return (
-        f"fpr={asked:g} was asked for and {rate:.3g} is the smallest rate that {fewest.n_groups} "
-        f"good {kind} can promise: collect at least {enough} good {kind} to use fpr={asked:g}."
+        f"The target false-positive rate is fpr={asked:g}, and {rate:.3g} is the smallest that "
+        f"{fewest.n_groups} good {kind} can promise: collect at least {enough} good {kind} to use "
+        f"fpr={asked:g}."
     )
 
 
@@ -195,7 +196,7 @@ def say(
     logger.log(level, verdict.text, extra=RESULT)
     lines: list[str] = []
     if any(p.good or p.recall is not None for p in points):
-        lines = ["What other target false-positive rates would do:", *rate_lines(points)]
+        lines = ["Results at other target false-positive rates:", *rate_lines(points)]
     if sentence := cost_sentence(points, costs):
         lines.append(sentence)
     if lines:

@@ -126,7 +126,7 @@ class Batcher:
             if self._closed or not self._worker.is_alive():
                 raise RuntimeError(
                     "The thread that runs the network is gone, because the model was closed or its "
-                    "process forked: load the model anew in this process."
+                    "process forked: load the model again in this process."
                 )
             self._queue.append(job)
             self._arrive()

@@ -82,7 +82,9 @@ def read_parquet(body: bytes, max_pictures: int, max_bytes: int) -> pd.DataFrame
     except ConfigError:
         raise
     except (pa.ArrowException, OSError, ValueError):
-        raise ConfigError("The request's body is not a whole parquet file: send it anew.") from None
+        raise ConfigError(
+            "The request's body is not a whole parquet file: send it again."
+        ) from None
     check_size(images, max_pictures, max_bytes)
     return pd.DataFrame({COLUMN: pd.Series(images, dtype=object)})
 

@@ -35,7 +35,7 @@ class HeldOutBlock:
     fre: list[np.ndarray]
     mahalanobis: list[np.ndarray]
     # (m, l) float32: First coordinates, along directions that were found without the fold.
-    leading: list[np.ndarray]
+    leading_coordinates: list[np.ndarray]
 
 
 class Passes(Protocol):

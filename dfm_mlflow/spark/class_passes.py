@@ -17,7 +17,7 @@ the iteration gives way to an exact solver, that one works on the rows, at most 
 or on moments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -28,18 +28,18 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import ONE_GROUP, HeldOut, explained_share
 from dfm_mlflow.core.duplicates import MOST
-from dfm_mlflow.core.leading import rank_correlation
+from dfm_mlflow.core.leading_coordinates import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
-from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_rest
+from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_residual_dimensions
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel, ratio_of, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.layer_fit import Deal, to_store
-from dfm_mlflow.detector.maps import largest_of, scale_of, usual_of
+from dfm_mlflow.detector.layer_fit import Deal, prepared_for_storage
+from dfm_mlflow.detector.maps import largest_of, normaliser_of, scale_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
-from dfm_mlflow.spark.layer_passes import by_key, fit_layer
+from dfm_mlflow.spark.layer_passes import LayerFit, by_key, fit_layer
 
 MOST_MAPS = 64  # of the most unusual pictures of a class, that come to this process
 
@@ -59,73 +59,110 @@ def fit_class_in_passes(
     folds = folds.astype(np.int16)
     if len(np.unique(folds[folds >= 0])) < 2:
         raise FitError(ONE_GROUP)
-    parts = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
-    held = parts[0][1]
-    for _, other, *_ in parts[1:]:
-        held = held.join(other, _beside)
-    sums = _sums(held, folds)
-    subspaces = [
-        to_store(
-            replace(subspace, n_samples=len(deal.folds)),
-            _noise_variance(sums, j, subspace, grid),
-            of_cells=grid.of_cells,
-        )
-        for j, ((subspace, *_), grid) in enumerate(zip(parts, grids, strict=True))
-    ]
-    check_rest(subspaces, options)
-    ways = options.of_maps("normalize", len(grids))
-    divisors = [_usual(sums, j, how) for j, how in enumerate(ways)]
-    explained = [
-        explained_share(_mean_fre(sums, j, grid), total)
-        for j, ((_, _, total, _), grid) in enumerate(zip(parts, grids, strict=True))
-    ]
-    usual = [others for _, others in divisors]
-    leading = _leading(held)
-    layers = [
-        LayerModel(subspace, whole.numpy(), np.sort(rows, axis=0), share)
-        for subspace, (whole, _), rows, share in zip(
-            subspaces, divisors, leading, explained, strict=True
-        )
-    ]
-
-    def scored(block: HeldOutBlock) -> tuple[Tensor, Tensor]:
-        maps = [torch.from_numpy(m) for m in block.maps]
-        nothing = torch.zeros(len(block.index), dtype=torch.float64)
-        mine = folds[block.index]
-        return score_maps(maps, [u[mine] for u in usual], nothing, grids, options, explained)
-
-    order = np.argsort(np.concatenate(list(held.each(lambda block: block.index))))
-    scores = (
-        _nll(held, subspaces, grids)
-        if options.score == "nll"
-        else np.concatenate(list(held.each(lambda block: scored(block)[0].numpy())))
-    )[order]
-    ratio = ratio_of([of_layer for *_, of_layer in parts], grids, options, explained)
+    fits = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
+    held = reduce(lambda a, b: a.join(b, _beside), [fit.held for fit in fits])
+    sums, leading_coordinates = _sums(held, folds), _leading_coordinates(held)
+    layers, of_folds = _layers(fits, sums, leading_coordinates, len(deal.folds), grids, options)
+    shares = [layer.explained_share for layer in layers]
+    scoring = _HeldOutScoring(folds, of_folds, shares, grids, options)
+    subspaces = [layer.subspace for layer in layers]
+    scores = _nll(held, subspaces, grids) if options.score == "nll" else _all(held, scoring.scores)
+    scores = scores[np.argsort(_all(held, lambda block: block.index))]
+    ones = np.ones(len(scores))
+    ratios = [ones if fit.refit_ratio is None else fit.refit_ratio for fit in fits]
+    ratio = ratio_of(ratios, grids, options, shares)
     calibration = calibrate(scores, deal, options, ratio)
     brought = brought_to_final(scores, options, ratio)
-
-    largest = held.each(lambda block: largest_of(scored(block)[1]))
-    scale = scale_of(np.concatenate(list(largest)))
-    most_unusual = np.argsort(-brought)[:MOST_MAPS]
-    listed = np.flatnonzero(folds >= 0)[most_unusual]  # their places in the list of the class
-
-    def maps_of(block: HeldOutBlock) -> dict[int, Tensor]:
-        mine = [i for i, place in enumerate(block.index) if place in listed]
-        if not mine:
-            return {}
-        combined = scored(block)[1]
-        return {int(block.index[i]): combined[i] for i in mine}
-
-    maps = held.total(maps_of, lambda a, b: a | b)
     held_out = HeldOutScores(
         brought,
         held_out_p_values(brought, deal.groups),
-        {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)},
+        _most_unusual_maps(held, scoring, brought),
         _sketches(passes, grids) if len(scores) <= MOST else None,
     )
-    for _, part, *_ in parts:
-        part.drop()
-    return ClassModel(name, tuple(layers), calibration, scale, rank_correlation(leading)), held_out
+    scale = scale_of(_all(held, scoring.largest))
+    for fit in fits:
+        fit.held.drop()
+    correlation = rank_correlation(leading_coordinates)
+    return ClassModel(name, layers, calibration, scale, correlation), held_out
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldOutScoring:
+    """How a block of held-out pictures is scored; goes to where the blocks are."""
+
+    folds: np.ndarray  # (n_listed,) int
+    normalisers: list[Tensor]  # (n_folds, h, w): of each layer, from all other folds
+    explained_shares: list[float]
+    grids: Sequence[Grid]
+    options: Options
+
+    def _scored(self, block: HeldOutBlock) -> tuple[Tensor, Tensor]:
+        mine = self.folds[block.index]
+        return score_maps(
+            [torch.from_numpy(m) for m in block.maps],
+            [of_folds[mine] for of_folds in self.normalisers],
+            torch.zeros(len(block.index), dtype=torch.float64),  # likelihoods are summed elsewhere
+            self.grids,
+            self.options,
+            self.explained_shares,
+        )
+
+    def scores(self, block: HeldOutBlock) -> np.ndarray:
+        """Anomaly score of each picture, of shape (m,)."""
+        found: np.ndarray = self._scored(block)[0].numpy()
+        return found
+
+    def largest(self, block: HeldOutBlock) -> np.ndarray:
+        """Largest value of each picture's map, of shape (m,)."""
+        return largest_of(self._scored(block)[1])
+
+    def maps_of(self, block: HeldOutBlock, listed: np.ndarray) -> dict[int, Tensor]:
+        """Maps of those pictures that are `listed`, by their place in the list of the class."""
+        mine = [i for i, place in enumerate(block.index) if place in listed]
+        if not mine:
+            return {}
+        combined = self._scored(block)[1]
+        return {int(block.index[i]): combined[i] for i in mine}
+
+
+def _layers(
+    fits: Sequence[LayerFit],
+    sums: "dict[int, _Sums]",
+    leading_coordinates: Sequence[np.ndarray],
+    n: int,
+    grids: Sequence[Grid],
+    options: Options,
+) -> tuple[tuple[LayerModel, ...], list[Tensor]]:
+    """The layers of the class, and the normalisers of held-out maps: (n_folds, h, w) of each."""
+    layers, of_folds = [], []
+    ways = options.of_maps("normalize", len(grids))
+    for j, (fit, grid, how) in enumerate(zip(fits, grids, ways, strict=True)):
+        subspace = prepared_for_storage(
+            replace(fit.subspace, n_samples=n),
+            _noise_variance(sums, j, fit.subspace, grid),
+            of_cells=grid.of_cells,
+        )
+        normaliser, others = _normalisers(sums, j, how)
+        of_folds.append(others)
+        sorted_rows = np.sort(leading_coordinates[j], axis=0)
+        share = explained_share(_mean_fre(sums, j, grid), fit.total)
+        layers.append(LayerModel(subspace, normaliser.numpy(), sorted_rows, share))
+    check_residual_dimensions([layer.subspace for layer in layers], options)
+    return tuple(layers), of_folds
+
+
+def _all(held: Passes, work: Callable[[HeldOutBlock], np.ndarray]) -> np.ndarray:
+    """What `work` gives for the pictures of all blocks, in the order of the blocks."""
+    return np.concatenate(list(held.each(work)))
+
+
+def _most_unusual_maps(
+    held: Passes, scoring: _HeldOutScoring, scores: np.ndarray
+) -> dict[int, Tensor]:
+    most_unusual = np.argsort(-scores)[:MOST_MAPS]
+    listed = np.flatnonzero(scoring.folds >= 0)[most_unusual]  # their places in the class's list
+    maps = held.total(lambda block: scoring.maps_of(block, listed), lambda a, b: a | b)
+    return {int(i): maps[int(place)] for i, place in zip(most_unusual, listed, strict=True)}
 
 
 def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
@@ -138,9 +175,9 @@ def _sketches(passes: Passes, grids: Sequence[Grid]) -> np.ndarray:
     return ordered
 
 
-def _leading(held: Passes) -> list[np.ndarray]:
+def _leading_coordinates(held: Passes) -> list[np.ndarray]:
     """First coordinates in each layer: a few numbers a picture come to this process."""
-    parts = held.each(lambda block: block.leading)
+    parts = held.each(lambda block: block.leading_coordinates)
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
@@ -184,12 +221,14 @@ def _noise_variance(sums: dict[int, _Sums], j: int, subspace: Subspace, grid: Gr
     return mean.noise_variance(subspace)
 
 
-def _usual(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
-    """What a layer's map is divided by, and what held-out ones are: of shape (n_folds, h, w)."""
+def _normalisers(sums: dict[int, _Sums], j: int, how: str) -> tuple[Tensor, Tensor]:
+    """Normaliser of a layer's maps, and those of held-out ones: of shape (n_folds, h, w)."""
 
     def divisor(parts: list[_Sums]) -> Tensor:
         whole = reduce(_Sums.merge, parts)
-        return usual_of(torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how)
+        return normaliser_of(
+            torch.from_numpy((whole.maps[j] / whole.n).astype(np.float32))[None], how
+        )
 
     others = [
         divisor([part for other, part in sums.items() if other != f]) for f in range(max(sums) + 1)
@@ -215,5 +254,5 @@ def _beside(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
         a.maps + b.maps,
         a.fre + b.fre,
         a.mahalanobis + b.mahalanobis,
-        a.leading + b.leading,
+        a.leading_coordinates + b.leading_coordinates,
     )

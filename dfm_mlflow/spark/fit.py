@@ -19,16 +19,17 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.core.crossfit import n_folds_of, unequal_folds
 from dfm_mlflow.data.item import Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.detector.grid import grids_of
+from dfm_mlflow.detector.class_model import ClassModel
+from dfm_mlflow.detector.grid import Grid, grids_of
 from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.detector.layer_fit import Deal
 from dfm_mlflow.errors import FitError, SparkError
-from dfm_mlflow.images.depth import Depth, Words
+from dfm_mlflow.images.depth import Depth
 from dfm_mlflow.network.backbones import build_backbone
 from dfm_mlflow.network.copies import Copy, augment_of, copies_of
 from dfm_mlflow.network.depths import settled, was_misread
 from dfm_mlflow.network.device import choose_device
-from dfm_mlflow.network.extraction import Extraction, keys_of
+from dfm_mlflow.network.extraction import Extraction, Outcomes, keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
 from dfm_mlflow.spark.blocks import Block
@@ -41,10 +42,6 @@ _FAN_IN, _LAST = 16, 4  # sums that an executor merges, and that the driver does
 
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Of each class its passes and what is known of it; shapes of the maps; what is known of all.
-_Everything = tuple[
-    dict[str, "SparkPasses"], dict[str, Extraction], list[tuple[int, int, int]], Extraction
-]
 
 
 @dataclass(frozen=True)
@@ -114,11 +111,7 @@ def _extractor(recipe: Recipe) -> Extractor:
 
 @dataclass(frozen=True, eq=False)
 class _Extracted(Block):
-    errors: dict[int, str]
-    sizes: list[tuple[int, int]]
-    digests: dict[int, str]
-    words: dict[int, Words]
-    light: list[float]
+    known: Extraction  # what is known of the pictures, without their features
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,60 +177,95 @@ def fit_on_spark(
     The result is that of :meth:`AnomalyDetector.fit` on one machine, up to rounding and whatever
     the number of partitions.
     """
+    copies = copies_of(options.augment)
+    options = options.model_copy(update={"augment": augment_of(len(copies))})
     with session_of(session) as spark:
-        context = _context(spark)
-        copies = copies_of(options.augment)
-        options = options.model_copy(update={"augment": augment_of(len(copies))})
-        recipe = Recipe.of(extractor, options)
-        names = list(dict.fromkeys(item.category for item in items))
-        places = {
-            name: [i for i, item in enumerate(items) if item.category == name] for name in names
-        }
-
-        def extracted(recipe: Recipe) -> _Everything:
-            passes, parts = {}, {}
-            for name, mine in places.items():
-                sources = [items[i].path for i in mine]
-                passes[name] = SparkPasses(_features(context, recipe, sources, copies, partitions))
-                parts[name], shapes = _overview(passes[name])
-            return passes, parts, shapes, _together([(places[name], parts[name]) for name in names])
-
-        passes, parts, shapes, everything = extracted(recipe)
-        known = settled(extractor, everything, options.stated_bits)
-        if was_misread(extractor, known, everything):
-            for misread in passes.values():
+        source = _Source(_context(spark), items, copies, partitions)
+        read = source.read(Recipe.of(extractor, options))
+        known = settled(extractor, read.everything, options.stated_bits)
+        if was_misread(extractor, known, read.everything):
+            for misread in read.passes.values():
                 misread.drop()
-            passes, parts, shapes, everything = extracted(Recipe.of(known, options))
-        group_of = dict(zip(everything.kept, groups_of(everything) or (), strict=False))
+            read = source.read(Recipe.of(known, options))
+        everything = read.everything
+        groups = groups_of(everything)
         if len(everything.kept) < 2:
-            raise FitError(f"{len(everything.kept)} good images could be read; 2 are needed.")
-        grids = grids_of(shapes, extractor.roi_cells, options.rows_are)
-        models, held_out = [], []
-        for name, mine in places.items():
-            folds = np.full(len(mine), -1)
-            kept = parts[name].kept
-            own = [group_of[mine[i]] for i in kept] if group_of else None
-            try:
-                if not kept:
-                    raise FitError("None of its pictures can be read: replace them.")
-                keys = [parts[name].digests[i] for i in kept]
-                deal = Deal.of(keys, own, options.seed, n_folds_of(len(copies) * len(kept)))
-                if warning := unequal_folds(deal.folds):
-                    _logger.warning("The class %s: %s", name, warning)
-                folds[kept] = deal.folds
-                read = SparkPasses(passes[name].rdd.filter(lambda b: len(b.index) > 0))
-                model, seen = fit_class_in_passes(name, read, folds, deal, grids, options)
-                model = replace(model, light=np.sort(parts[name].light))
-            except FitError as error:
-                raise FitError(f"The class {name} cannot be fitted. {error}") from None
-            models.append(model)
-            held_out.append(seen)
-            passes[name].drop()
-    at = {i: row for row, i in enumerate(everything.kept)}
-    rows = [np.array([at[places[name][i]] for i in parts[name].kept]) for name in names]
-    fitted = keys_of(everything)
-    detector = AnomalyDetector(options, known, grids, models, weights, fitted=fitted)
+            raise FitError(f"{len(everything.kept)} good pictures could be read; 2 are needed.")
+        group_of = None if groups is None else dict(zip(everything.kept, groups, strict=True))
+        grids = grids_of(read.shapes, extractor.pixels.roi_cells, options.rows_are)
+        fitted = [
+            _fit_class(n, read, source.places[n], group_of, grids, options) for n in read.passes
+        ]
+    row_of = {i: row for row, i in enumerate(everything.kept)}
+    rows = [
+        np.array([row_of[mine[i]] for i in read.parts[name].kept])
+        for name, mine in source.places.items()
+    ]
+    models, held_out = [model for model, _ in fitted], [seen for _, seen in fitted]
+    detector = AnomalyDetector(options, known, grids, models, weights, fitted=keys_of(everything))
     return detector, HeldOutScores.joined(held_out, rows), everything
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The pictures as the executors read them."""
+
+    passes: dict[str, SparkPasses]  # of each class
+    parts: dict[str, Extraction]  # what is known of the pictures of each class
+    shapes: list[tuple[int, int, int]]  # of the feature maps
+    everything: Extraction  # what is known of all pictures
+
+
+class _Source:
+    """Pictures by their class, that executors read."""
+
+    def __init__(
+        self, context: Any, items: Sequence[Item], copies: Sequence[Copy], partitions: int | None
+    ):
+        self._context, self._items = context, items
+        self._copies, self._partitions = copies, partitions
+        self.places: dict[str, list[int]] = {}  # of each class, among all items
+        for i, item in enumerate(items):
+            self.places.setdefault(item.category, []).append(i)
+
+    def read(self, recipe: Recipe) -> _Read:
+        """Have executors extract the features of all pictures, and keep them."""
+        passes, parts, everything = {}, {}, Outcomes()
+        for name, mine in self.places.items():
+            sources = [self._items[i].path for i in mine]
+            rdd = _features(self._context, recipe, sources, self._copies, self._partitions)
+            passes[name] = SparkPasses(rdd)
+            parts[name], shapes = _overview(passes[name], len(mine))
+            everything.add(parts[name], mine)
+        return _Read(passes, parts, shapes, everything.extraction([]))
+
+
+def _fit_class(
+    name: str,
+    read: _Read,
+    places: Sequence[int],
+    group_of: Mapping[int, str] | None,
+    grids: Sequence[Grid],
+    options: Options,
+) -> tuple[ClassModel, HeldOutScores]:
+    """Fit and calibrate a class where its features are, and give back their space."""
+    passes, part = read.passes[name], read.parts[name]
+    kept, folds = part.kept, np.full(len(places), -1)
+    try:
+        if not kept:
+            raise FitError("None of its pictures can be read: replace them.")
+        groups = None if group_of is None else [group_of[places[i]] for i in kept]
+        n_folds = n_folds_of(len(copies_of(options.augment)) * len(kept))
+        deal = Deal.of([part.digests[i] for i in kept], groups, options.seed, n_folds)
+        if warning := unequal_folds(deal.folds):
+            _logger.warning("The category %s: %s", name, warning)
+        folds[kept] = deal.folds
+        filled = SparkPasses(passes.rdd.filter(lambda b: len(b.index) > 0))
+        model, held_out = fit_class_in_passes(name, filled, folds, deal, grids, options)
+    except FitError as error:
+        raise FitError(f"The category {name} cannot be fitted. {error}") from None
+    passes.drop()
+    return replace(model, light=np.sort(part.light)), held_out
 
 
 def _context(spark: Any) -> Any:
@@ -269,54 +297,26 @@ def _features(
             chunk = listed[start : start + IN_BLOCK]
             extractor = _extractor(shared.value)
             found = extractor.extract([source for _, source in chunk], copies=copies)
-            index = np.array([chunk[i][0] for i in found.kept], dtype=np.int64)
-            errors = {chunk[i][0]: why for i, why in found.errors.items()}
-            digests = {chunk[i][0]: digest for i, digest in found.digests.items()}
-            words = {chunk[i][0]: seen for i, seen in found.words.items()}
+            known, at = Outcomes(), [i for i, _ in chunk]
+            known.add(found, at)
+            index = np.array([at[i] for i in found.kept], dtype=np.int64)
             features = [f.cpu().numpy() for f in found.features]
-            yield _Extracted(index, features, errors, found.sizes, digests, words, found.light)
+            yield _Extracted(index, features, known.extraction([]))
 
     return _kept(context.parallelize(list(enumerate(sources)), partitions).mapPartitions(extract))
 
 
-def _overview(passes: SparkPasses) -> tuple[Extraction, list[tuple[int, int, int]]]:
-    """What is known of the pictures beside their features, and the shapes of those."""
-
-    def about(b: _Extracted) -> tuple[Any, ...]:
-        shapes = [tuple(f.shape[1:]) for f in b.features]
-        return b.index, b.sizes, b.errors, b.digests, b.words, b.light, shapes
-
-    blocks = list(passes.each(about))
-    size = {int(i): s for index, sizes, *_ in blocks for i, s in zip(index, sizes, strict=True)}
-    errors, digests, words = (
-        {i: value for block in blocks for i, value in block[part].items()} for part in (2, 3, 4)
+def _overview(passes: SparkPasses, n: int) -> tuple[Extraction, list[tuple[int, int, int]]]:
+    """What is known of the n pictures beside their features, and the shapes of those."""
+    blocks = list(passes.each(lambda b: (b.known, [tuple(f.shape[1:]) for f in b.features])))
+    whole = Outcomes()
+    for known, _ in blocks:
+        whole.add(known, range(n))
+    shapes: list[tuple[int, int, int]] = next((s for known, s in blocks if known.kept), [])
+    _logger.info(
+        "%d pictures extracted in %d partitions", len(whole.kept), passes.rdd.getNumPartitions()
     )
-    light = {int(i): x for b in blocks for i, x in zip(b[0], b[5], strict=True)}
-    shapes: list[tuple[int, int, int]] = next((s for i, *_, s in blocks if len(i)), [])
-    _logger.info("%d pictures extracted in %d partitions", len(size), passes.rdd.getNumPartitions())
-    return _without_features(size, light, errors, digests, words), shapes
-
-
-def _together(parts: Sequence[tuple[list[int], Extraction]]) -> Extraction:
-    """Put the extractions of all classes together, whose pictures have these places."""
-    size = {mine[i]: s for mine, e in parts for i, s in zip(e.kept, e.sizes, strict=True)}
-    errors = {mine[i]: why for mine, e in parts for i, why in e.errors.items()}
-    digests = {mine[i]: digest for mine, e in parts for i, digest in e.digests.items()}
-    words = {mine[i]: seen for mine, e in parts for i, seen in e.words.items()}
-    light = {mine[i]: x for mine, e in parts for i, x in zip(e.kept, e.light, strict=True)}
-    return _without_features(size, light, errors, digests, words)
-
-
-def _without_features(
-    size: Mapping[int, tuple[int, int]],
-    light: Mapping[int, float],
-    errors: dict[int, str],
-    digests: dict[int, str],
-    words: dict[int, Words],
-) -> Extraction:
-    kept = sorted(size)
-    sizes, levels = [size[i] for i in kept], [light[i] for i in kept]
-    return Extraction([], kept, errors, sizes, digests, words, levels)
+    return whole.extraction([]), shapes
 
 
 def _merged(

@@ -17,7 +17,7 @@ from dfm_mlflow.core.cells import (
     noise_variance_of,
 )
 from dfm_mlflow.core.crossfit import crossfit, fit_without
-from dfm_mlflow.core.leading import MOST_SPANNING, leading_directions, n_leading
+from dfm_mlflow.core.leading_coordinates import MOST_SPANNING, leading_directions, n_leading
 from dfm_mlflow.core.moments import MAX_FEATURES, Moments
 from dfm_mlflow.core.solvers import LARGE, fit_moments, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import (
@@ -39,38 +39,40 @@ MOST_ROWS = 1 << 30  # bytes of rows that the exact solver gets where the iterat
 T = TypeVar("T")
 
 
-def fit_layer(
-    passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
-) -> tuple[Subspace, Passes, float, np.ndarray]:
-    """Give the final subspace, and the pictures of each fold under the subspace of the others.
+@dataclass(frozen=True, eq=False)
+class LayerFit:
+    """A fitted layer, and what held-out pictures look like in it."""
 
-    Shapes: folds (n_listed,) int; gives refit_ratio (n,).
+    subspace: Subspace  # of all pictures
+    held: Passes  # the pictures of each fold under the subspace of the others
+    total: float  # variance of all rows
+    refit_ratio: np.ndarray | None = None  # (n,) float64, or None where it is 1
+
+
+def fit_layer(passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options) -> LayerFit:
+    """Fit a layer in the way that its number of rows and features allows.
+
+    Shapes: folds (n_listed,) int.
     """
-    level = options.levels_of(j + 1)[j]
-    layer = _Layer(passes, _Rows(folds, j, grid), level)
+    layer = _Layer(passes, _Rows(folds, j, grid), options.levels_of(j + 1)[j])
     n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
-    ratio = np.ones(int((folds >= 0).sum()))
     if grid.of_cells:
-        subspace, held, total = layer.by_cells()
-    elif n <= min(dimension, LARGE):
-        subspace, held, total, ratio = layer.by_rows()
-    elif dimension <= MAX_FEATURES:
-        subspace, held, total = layer.by_moments()
-    else:
-        try:
-            subspace, held, total = layer.by_iteration()
-        except TooManyComponents as error:
-            if n <= dimension and n * dimension * 4 <= MOST_ROWS:
-                subspace, held, total, ratio = layer.by_rows()
-            elif dimension <= MOST_EXACT:
-                subspace, held, total = layer.by_moments()
-            else:
-                raise FitError(
-                    f"A layer of {dimension} features needs a subspace of more than half of them, "
-                    f"and {MOST_EXACT} are the limit for one: give a smaller pca_level or more "
-                    "pooling."
-                ) from error
-    return subspace, held, total, ratio
+        return layer.by_cells()
+    if n <= min(dimension, LARGE):
+        return layer.by_rows()
+    if dimension <= MAX_FEATURES:
+        return layer.by_moments()
+    try:
+        return layer.by_iteration()
+    except TooManyComponents as error:
+        if n <= dimension and n * dimension * 4 <= MOST_ROWS:
+            return layer.by_rows()
+        if dimension <= MOST_EXACT:
+            return layer.by_moments()
+        raise FitError(
+            f"A layer of {dimension} features needs a subspace of more than half of them, and "
+            f"{MOST_EXACT} are the limit for one: give a smaller pca_level or more pooling."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +120,8 @@ class _Layer:
     def fold_numbers(self) -> list[int]:
         return [int(f) for f in np.unique(self.rows.folds[self.rows.folds >= 0])]
 
-    def by_moments(self) -> tuple[Subspace, Passes, float]:
-        """Subspaces from the moments of all rows, less those of a fold."""
+    def by_moments(self) -> LayerFit:
+        """Subspaces from the moments of all rows, minus those of a fold."""
         rows = self.rows
         whole = self.passes.total(lambda b: Moments.of(rows.of(b), limit=None), Moments.merge)
         subspace = fit_moments(whole, self.level)
@@ -135,9 +137,9 @@ class _Layer:
             del apart
             held = self.hold_out(subspace, models, held)
         assert held is not None
-        return subspace, held, float(np.trace(whole.scatter)) / (whole.n - 1)
+        return LayerFit(subspace, held, float(np.trace(whole.scatter)) / (whole.n - 1))
 
-    def by_cells(self) -> tuple[Subspace, Passes, float]:
+    def by_cells(self) -> LayerFit:
         """Subspaces from the moments of the cells of each fold, in one pass over the features."""
         rows = self.rows
         parts = self.passes.total(lambda b: fold_moments(rows.cells(b), rows.folds_of(b)), merged)
@@ -170,14 +172,16 @@ class _Layer:
         def summed(pair: tuple[np.ndarray, HeldOutCells]) -> HeldOutBlock:
             index, held = pair
             maps = rows.grid.placed(torch.from_numpy(held.maps)).numpy()
-            leading = np.zeros((len(index), many), np.float32)
-            leading[:] = held.leading(first)
+            leading_coordinates = np.zeros((len(index), many), np.float32)
+            leading_coordinates[:] = held.leading_coordinates(first)
             fre = held.maps.sum(axis=1, dtype=np.float64)
-            return HeldOutBlock(index, [maps], [fre], [held.mahalanobis_above(floor)], [leading])
+            return HeldOutBlock(
+                index, [maps], [fre], [held.mahalanobis_above(floor)], [leading_coordinates]
+            )
 
-        return final, seen.derive(summed), found.total
+        return LayerFit(final, seen.derive(summed), found.total)
 
-    def by_rows(self) -> tuple[Subspace, Passes, float, np.ndarray]:
+    def by_rows(self) -> LayerFit:
         """All rows in this process, at most as many as features: the one-machine code itself."""
         rows = self.rows
         found = list(self.passes.each(lambda b: (b.index, rows.of(b)), large=True))
@@ -194,18 +198,18 @@ class _Layer:
         place = np.zeros(len(rows.folds), dtype=np.int64)
         place[index[order]] = np.arange(len(index))
         fre, mahalanobis = held_out.fre, held_out.mahalanobis
-        leading = held_out.leading(subspace).astype(np.float32)
+        leading_coordinates = held_out.leading_coordinates(subspace).astype(np.float32)
 
         def look_up(block: Block) -> HeldOutBlock:
             at = place[block.index]
-            found = ([values[at]] for values in (maps, fre, mahalanobis, leading))
+            found = ([values[at]] for values in (maps, fre, mahalanobis, leading_coordinates))
             return HeldOutBlock(block.index, *found)
 
-        ratio = held_out.refit_ratio() if held_out.refit_ratio else np.ones(len(order))
+        ratio = held_out.refit_ratio() if held_out.refit_ratio else None
         total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
-        return subspace, self.passes.derive(look_up), total, ratio
+        return LayerFit(subspace, self.passes.derive(look_up), total, ratio)
 
-    def by_iteration(self) -> tuple[Subspace, Passes, float]:
+    def by_iteration(self) -> LayerFit:
         """Subspaces of all rows and of those without each fold, iterated side by side."""
         rows, numbers = self.rows, self.fold_numbers
         apart = self.passes.total(
@@ -225,7 +229,7 @@ class _Layer:
             held = self.hold_out(subspace, {f: of_folds[f] for f in group}, held)
         assert held is not None
         everything = without[None]
-        return subspace, held, everything.total / (everything.n - 1)
+        return LayerFit(subspace, held, everything.total / (everything.n - 1))
 
     def iterate(
         self, iterations: dict[int | None, SubspaceIteration]
@@ -260,18 +264,18 @@ class _Layer:
             x, folds = rows.own(block), rows.folds[block.index]
             kept = np.flatnonzero(np.isin(folds, list(models)))
             residual, mahalanobis = np.empty_like(x), np.zeros(len(x))
-            leading = np.zeros((len(x), n_leading(final)), np.float32)
+            leading_coordinates = np.zeros((len(x), n_leading(final)), np.float32)
             for f in np.unique(folds[kept]):
                 out = folds == f
                 coordinates, residual[out] = models[int(f)].split(x[out])
                 mahalanobis[out] = models[int(f)].mahalanobis(coordinates)
-                leading[out] = (x[out] - mean) @ directions[int(f)]
+                leading_coordinates[out] = (x[out] - mean) @ directions[int(f)]
             residual = residual[kept]
             maps = np.zeros((0, *rows.grid.shape[1:]), np.float32)
             if len(kept):
                 maps = rows.grid.fre_map(torch.from_numpy(residual)).numpy()
             fre = squared_norm(residual.astype(np.float64))
-            found = ([maps], [fre], [mahalanobis[kept]], [leading[kept]])
+            found = ([maps], [fre], [mahalanobis[kept]], [leading_coordinates[kept]])
             return HeldOutBlock(block.index[kept], *found)
 
         held = self.passes.derive(look)
@@ -281,8 +285,8 @@ class _Layer:
 def _below(a: HeldOutBlock, b: HeldOutBlock) -> HeldOutBlock:
     """Pictures of further folds of the same block."""
     both = zip(
-        (a.maps, a.fre, a.mahalanobis, a.leading),
-        (b.maps, b.fre, b.mahalanobis, b.leading),
+        (a.maps, a.fre, a.mahalanobis, a.leading_coordinates),
+        (b.maps, b.fre, b.mahalanobis, b.leading_coordinates),
         strict=True,
     )
     index = np.concatenate([a.index, b.index])

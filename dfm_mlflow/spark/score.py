@@ -2,7 +2,7 @@
 
 A part goes through ``mapInPandas`` as one row of paths, and only counts come back. MLflow's
 ``spark_udf`` needs the pictures in a column, moves them through the JVM twice, and its output
-cannot be gone on with: ``benchmarks/spark.py`` measures both.
+cannot be continued: ``benchmarks/spark.py`` measures both.
 """
 
 from collections.abc import Iterator, Sequence

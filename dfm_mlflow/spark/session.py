@@ -31,7 +31,7 @@ def session_of(session: Any = None) -> Iterator[Any]:
         ) from None
     session = session or SparkSession.getActiveSession()
     if session is not None:
-        with in_words():
+        with task_errors_raised():
             yield session
         return
     master = os.environ.get(MASTER)
@@ -50,14 +50,14 @@ def session_of(session: Any = None) -> Iterator[Any]:
             f"check {MASTER}, and that java runs."
         ) from None
     try:
-        with in_words():
+        with task_errors_raised():
             yield session
     finally:
         session.stop()
 
 
 @contextmanager
-def in_words() -> Iterator[None]:
+def task_errors_raised() -> Iterator[None]:
     """Turn an error of a task into the error that it raised there."""
     from pyspark.errors import PySparkException
 
@@ -68,10 +68,10 @@ def in_words() -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, PySparkException) or type(error).__module__ == "py4j.protocol"):
             raise
-        raise explained(str(error)) from error
+        raise task_error(str(error)) from error
 
 
-def explained(text: str) -> errors.DfmError:
+def task_error(text: str) -> errors.DfmError:
     """Error of a task, from the `text` that Spark tells of it."""
     found = re.findall(r"^(?:\w+\.)*errors\.(\w+): (.+)$", text, re.M)
     for name, sentence in found:

@@ -37,7 +37,7 @@ def list_folder(
     objects: list[tuple[str, str, int]] = []
     folders: list[str] = []
     one_level = {} if recursive else {"Delimiter": "/"}
-    with _explaining(f"s3://{bucket}/{prefix}"):
+    with _as_data_error(f"s3://{bucket}/{prefix}"):
         pages = _client().get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=bucket, Prefix=prefix, **one_level):
             folders += [p["Prefix"] for p in page.get("CommonPrefixes", ())]
@@ -51,7 +51,7 @@ def list_folder(
 
 def list_dated(bucket: str, prefix: str) -> list[tuple[str, int, float]]:
     """List everything below a prefix with the time at which it was written."""
-    with _explaining(f"s3://{bucket}/{prefix}"):
+    with _as_data_error(f"s3://{bucket}/{prefix}"):
         pages = _client().get_paginator("list_objects_v2")
         return [
             (o["Key"], o["Size"], o["LastModified"].timestamp())
@@ -63,7 +63,7 @@ def list_dated(bucket: str, prefix: str) -> list[tuple[str, int, float]]:
 
 def look_up(bucket: str, key: str) -> tuple[str, int]:
     """ETag and size in bytes of the object `key` in a `bucket`."""
-    with _explaining(f"s3://{bucket}/{key}"):
+    with _as_data_error(f"s3://{bucket}/{key}"):
         found = _client().head_object(Bucket=bucket, Key=key)
         return found["ETag"].strip('"'), found["ContentLength"]
 
@@ -79,19 +79,19 @@ def download(bucket: str, key: str, etag: str, size: int) -> bytes:
 
 def upload(bucket: str, key: str, data: bytes) -> None:
     """Write one object, whole or not at all."""
-    with _explaining(f"s3://{bucket}/{key}", written=True):
+    with _as_data_error(f"s3://{bucket}/{key}", written=True):
         _client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def delete(bucket: str, key: str) -> None:
     """Remove the object `key` of a `bucket`, if it is there."""
-    with _explaining(f"s3://{bucket}/{key}", written=True):
+    with _as_data_error(f"s3://{bucket}/{key}", written=True):
         _client().delete_object(Bucket=bucket, Key=key)
 
 
 def endpoint() -> str:
     """Address of the store, so that two stores with one bucket name are told apart."""
-    with _explaining("The S3 store"):
+    with _as_data_error("The S3 store"):
         return str(_client().meta.endpoint_url)
 
 
@@ -121,7 +121,7 @@ def _read_range(bucket: str, key: str, etag: str, start: int, stop: int) -> byte
 
 def _open(bucket: str, key: str, etag: str, start: int, stop: int) -> Iterator[bytes]:
     uri = f"s3://{bucket}/{key}"
-    with _explaining(uri, listed=True):  # boto3 has tried again where that helps
+    with _as_data_error(uri, listed=True):  # boto3 has tried again where that helps
         answer = _client().get_object(
             Bucket=bucket, Key=key, IfMatch=f'"{etag}"', Range=f"bytes={start}-{stop - 1}"
         )
@@ -129,7 +129,7 @@ def _open(bucket: str, key: str, etag: str, start: int, stop: int) -> Iterator[b
         raise _changed(uri)
     if answer["ContentLength"] != stop - start:
         raise DataError(
-            f"{uri}: {answer['ContentLength']} bytes came where {stop - start} were asked for: the "
+            f"{uri}: {answer['ContentLength']} bytes came where {stop - start} were requested: the "
             "store does not know ranges; copy the data to a local folder and name it."
         )
     with answer["Body"] as body:
@@ -157,17 +157,17 @@ def _client() -> Any:
 
 
 @contextmanager
-def _explaining(uri: str, *, listed: bool = False, written: bool = False) -> Iterator[None]:
+def _as_data_error(uri: str, *, listed: bool = False, written: bool = False) -> Iterator[None]:
     try:
         yield
     except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
         if isinstance(error, DataError):  # a ValueError too
             raise
-        explained = _explained(uri, error, listed)
+        told = _data_error(uri, error, listed)
         if written:
-            words = str(explained).replace("cannot be read", "cannot be written")
-            explained = DataError(words.replace("may read it", "may write it"))
-        raise explained from None
+            words = str(told).replace("cannot be read", "cannot be written")
+            told = DataError(words.replace("may read it", "may write it"))
+        raise told from None
 
 
 def _changed(uri: str) -> DataError:
@@ -176,7 +176,7 @@ def _changed(uri: str) -> DataError:
     )
 
 
-def _explained(uri: str, error: Exception, listed: bool) -> DataError:
+def _data_error(uri: str, error: Exception, listed: bool) -> DataError:
     if isinstance(error, boto.ClientError):
         return _refused(uri, str(error.response.get("Error", {}).get("Code", "unknown")), listed)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):

@@ -104,7 +104,7 @@ class ScoreTable:
 def said(n_images: int, n_anomalous: int, n_errors: int, output: str) -> str:
     """Say in a line what was scored."""
     wrote = "" if output == NONE else f"; wrote {output}"
-    return f"{n_images} images, {n_anomalous} anomalous, {n_errors} unreadable{wrote}"
+    return f"{n_images} pictures, {n_anomalous} anomalous, {n_errors} unreadable{wrote}"
 
 
 def counts_of(table: pa.Table) -> tuple[int, int, int]:

@@ -95,6 +95,6 @@ def tables(address: str) -> "Iterator[pa.Table]":
             yield pq.read_table(pa.BufferReader(data)).select(list(COLUMNS))
         except (pa.ArrowException, KeyError) as error:
             raise DataError(
-                f"{folder.address(part.name)} is no part of a log ({type(error).__name__}): "
+                f"{folder.address(part.name)} is not part of a log ({type(error).__name__}): "
                 "remove it."
             ) from None

@@ -179,6 +179,18 @@ def read_address(address: str) -> bytes:
     return read(address if address.startswith(SCHEME) else local_path(address))
 
 
+def read_text(address: str, what: str) -> str:
+    """Read the text that somebody wrote as an `address`; an error begins with `what` it is."""
+    try:
+        return read_address(address).decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(
+            f"{what} cannot be read ({error.strerror or error}): give a file that can."
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{what} is not UTF-8: save it as UTF-8.") from None
+
+
 def fetch(source: S3Object) -> bytes:
     """Read `source`, of any size, from the cache where its ETag and size are known there."""
     # The address too: not every store's ETag follows from the content alone.

@@ -48,6 +48,6 @@ def _check_same(asked: str, run_id: str) -> None:
     there = client.get_experiment(client.get_run(run_id).info.experiment_id).name
     if there != asked:
         raise ConfigError(
-            f"experiment={asked} is asked for while a run of the experiment {there} is active, "
+            f"experiment={asked} is requested while a run of the experiment {there} is active, "
             "which this job takes over: end it, or leave experiment out."
         )

@@ -121,7 +121,7 @@ def _deleted(error: BaseException) -> TrackingError | None:
 
 
 @contextmanager
-def outages_in_words() -> Iterator[None]:
+def outages_as_errors() -> Iterator[None]:
     """Raise a failure of the server or the store as one sentence."""
     try:
         yield

@@ -11,7 +11,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.storage.store import SCHEME
-from dfm_mlflow.tracking.outage import outages_in_words
+from dfm_mlflow.tracking.outage import outages_as_errors
 
 
 def refuse_lost_output(output: str) -> None:
@@ -24,7 +24,7 @@ def refuse_lost_output(output: str) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not local or not run_id:
         return
-    with outages_in_words():
+    with outages_as_errors():
         project = cloned_from(mlflow.get_run(run_id))
     if project:
         raise ConfigError(

@@ -32,7 +32,7 @@ from dfm_mlflow.scores.origin import write_scores
 from dfm_mlflow.scores.training import TrainingLook
 from dfm_mlflow.scores.verdict import Verdict
 from dfm_mlflow.tracking.experiment import AUTO, experiment_of
-from dfm_mlflow.tracking.outage import end_failed, outages_in_words
+from dfm_mlflow.tracking.outage import end_failed, outages_as_errors
 
 if TYPE_CHECKING:
     from dfm_mlflow.report.look import LookSection
@@ -49,19 +49,19 @@ def run_of(
 
     A run taken over keeps the name and the tags that somebody gave it.
     """
-    with outages_in_words():
+    with outages_as_errors():
         place = experiment_of(experiment, otherwise or tags.get("dfm.category"))
     active = mlflow.active_run()
     if active:
-        with outages_in_words():
+        with outages_as_errors():
             _introduce(active.info.run_id, name, tags)
             yield active
         return
     given = os.environ.get("MLFLOW_RUN_ID")
     new = None if given else name
-    with outages_in_words(), mlflow.start_run(run_name=new, experiment_id=place) as run:
+    with outages_as_errors(), mlflow.start_run(run_name=new, experiment_id=place) as run:
         try:
-            with outages_in_words():
+            with outages_as_errors():
                 _introduce(run.info.run_id, name, tags)
                 yield run
         except TrackingError:

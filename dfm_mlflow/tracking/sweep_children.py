@@ -14,7 +14,7 @@ from dfm_mlflow.config import Options
 PARENT, _CHILD = "dfm.sweep", "dfm.sweep.child"
 
 
-class Book:
+class SweepChildren:
     """The children of a sweep, and those that an interrupted one of the same options left."""
 
     def __init__(self, parent: Run, key: str):

@@ -16,10 +16,10 @@ from torch import Tensor
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.comparison import Comparison, compare_auroc
 from dfm_mlflow.core.metrics import auroc
-from dfm_mlflow.detector.class_fit import usual_without_fold
+from dfm_mlflow.detector.class_fit import normaliser_without_fold
 from dfm_mlflow.detector.class_model import score_maps
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.detector.maps import normaliser_of
 from dfm_mlflow.errors import ConfigError
 from dfm_mlflow.network.pooling import kernel_of, pool
 from dfm_mlflow.tuning.crossfit_levels import crossfit_with
@@ -87,7 +87,7 @@ def candidates(given: Options) -> list[Options]:
     start = given.resolve()
     if "cell" in start.rows_are or "," in start.aggregate + start.normalize:
         raise ConfigError(
-            f"subspace={start.subspace} has nothing for tune to choose: its maps lie on one scale. "
+            f"subspace={start.subspace} leaves tune nothing to choose: its maps lie on one scale. "
             "Train with the preset as it is."
         )
     axes: dict[str, tuple[str, ...]] = dict(GRID)
@@ -162,7 +162,7 @@ def choose(scored: Sequence[Scored], seed: int = 0) -> Choice:
         0,
         found,
         f"preset={preset} stays: the best of {len(scored) - 1} others has {figures}; "
-        f"more than {MARGIN} and, surely, {LEAST} are asked for.",
+        f"a lead of more than {MARGIN}, and of at least {LEAST} with that confidence, is needed.",
     )
 
 
@@ -217,8 +217,8 @@ def _score_class(
         if (layer, kernel, levels[0]) not in known:
             for level, found in _levels(pictures, layer, kernel, levels, roi_cells):
                 known[layer, kernel, level] = found
-    usual = _Usual(pictures)
-    return [_score(o, known, usual, pictures) for o in options]
+    normalisers = _Normalisers(pictures)
+    return [_score(o, known, normalisers, pictures) for o in options]
 
 
 def _levels(
@@ -241,8 +241,8 @@ def _levels(
         yield level, _Level(grid, (maps[0], maps[1]), (nll[0], nll[1]))
 
 
-class _Usual:
-    """What maps are divided by: for good pictures and defects alike, what other folds show."""
+class _Normalisers:
+    """Normalisers of maps: for good pictures and defects alike, from all other folds."""
 
     def __init__(self, pictures: Pictures):
         self._folds, self._theirs = pictures.folds, torch.from_numpy(pictures.their_folds)
@@ -254,23 +254,25 @@ class _Usual:
             maps = level.maps[0]
             theirs = torch.empty_like(level.maps[1])
             for fold in np.unique(self._folds):
-                theirs[self._theirs == int(fold)] = usual_of(maps[self._folds != fold], how)
-            self._known[key] = usual_without_fold(maps, self._folds, how), theirs
+                theirs[self._theirs == int(fold)] = normaliser_of(maps[self._folds != fold], how)
+            self._known[key] = normaliser_without_fold(maps, self._folds, how), theirs
         return self._known[key]
 
 
 def _score(
-    options: Options, known: _Known, usual: _Usual, pictures: Pictures
+    options: Options, known: _Known, normalisers: _Normalisers, pictures: Pictures
 ) -> tuple[np.ndarray, np.ndarray]:
     layers = []
     for name, rule in options.feature_maps:
         kernel = pictures.kernel(name, rule)
         layers.append(known[name, kernel, float(options.pca_level)])
-    divisors = [usual.of(layer, options.normalize) for layer in layers]
+    of_layers = [normalisers.of(layer, options.normalize) for layer in layers]
     scores = []
     for i in (0, 1):
         nll = torch.stack([layer.nll[i] for layer in layers]).sum(0)
-        maps, usual_maps = [layer.maps[i] for layer in layers], [d[i] for d in divisors]
-        score, _ = score_maps(maps, usual_maps, nll, [layer.grid for layer in layers], options)
+        maps, normalisers_of_half = [layer.maps[i] for layer in layers], [d[i] for d in of_layers]
+        score, _ = score_maps(
+            maps, normalisers_of_half, nll, [layer.grid for layer in layers], options
+        )
         scores.append(score.double().numpy())
     return scores[0], scores[1]

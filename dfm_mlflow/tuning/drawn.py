@@ -34,7 +34,7 @@ def network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.n
 
     def load(item: Item) -> np.ndarray:
         image = extractor.read(item.path)
-        pixels = extractor.resized(image).permute(1, 2, 0).numpy()
+        pixels = extractor.pixels.resized(image).permute(1, 2, 0).numpy()
         return np.ascontiguousarray(_without_padding(extractor, pixels, image.shape[:2]))
 
     with ThreadPoolExecutor(threads_for([i.path for i in items])) as pool:
@@ -42,7 +42,7 @@ def network_inputs(extractor: Extractor, items: Sequence[Item]) -> Iterator[np.n
 
 
 def _without_padding(extractor: Extractor, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    parts = extractor.filled_part(size)
+    parts = extractor.pixels.filled_part(size)
     high, wide = (round(s * part) for s, part in zip(extractor.size, parts, strict=True))
     top, left = (extractor.size[0] - high) // 2, (extractor.size[1] - wide) // 2
     return pixels[top : top + high, left : left + wide]
@@ -57,7 +57,7 @@ def regions_of(extractor: Extractor, sizes: Sequence[tuple[int, int]]) -> list[n
         return [None] * len(sizes)
     seen: list[np.ndarray | None] = []
     for size in sizes:
-        parts = extractor.filled_part(size)
+        parts = extractor.pixels.filled_part(size)
         target = tuple(round(s * part) for s, part in zip(extractor.size, parts, strict=True))
         seen.append(scaled_mask(extractor.roi, (target[0], target[1])))
     return seen

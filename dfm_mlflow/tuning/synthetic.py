@@ -96,9 +96,9 @@ def _places(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     side = max(3, min(grey.shape) // 24)
     mean = ndimage.uniform_filter(grey, side)
     spread = np.sqrt(np.maximum(ndimage.uniform_filter(grey**2, side) - mean**2, 0))
-    usual = float(spread.mean())
+    mean_spread = float(spread.mean())
     # squared: else a small object would lose most defects to the noise of a large background
-    odds = np.minimum(spread, 2 * usual) ** 2 + 0.02 * usual**2 + 1e-3
+    odds = np.minimum(spread, 2 * mean_spread) ** 2 + 0.02 * mean_spread**2 + 1e-3
     return np.cumsum(np.where(inside, odds, 0), dtype=np.float64)
 
 

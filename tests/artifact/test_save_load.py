@@ -66,7 +66,7 @@ def test_a_calibration_on_other_pictures_than_the_fitted_ones(detector, tmp_path
     assert (len(dark.calibration.scores), dark.calibration.n_folds) == (5, 0)
     assert dark.layers[0].subspace.n_samples == dark_before.layers[0].subspace.n_samples == 8
     np.testing.assert_array_equal(light.calibration.scores, light_before.calibration.scores)
-    assert "from 5 new good images of the smallest class;" in loaded.calibration_sentence()
+    assert "from 5 new good pictures of the smallest class;" in loaded.calibration_sentence()
 
 
 def test_saving_never_overwrites_and_leaves_nothing_half_written(detector, saved, tmp_path):
@@ -109,7 +109,7 @@ def edit(folder, change):
         (lambda r: r["options"].update(image_size="99"), "the backbone gives .* with these"),
         (lambda r: r["options"].update(pooling="999"), "the backbone gives .* with these options"),
         (lambda r: r["layers"][0].update(shape=[1, 2**20, 2**20]), r"\(1, 1048576, 1048576\)"),
-        (lambda r: r["classes"][1].update(name="dark"), "a name stands twice"),
+        (lambda r: r["classes"][1].update(name="dark"), "a name appears twice"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e-300), "noise_variance"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=1e300), "noise_variance"),
         (lambda r: r["classes"][0]["layers"][0].update(noise_variance=float("nan")), "noise_var"),
@@ -166,8 +166,8 @@ def test_changed_files_are_refused(folder):
         (lambda a: a.update({"0.0.leading": a["0.0.leading"][::-1].copy()}), "out of order"),
         (lambda a: a["0.correlation"].__setitem__((0, 1), 0.9), "holds no correlations in 0"),
         (lambda a: a.pop("1.correlation"), r"lacks 1\.correlation"),
-        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 100}), "no unit vectors"),
-        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 0}), "no unit vectors"),
+        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 100}), "not unit vectors"),
+        (lambda a: a.update({"0.0.basis": a["0.0.basis"] * 0}), "not unit vectors"),
         (lambda a: a.update({"0.0.mean": a["0.0.mean"] * 0 + 3e38}), "too large"),
         (lambda a: a.update({"0.0.mean": a["0.0.mean"].astype(bool)}), "bool, expected float32"),
         (lambda a: a.update({"0.0.basis": a["0.0.basis"].astype(float)}), "expected float16"),

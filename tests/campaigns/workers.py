@@ -60,7 +60,7 @@ def work(start: int, stop: int, most_bytes: int, name_of: Callable, outcome_of: 
     for i in range(start, stop):
         print(json.dumps({"start": i}), flush=True)
         name, given = name_of(i)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
         before, begin = _status("VmHWM"), time.process_time()
         try:
             outcome = outcome_of(given)

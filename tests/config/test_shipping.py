@@ -14,5 +14,5 @@ def test_a_registered_model_by_name_or_address():
 def test_outputs_are_checked():
     with pytest.raises(ConfigError, match="ends in .onnx"):
         ExportOptions.parse({"model": "m", "output": "m.bin"})
-    with pytest.raises(ConfigError, match="no local folder"):
+    with pytest.raises(ConfigError, match="not a local folder"):
         BundleOptions.parse({"model": "m", "output": "s3://bucket/m"})

@@ -124,11 +124,11 @@ def test_leading_coordinates_are_of_the_mean_cell():
     x = cells(60)
     folds = np.arange(60) % 5
     subspaces, held_out = crossfit_cells(blocks_of(x), folds, 0.9)
-    leading = held_out.leading(subspaces)
-    assert leading.shape == (60, 3)
+    leading_coordinates = held_out.leading_coordinates(subspaces)
+    assert leading_coordinates.shape == (60, 3)
     final = subspaces.final
     direct = (x.mean(axis=1) - final.mean) @ final.basis[:, :3]
-    assert np.corrcoef(leading[:, 0], direct[:, 0])[0, 1] > 0.99
+    assert np.corrcoef(leading_coordinates[:, 0], direct[:, 0])[0, 1] > 0.99
 
 
 def test_one_fold_and_no_cells_are_refused():

@@ -202,5 +202,5 @@ def test_recall_of_several_categories_is_their_mean():
     new, old = np.array([True] * 30 + [False] * 3), np.ones(33, bool)
     found = compare_recall(np.ones(33, bool), new, old, strata=names)
     assert (found.challenger, found.champion) == (0.5, 1)
-    with pytest.raises(DataError, match="no defective image"):
+    with pytest.raises(DataError, match="no defective picture"):
         compare_recall(np.zeros(3, bool), old[:3], old[:3])

@@ -22,7 +22,7 @@ def test_metrics_of_a_small_example():
         "false_negative_rate": 0.5,
     }
     assert ranking_metrics(defective[:3], scores[:3]) == {}
-    # of good images alone precision and F1 would be 0 or nothing, whatever the model
+    # of good pictures alone precision and F1 would be 0 or nothing, whatever the model
     assert set(decision_metrics(defective[:3], scores[:3] > 3)) == {"false_positive_rate"}
 
 

@@ -60,17 +60,6 @@ def test_a_huge_row_costs_other_rows_nothing_until_it_is_taken_away():
     np.testing.assert_array_equal(subspace.variances, fit_moments(exact, 0.9).variances)
 
 
-def test_bytes_hold_everything_and_other_bytes_are_refused():
-    moments = Moments.of(rows(0))
-    again = Moments.from_bytes(moments.to_bytes())
-    assert again.n == moments.n
-    assert np.array_equal(again.mean, moments.mean)
-    assert np.array_equal(again.scatter, moments.scatter)
-    for data in (b"", b"noise", moments.to_bytes()[:-40]):
-        with pytest.raises(FitError, match="not moments"):
-            Moments.from_bytes(data)
-
-
 def test_what_does_not_go_together():
     with pytest.raises(FitError, match="7 and of 5 features do not merge"):
         Moments.of(rows(0)).merge(Moments.of(rows(0, d=5)))

@@ -63,9 +63,9 @@ def test_the_other_half_are_likelihood_ratios_from_every_start():
     raised = odds / (1 + odds)
     k, ratios = 0, []
     for t, hit in enumerate(hits):
-        usual = max(a / (n + 1), (a + k) / (n + 1 + t))
-        ratio = raised / usual if hit else (1 - raised) / (1 - usual)
-        ratios.append(np.where(raised > usual, ratio, 1))
+        base_rate = max(a / (n + 1), (a + k) / (n + 1 + t))
+        ratio = raised / base_rate if hit else (1 - raised) / (1 - base_rate)
+        ratios.append(np.where(raised > base_rate, ratio, 1))
         k += hit
     starts = [1 / math.log2(s + 2) - 1 / math.log2(s + 3) for s in range(40)]
     expected = sum(w * np.prod(ratios[s:], axis=0) for s, w in enumerate(starts))

@@ -68,7 +68,7 @@ def test_good_ones_train_bad_ones_test_and_removed_ones_are_gone():
     assert found.n_said == {"good": 3, "bad": 2}
     assert found.sentence() == (
         "3 pictures join the training set and 1 leave it, which has 5 now; 2 join the test set "
-        "under their defects; 1 are removed; of 1 nobody is sure."
+        "under their defects; 1 are removed; 1 are judged unsure."
     )
     assert all(r.category == "caps" for r in found.rows)
 
@@ -141,7 +141,7 @@ def test_a_list_says_what_is_removed(tmp_path):
     assert digests_to_remove(ROWS, str(path)) == {digest(5), digest(1)}
     assert digests_to_remove(ROWS, "none") == set()
     path.write_text("9.png\n")
-    with pytest.raises(DataError, match=r"line 1: 9\.png is no picture of the model's list"):
+    with pytest.raises(DataError, match=r"line 1: 9\.png is not a picture of the model's list"):
         digests_to_remove(ROWS, str(path))
 
 

@@ -83,7 +83,7 @@ def test_labels_alone_are_enough_to_evaluate(manifest):
         (".,test,good,,,\n", "line 4: the file .* does not exist"),
         ("5.png,test,good\n", "line 4: the number of cells"),
         ("5.png,test,bent, left,,,\n", "line 4: the number of cells .* quote"),
-        ("5.png,test,good,,,\n./0.png,test,good,,,\n", "line 5: .*0.png stands in line 2 already"),
+        ("5.png,test,good,,,\n./0.png,test,good,,,\n", "line 5: .*0.png is already in line 2"),
         ('5.png,test,"go"od,,,\n', "line 4: .* save the table as CSV"),
         ('5.png,test,"good,,,\n', "line 4: unexpected end"),
         ("\n\n5.png,val,good,,,\n", "line 6: split=val"),

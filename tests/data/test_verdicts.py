@@ -34,7 +34,7 @@ def test_two_columns_are_enough_and_more_are_read(write):
     [
         ("sha256,path\n", "lacks the column verdict"),
         ("sha256,verdict\n", "holds no verdict"),
-        ("sha256,verdict\nabc,good\n", "line 2: sha256=abc is no SHA-256"),
+        ("sha256,verdict\nabc,good\n", "line 2: sha256=abc is not a SHA-256"),
         (f"sha256,verdict\n{A},fine\n", "line 2: verdict=fine: give good, bad, unsure"),
         (f"sha256,verdict,defect\n{A},good,hole\n", "is good has the defect hole"),
         (f"sha256,verdict,defect\n{A},bad,OK\n", "the defect OK may mean good"),

@@ -56,7 +56,7 @@ def test_scores_follow_their_definition(detector):
         fre = fre + layer.subspace.fre(x)
         nll = nll + layer.subspace.nll(x)
         raw = (layer.subspace.residual(x).reshape(feature.shape) ** 2).sum(1)
-        divided = torch.from_numpy(raw / layer.usual)[:, None]
+        divided = torch.from_numpy(raw / layer.normaliser)[:, None]
         maps.append(F.interpolate(divided, (8, 8), mode="bilinear")[:, 0].numpy())
     np.testing.assert_allclose(scores["fre"], fre, rtol=1e-5)
     np.testing.assert_allclose(scores["nll"], nll, rtol=1e-4)
@@ -71,15 +71,15 @@ def test_a_layer_s_map_is_divided_by_what_held_out_pictures_show(how):
     layer = fit(normalize=how).classes[0].layers[0]
     extraction = fit().extractor.extract(pictures(30)).features[0]
     if how == "none":
-        assert (layer.usual == 1).all()
+        assert (layer.normaliser == 1).all()
     elif how == "global":
-        assert np.ptp(layer.usual) == 0
+        assert np.ptp(layer.normaliser) == 0
         # held-out residuals exceed those of the pictures that were fitted
         raw = layer.subspace.residual(extraction.reshape(30, -1).numpy())
-        assert layer.usual[0, 0] > (raw**2).sum(1).mean() / 64
+        assert layer.normaliser[0, 0] > (raw**2).sum(1).mean() / 64
     else:
-        assert layer.usual.std() > 0
-        assert layer.usual.min() >= 0.29 * layer.usual.mean()
+        assert layer.normaliser.std() > 0
+        assert layer.normaliser.min() >= 0.29 * layer.normaliser.mean()
 
 
 def test_copies_teach_and_are_not_calibrated_on():
@@ -87,7 +87,7 @@ def test_copies_teach_and_are_not_calibrated_on():
     assert (plain.options.augment, turned.options.augment) == ("none", "rotations")
     assert len(turned.classes[0].calibration.scores) == 30
     for layer in turned.classes[0].layers:
-        assert layer.subspace.n_samples == len(layer.leading) == 30
+        assert layer.subspace.n_samples == len(layer.leading_coordinates) == 30
     assert turned.n_components != plain.n_components
     # a picture that lies otherwise is less unusual to the model that saw such copies
     images = [png(np.rot90(texture(np.random.default_rng(50 + i)))) for i in range(6)]
@@ -149,7 +149,7 @@ def test_copies_of_a_picture_count_once(detector):
     assert calibration.n_groups == 30
     assert len(calibration.scores) == 150
     assert five.effective_fpr(0.01) == 1 / 31
-    assert "from 150 good images in 30 groups" in five.calibration_sentence()
+    assert "from 150 good pictures in 30 groups" in five.calibration_sentence()
     # every copy was held out with the others, so its score is that of a new picture
     new = five.score(pictures(200, seed=77))
     assert new["is_anomaly"].mean() <= 0.12
@@ -167,7 +167,7 @@ def test_decision_follows_fpr_and_its_floor(detector):
     scores = detector.score(GOOD + BAD, fpr=0.3)
     np.testing.assert_array_equal(scores["is_anomaly"], scores["p_value"] <= 0.3)
     assert detector.effective_fpr(0.001) == 1 / 31
-    assert "999 good images would promise the 0.001" in detector.calibration_sentence(0.001)
+    assert "rate 0.001 needs 999 good pictures" in detector.calibration_sentence(0.001)
     assert detector.thresholds(0.3)["stripes"] < detector.thresholds(0.1)["stripes"]
     for fpr in (0, 1, -0.5):
         with pytest.raises(ConfigError, match="outside"):
@@ -310,13 +310,13 @@ def test_each_class_knows_its_own():
     np.testing.assert_allclose(scores["fre"][:6], single["fre"], rtol=1e-4)
 
 
-def test_places_of_classes_of_unequal_size_have_one_length():
+def test_calibration_ranks_of_classes_of_unequal_size_have_one_length():
     detector = fit({"dark": pictures(60, 1, shift=-60), "light": pictures(12, 2, shift=60)})
-    assert [c.layers[0].leading.shape[1] for c in detector.classes] == [3, 1]
+    assert [c.layers[0].leading_coordinates.shape[1] for c in detector.classes] == [3, 1]
     seen = []
     detector.score(
         pictures(2, 3, shift=-60) + pictures(2, 4, shift=60),
-        on_image=lambda i, o: seen.append(o.places),
+        on_image=lambda i, o: seen.append(o.calibration_ranks),
     )
     drift = measure_drift(np.array([0.5] * 4), np.zeros(4, bool), np.stack(seen), 12)
     assert 0 <= drift.appearance <= 1
@@ -324,7 +324,7 @@ def test_places_of_classes_of_unequal_size_have_one_length():
 
 def test_unfit_classes_are_named():
     with pytest.raises(
-        FitError, match="class flat cannot be fitted. All 5 images are copies of one"
+        FitError, match="category flat cannot be fitted. All 5 pictures are copies of one"
     ):
         fit({"stripes": pictures(3), "flat": [GOOD[0]] * 5})
     with pytest.raises(FitError, match="one group"):

@@ -57,7 +57,9 @@ def test_likeliest_is_among_few_candidates_and_rows_are_those_of_scoring_all(fit
     assert [r["p_value"] for r in rows] == [r["p_value"] for r in expected]
     for i, j in enumerate(best):
         torch.testing.assert_close(few[j].maps[i], whole[j].maps[i])
-        torch.testing.assert_close(few[j].leading[0][i], whole[j].leading[0][i])
+        torch.testing.assert_close(
+            few[j].leading_coordinates[0][i], whole[j].leading_coordinates[0][i]
+        )
 
 
 def test_of_equal_classes_none_is_ruled_out_before_the_other(fitted):

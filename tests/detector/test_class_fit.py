@@ -4,10 +4,10 @@ import torch
 
 from dfm_mlflow.config import Options
 from dfm_mlflow.core.solvers import fit_subspace
-from dfm_mlflow.detector.class_fit import finish_class, recalibrate_class, usual_without_fold
+from dfm_mlflow.detector.class_fit import finish_class, normaliser_without_fold, recalibrate_class
 from dfm_mlflow.detector.class_model import score_class
 from dfm_mlflow.detector.grid import Grid
-from dfm_mlflow.detector.maps import usual_of
+from dfm_mlflow.detector.maps import normaliser_of
 from dfm_mlflow.errors import FitError
 
 from ..detectors import fit_class, fit_layers
@@ -54,16 +54,16 @@ def test_a_held_out_map_is_divided_by_what_the_other_folds_show(how):
     """By the mean of all folds, pictures would hide in it what is odd in them."""
     maps, folds = torch.rand(12, 3, 4) + 0.5, torch.arange(12) % 4
     maps[folds == 2] *= 50
-    divisor = usual_without_fold(maps, folds.numpy(), how)
+    divisor = normaliser_without_fold(maps, folds.numpy(), how)
     for i in range(12):
-        torch.testing.assert_close(divisor[i], usual_of(maps[folds != folds[i]], how))
+        torch.testing.assert_close(divisor[i], normaliser_of(maps[folds != folds[i]], how))
     # and so does a fit
     given = options(normalize=how, aggregate="max")
     x = features(40)
     x[7] *= 5
     fitted = fit_layers([x], None, [GRID], given)
     maps, folds = fitted.maps[0], torch.from_numpy(fitted.deal.folds)
-    alone = [usual_of(maps[folds != fold], how) for fold in folds]
+    alone = [normaliser_of(maps[folds != fold], how) for fold in folds]
     expected = np.array([float((m / u).max()) for m, u in zip(maps, alone, strict=True)])
     expected *= np.mean(fitted.refit_ratios, axis=0)
     found = finish_class("a", fitted, [GRID], given).calibration
@@ -73,10 +73,10 @@ def test_a_held_out_map_is_divided_by_what_the_other_folds_show(how):
 def test_one_fit_does_for_all_that_differ_in_what_comes_after():
     fitted = fit_layers([features(40)], None, [GRID], options())
     for given in ({"aggregate": "max"}, {"normalize": "global"}, {"score": "nll"}):
-        once, anew = finish_class("a", fitted, [GRID], options(**given)), fit(**given)
-        np.testing.assert_array_equal(once.calibration.scores, anew.calibration.scores)
-        np.testing.assert_array_equal(once.layers[0].usual, anew.layers[0].usual)
-        assert once.map_scale == anew.map_scale
+        once, again = finish_class("a", fitted, [GRID], options(**given)), fit(**given)
+        np.testing.assert_array_equal(once.calibration.scores, again.calibration.scores)
+        np.testing.assert_array_equal(once.layers[0].normaliser, again.layers[0].normaliser)
+        assert once.map_scale == again.map_scale
 
 
 def test_groups_are_held_out_together():
@@ -114,10 +114,13 @@ def test_a_recalibration_keeps_scores_and_changes_what_they_are_worth():
         model, [score_class(model.on(CPU), [new], [GRID], given)], None, given
     )
     np.testing.assert_allclose(
-        whole.layers[0].leading, found.layers[0].leading, rtol=1e-4, atol=1e-4
+        whole.layers[0].leading_coordinates,
+        found.layers[0].leading_coordinates,
+        rtol=1e-4,
+        atol=1e-4,
     )
     np.testing.assert_allclose(whole.correlation, found.correlation, atol=1e-3)
-    assert (np.diff(found.layers[0].leading, axis=0) >= 0).all()
+    assert (np.diff(found.layers[0].leading_coordinates, axis=0) >= 0).all()
     with pytest.raises(FitError, match="0 good pictures are given"):
         recalibrate_class(model, [], None, given)
     bad = score_class(model.on(CPU), [new * float("nan")], [GRID], given)

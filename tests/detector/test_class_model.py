@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.core.leading import n_leading
+from dfm_mlflow.core.leading_coordinates import n_leading
 from dfm_mlflow.detector.class_model import raw_scores, score_class
 from dfm_mlflow.detector.grid import Grid
 
@@ -67,7 +67,7 @@ def test_the_map_of_a_layer_sums_to_its_error():
     layers, new = model.on(torch.device("cpu")).layers, features(5, 5)
     raw = raw_scores(layers, [new, new], [grid, grid])
     torch.testing.assert_close(raw.fre, sum(m.sum((1, 2)) for m in raw.maps))
-    for layer, coordinates in zip(layers, raw.leading, strict=True):
+    for layer, coordinates in zip(layers, raw.leading_coordinates, strict=True):
         z = layer.subspace.split(grid.rows(new))[0]
         assert torch.equal(coordinates, z[:, : n_leading(layer.subspace)])
         torch.testing.assert_close(

@@ -7,8 +7,8 @@ import torch
 
 from dfm_mlflow.columns import COLUMNS, DECISION
 from dfm_mlflow.core.calibration import Calibration
-from dfm_mlflow.core.leading import MOST_LEADING
-from dfm_mlflow.detector.decision import calibration_sentence, decide, places_of
+from dfm_mlflow.core.leading_coordinates import MOST_LEADING
+from dfm_mlflow.detector.decision import calibration_ranks_of, calibration_sentence, decide
 
 RNG = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def one_class(name, n=39, scale=1.0, n_folds=20):
     known = np.sort(RNG.normal(size=(n, 3)), axis=0).astype(np.float32)
     calibration = Calibration.of(scale * RNG.normal(size=n), n_folds)
     return SimpleNamespace(
-        name=name, calibration=calibration, layers=[SimpleNamespace(leading=known)]
+        name=name, calibration=calibration, layers=[SimpleNamespace(leading_coordinates=known)]
     )
 
 
@@ -101,11 +101,11 @@ def test_format_1_takes_the_class_in_which_a_picture_is_least_unusual():
     assert [row["fre"] for row in rows] == [1.0, 1.0, 5001.0]
 
 
-def test_places_are_mid_ranks_of_each_coordinate():
+def test_calibration_ranks_are_mid_ranks_of_each_coordinate():
     model = one_class("cap")
-    known = model.layers[0].leading
+    known = model.layers[0].leading_coordinates
     values = torch.from_numpy(RNG.normal(size=3).astype(np.float32))
-    found = places_of(model, [values])
+    found = calibration_ranks_of(model, [values])
     expected = (0.5 + (known >= values.numpy()).sum(0)) / (len(known) + 1)
     assert found.shape == (MOST_LEADING,)
     np.testing.assert_allclose(found[:3], expected)
@@ -119,13 +119,25 @@ def test_places_are_mid_ranks_of_each_coordinate():
         (
             [one_class("cap")],
             0.01,
-            "at most 0.025, .*; 99 good images would promise the 0.01 that",
+            "at most 0.025, .*; the target false-positive rate 0.01 needs 99 good pictures",
         ),
-        ([one_class("cap", n_folds=0)], 0.1, r"from 39 new good images\.$"),
-        ([grouped("cap")], 0.1, r"at most 0.1, .* from 40 good images in 10 groups held out"),
-        ([grouped("cap")], 0.01, r"at most 0.0909, .*; 99 good groups would promise the 0.01"),
-        ([dirty("cap")], 0.1, r"at most 0.122.* the 1 images with the highest scores are left out"),
-        ([one_class("a"), one_class("b", n=19)], 0.1, "thresholds a .*, b .* 19 .* smallest class"),
+        ([one_class("cap", n_folds=0)], 0.1, r"from 39 new good pictures\.$"),
+        ([grouped("cap")], 0.1, r"at most 0.1, .* from 40 good pictures in 10 groups held out"),
+        (
+            [grouped("cap")],
+            0.01,
+            r"at most 0.0909, .*; the target false-positive rate 0.01 needs 99 good groups",
+        ),
+        (
+            [dirty("cap")],
+            0.1,
+            r"at most 0.122.* the 1 pictures with the highest scores are left",
+        ),
+        (
+            [one_class("a"), one_class("b", n=19)],
+            0.1,
+            "thresholds a .*, b .* 19 .* smallest categ",
+        ),
     ],
 )
 def test_the_promise_is_one_sentence(classes, fpr, words):

@@ -59,7 +59,7 @@ def test_labels_make_classes():
 
 def test_what_cannot_be_fitted_is_said():
     from_images = AnomalyDetector.from_images
-    with pytest.raises(ConfigError, match="3 labels were given for 24 images"):
+    with pytest.raises(ConfigError, match="3 labels were given for 24 pictures"):
         from_images(GOOD, ["a"] * 3, **SMALL)
     with pytest.raises(ConfigError, match="data is about files"):
         from_images(GOOD, data="folder")
@@ -67,5 +67,5 @@ def test_what_cannot_be_fitted_is_said():
         from_images(GOOD, augment="auto")
     with pytest.raises(ImageError, match="Row 1: "):
         from_images([GOOD[0], b"noise"], **SMALL)
-    with pytest.raises(FitError, match="1 good images could be read"):
+    with pytest.raises(FitError, match="1 good pictures could be read"):
         from_images(GOOD[:1], **SMALL)

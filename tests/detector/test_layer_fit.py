@@ -162,21 +162,21 @@ def fused_options(**given):
 def test_groups_of_maps_count_by_what_they_explain():
     grids = [Grid(SHAPE, np.ones(SHAPE[1:], bool), rows_are=k) for k in ("cell", "picture")]
     maps = [torch.rand(3, 5, 4) + 1, torch.rand(3, 5, 4) + 1]
-    usual = [torch.full((5, 4), 2.0), torch.ones(5, 4)]
+    normalisers = [torch.full((5, 4), 2.0), torch.ones(5, 4)]
     nll = torch.zeros(3)
     of_cells = (maps[0] / 2).flatten(1).sort(1, descending=True).values[:, :2].mean(1)
     of_pictures = maps[1].flatten(1).max(1).values
     options = fused_options()
-    score, combined = score_maps(maps, usual, nll, grids, options, [0.9, 0.3])
+    score, combined = score_maps(maps, normalisers, nll, grids, options, [0.9, 0.3])
     torch.testing.assert_close(score, of_cells**0.75 * of_pictures**0.25)
     torch.testing.assert_close(combined, 0.75 * maps[0] / 2 + 0.25 * maps[1])
-    few, _ = score_maps(maps, usual, nll, grids, options, [0.9, 0.0])
+    few, _ = score_maps(maps, normalisers, nll, grids, options, [0.9, 0.0])
     torch.testing.assert_close(few, of_cells)
     ratio = ratio_of([np.ones(3), np.full(3, 0.5)], grids, options, [0.9, 0.3])
     np.testing.assert_allclose(ratio, 0.5**0.25)
     alike = fused_options(subspace="picture", aggregate="max")
     same = [replace(g, rows_are="picture") for g in grids]
-    one, mean = score_maps(maps, usual, nll, same, alike, [0.9, 0.3])
+    one, mean = score_maps(maps, normalisers, nll, same, alike, [0.9, 0.3])
     torch.testing.assert_close(mean, (maps[0] / 2 + maps[1]) / 2)
     torch.testing.assert_close(one, mean.flatten(1).max(1).values)
 
@@ -185,14 +185,14 @@ def test_few_pictures_explain_nothing_of_others_and_many_do():
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(4, 120))
 
-    def explained(n):
+    def explained_share(n):
         rows = rng.normal(size=(n, 4)) @ mixing + 0.3 * rng.normal(size=(n, 120))
         x = torch.from_numpy(rows.reshape(n, *SHAPE)).float()
         grids = [Grid(SHAPE, np.ones(SHAPE[1:], bool))]
         chosen = Options.parse({"layers": "a", "pooling": "1"}).resolve()
-        return fit_layers([x], deal(n), grids, chosen).layers[0].explained
+        return fit_layers([x], deal(n), grids, chosen).layers[0].explained_share
 
-    assert explained(3) < 0.5 < 0.9 < explained(100)
+    assert explained_share(3) < 0.5 < 0.9 < explained_share(100)
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ from dfm_mlflow.detector.maps import (
     _blurred,
     combine_layers,
     largest_of,
+    normaliser_of,
     scale_of,
     smooth_map,
     to_level,
     to_png,
-    usual_of,
 )
 
 from ..conftest import examples
@@ -47,15 +47,17 @@ def test_usual_is_the_mean_with_a_floor():
     maps = torch.rand(50, 4, 4) + 1
     maps[:, 0, 0] = 1e-6  # a position that never varies
     maps[:, 3, 3] = 0  # one outside the region of interest
-    assert (usual_of(maps, "none") == 1).all()
+    assert (normaliser_of(maps, "none") == 1).all()
     inside = maps.mean(0)[maps.mean(0) > 0].mean()
-    assert usual_of(maps, "global").unique().tolist() == [pytest.approx(float(inside))]
-    position = usual_of(maps, "position")
+    assert normaliser_of(maps, "global").unique().tolist() == [pytest.approx(float(inside))]
+    position = normaliser_of(maps, "position")
     torch.testing.assert_close(position[1:3], maps.mean(0)[1:3])
     assert position[0, 0] == position[3, 3] == pytest.approx(0.3 * float(inside))
     # half way on a scale of ratios, so that it commutes with one of its own
-    torch.testing.assert_close(usual_of(maps, "blend") ** 2, position * usual_of(maps, "global"))
-    torch.testing.assert_close(usual_of(9 * maps, "blend"), 9 * usual_of(maps, "blend"))
+    torch.testing.assert_close(
+        normaliser_of(maps, "blend") ** 2, position * normaliser_of(maps, "global")
+    )
+    torch.testing.assert_close(normaliser_of(9 * maps, "blend"), 9 * normaliser_of(maps, "blend"))
 
 
 @examples(20)

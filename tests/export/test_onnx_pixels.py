@@ -23,4 +23,4 @@ def test_pixels_are_those_of_the_extractor(resize, roi):
     for shape in shapes:
         for image in (picture_like(shape, 2), rng.integers(0, 256, (*shape, 3), dtype=np.uint8)):
             found = pixels(torch.from_numpy(image)[None])[0]
-            assert torch.equal(found, extractor.resized(image)), shape
+            assert torch.equal(found, extractor.pixels.resized(image)), shape

@@ -213,12 +213,12 @@ def no_size():
 
 def other_formats():
     for data, name, remedy in (
-        (encode(RGB, "GIF"), "The image is a GIF, ", "PNG or TIFF"),
-        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "The image is HEIC, ", "convert it to JPEG"),
-        (b"\0\0\0\x18ftypavif" + b"\0" * 40, "The image is AVIF, ", "convert it to JPEG"),
-        (b"%PDF-1.7 ", "The image is a PDF, ", "PNG or TIFF"),
-        (bytes(128) + b"DICM" + bytes(9), "The image is DICOM, ", "PNG or TIFF"),
-        (b"\x93NUMPY" + bytes(99), "The image is a NumPy file, ", "send its array"),
+        (encode(RGB, "GIF"), "The picture is a GIF, ", "PNG or TIFF"),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "The picture is HEIC, ", "convert it to JPEG"),
+        (b"\0\0\0\x18ftypavif" + b"\0" * 40, "The picture is AVIF, ", "convert it to JPEG"),
+        (b"%PDF-1.7 ", "The picture is a PDF, ", "PNG or TIFF"),
+        (bytes(128) + b"DICM" + bytes(9), "The picture is DICOM, ", "PNG or TIFF"),
+        (b"\x93NUMPY" + bytes(99), "The picture is a NumPy file, ", "send its array"),
         (b"<svg><image href='file:///etc/passwd'/></svg>", "an SVG", "PNG or TIFF"),
         (b"https://example.com/a.png", "The bytes are ", "convert the file"),
         (b"/etc/passwd", "The bytes are ", "convert the file"),

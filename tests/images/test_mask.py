@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfm_mlflow.images.decode import decode_mask, decode_soft_mask
+from dfm_mlflow.images.decode import decode_soft_mask
 from dfm_mlflow.images.mask import orientation_of, turned
 
 SHAPE = np.zeros((40, 60), dtype=bool)
@@ -53,14 +53,14 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_mask_is_read_as_it_was_meant(name):
-    np.testing.assert_array_equal(decode_mask(EXACT[name]), SHAPE)
+    np.testing.assert_array_equal(decode_soft_mask(EXACT[name])[0], SHAPE)
 
 
 def test_instances_are_all_marked():
     labels = np.zeros((40, 60), dtype=np.uint8)
     for i in range(1, 6):
         labels[8 * i - 8 : 8 * i - 4, 10 * i : 10 * i + 5] = i
-    np.testing.assert_array_equal(decode_mask(saved(Image.fromarray(labels))), labels > 0)
+    np.testing.assert_array_equal(decode_soft_mask(saved(Image.fromarray(labels)))[0], labels > 0)
 
 
 @pytest.mark.parametrize("quality", [30, 75, 95])
@@ -81,7 +81,7 @@ def test_the_noise_of_jpeg_is_cut_off_and_said(quality, colours):
 
 def test_a_black_jpeg_marks_nothing():
     noise = np.random.default_rng(0).integers(0, 6, GREY.shape).astype(np.uint8)
-    assert not decode_mask(saved(Image.fromarray(noise), "JPEG")).any()
+    assert not decode_soft_mask(saved(Image.fromarray(noise), "JPEG"))[0].any()
 
 
 def test_a_mask_is_turned_as_its_own_exif_says():
@@ -89,7 +89,7 @@ def test_a_mask_is_turned_as_its_own_exif_says():
     exif[0x0112] = 6
     data = saved(Image.fromarray(GREY), "PNG", exif=exif)
     assert orientation_of(data) == 6
-    np.testing.assert_array_equal(decode_mask(data), turned(SHAPE, 6))
+    np.testing.assert_array_equal(decode_soft_mask(data)[0], turned(SHAPE, 6))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -7,7 +7,7 @@ from PIL import Image
 
 import dfm_mlflow
 from dfm_mlflow.errors import ImageError
-from dfm_mlflow.images.overlay import USUAL, colours, overlay, tint
+from dfm_mlflow.images.overlay import GOOD_LEVEL, colours, overlay, tint
 
 
 def encoded(pixels):
@@ -23,9 +23,9 @@ def test_a_stronger_level_is_a_darker_colour_and_hides_more_of_the_picture():
     for grey in (0, 90, 255):
         image = np.full((1, 256, 3), grey, np.uint8)
         marked = tint(image, levels[None])[0].astype(int)
-        assert (marked[: USUAL // 2] == grey).all()  # calm
+        assert (marked[: GOOD_LEVEL // 2] == grey).all()  # calm
         away = np.abs(marked - grey).max(axis=1)
-        assert away[USUAL] > 20  # what nine in ten good pictures stay under is seen
+        assert away[GOOD_LEVEL] > 20  # what nine in ten good pictures stay under is seen
         assert away[255] > 80
 
 

@@ -25,7 +25,7 @@ def test_files_are_called_as_pictures_are_below_what_they_have_in_common(tmp_pat
     written = [folder.write(source, PICTURE, MAP).relative_to(tmp_path) for source in sources]
     assert [str(w) for w in written] == ["out/a/1.jpg.png", "out/b/1.jpg.png", "out/b/c/2.png.png"]
     again = OverlayFolder(str(tmp_path / "out"), sources)
-    again.write(sources[0], PICTURE, MAP)  # our own are drawn anew
+    again.write(sources[0], PICTURE, MAP)  # our own are drawn again
     far = [f"s3://bucket/day{i}/x.png" for i in range(2)]
     remote = OverlayFolder(str(tmp_path / "far"), far)
     assert remote.write(far[1], PICTURE, MAP) == tmp_path / "far/day1/x.png.png"
@@ -40,7 +40,7 @@ def test_nothing_of_the_user_is_replaced_or_mixed_with(tmp_path):
     mine = tmp_path / "out/1.png.png"
     mine.write_bytes(PICTURE)
     folder = OverlayFolder(str(tmp_path / "out"), [pictures / "1.png"])
-    with pytest.raises(ConfigError, match="is there and no overlay of ours"):
+    with pytest.raises(ConfigError, match="exists and was not written as an overlay"):
         folder.write(pictures / "1.png", PICTURE, MAP)
     assert mine.read_bytes() == PICTURE
     for place in (pictures, pictures / "overlays"):
@@ -48,7 +48,7 @@ def test_nothing_of_the_user_is_replaced_or_mixed_with(tmp_path):
             OverlayFolder(str(place), [pictures / "1.png"])
         with pytest.raises(ConfigError, match="lies among the pictures"):
             OverlayFolder(str(place), [pictures / "a/1.png"], [str(pictures)])
-    with pytest.raises(ConfigError, match="no local folder"):
+    with pytest.raises(ConfigError, match="not a local folder"):
         OverlayFolder("s3://bucket/overlays", [])
     with pytest.raises(ConfigError, match="cannot be made"):
         OverlayFolder(str(mine / "below"), [pictures / "1.png"])

@@ -140,7 +140,7 @@ def test_sequences_are_listed_and_tables_are_not():
     with pytest.raises(ConfigError, match=r"give its column of pictures, such as table\['image'\]"):
         listed(pd.DataFrame({"image": column}))
     for other in (None, 7, {"image": [b"a"]}):
-        with pytest.raises(ConfigError, match="is no list of pictures"):
+        with pytest.raises(ConfigError, match="is not a list of pictures"):
             listed(other)
 
 

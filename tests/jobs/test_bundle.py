@@ -76,5 +76,5 @@ def test_what_pip_cannot_find_is_said_and_leaves_nothing(index, model, tmp_path)
     with pytest.raises(DataError, match="pip cannot collect .*tiny_three"):
         bundle(options(model, tmp_path / "out", extras="tiny_three"))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="is there and not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         bundle(options(model, index))

@@ -89,7 +89,7 @@ def test_a_real_difference_is_named_with_the_interval_of_the_gate(store):
     assert list(facts.loc["resolved_backbone"]) == ["resnet18", "resnet50"]
     assert "resolved_fpr" not in facts.index  # the same
     assert list(facts.loc["image_auroc"]) == ["", "0.9000"]
-    assert facts.loc["less A", "B"] == f"{found.difference:+.4f}"
+    assert facts.loc["minus A", "B"] == f"{found.difference:+.4f}"
 
 
 def test_noise_is_not_called_progress(store):
@@ -109,7 +109,7 @@ def test_noise_is_not_called_progress(store):
     b = log("second", table(scored(1.5, 99)))
     sentence = ask(a, b).sentences[1]
     assert sentence.startswith(
-        "No difference between B (second) and A (first) can be told from noise with 160 images"
+        "No difference between B (second) and A (first) can be told from noise with 160 pictures"
     )
 
 
@@ -143,7 +143,7 @@ def test_only_shared_pictures_count(store):
     result = ask(log("a", one), log("b", fewer))
     assert result.sentences[0] == (
         "157 test pictures are shared, 97 good and 60 defective (by content, of 160 of A, 159 of "
-        "B; 1 more are good here and defective there)."
+        "B; 1 more are good in one run and defective in another)."
     )
     kept = one.drop(index=[3, 7, 9])
     assert result.comparisons[0] == compare_auroc(

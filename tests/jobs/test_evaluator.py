@@ -195,7 +195,7 @@ def test_metrics_of_the_users_own(model, pictures):
     assert mlflow.get_run(result.run_id).data.metrics["gap"] == pytest.approx(result.metrics["gap"])
     with pytest.raises(ConfigError, match="gap asks for scale"):
         evaluate(model, pictures, extra_metrics=[gap])
-    with pytest.raises(ConfigError, match="predictions=score is no column"):
+    with pytest.raises(ConfigError, match="predictions=score is not a column"):
         evaluate(model, pictures, extra_metrics=[gap], predictions="score")
 
 

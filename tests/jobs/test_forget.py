@@ -108,7 +108,7 @@ def test_the_command_line_says_what_went(tmp_path):
 
 
 def test_what_cannot_be_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="is no date: give one such as 2026-11-27"):
+    with pytest.raises(ConfigError, match="is not a date: give one such as 2026-11-27"):
         forget(str(tmp_path), "yesterday")
     with pytest.raises(ConfigError, match="give pictures, rows, all"):
         forget(str(tmp_path), "2026-11-27", "everything")

@@ -86,7 +86,7 @@ def test_the_run_says_what_was_done(trained, tmp_path):
     assert metrics["effective_fpr"] == 0.1
     assert run.data.params["resolved_model"] == PARENT
     assert run.data.tags["dfm.recalibrated_from"] == PARENT
-    assert "from 30 new good images." in run.data.tags["calibration"]
+    assert "from 30 new good pictures." in run.data.tags["calibration"]
     (used,) = run.inputs.dataset_inputs
     assert [t.value for t in used.tags] == ["calibration"]
     version = mlflow.MlflowClient().get_model_version("dfm-stripes", "2")
@@ -111,7 +111,9 @@ def test_command_prints_both_thresholds(trained, tmp_path):
     said = " ".join(done.output.split())
     assert f"The threshold of stripes was {then}, which flags" in said
     assert f"and is {now} now." in said
-    assert "from 8 new good images; 9 good images would promise the 0.1" in said  # too few is said
+    assert (
+        "from 8 new good pictures; the target false-positive rate 0.1 needs 9 good pictures" in said
+    )  # too few is said
 
 
 def test_pictures_that_were_fitted_are_refused_by_their_contents(trained, mvtec_like, tmp_path):
@@ -132,7 +134,7 @@ def test_pictures_that_were_fitted_are_refused_by_their_contents(trained, mvtec_
 def test_pictures_that_score_as_fitted_ones_are_refused_unless_a_reason_is_given(
     trained, mvtec_like, tmp_path
 ):
-    """Encoded anew, so that no digest is known, and with a few new ones among them."""
+    """Encoded again, so that no digest is known, and with a few new ones among them."""
     folder = Path(new_pictures(tmp_path / "few", n=2))
     for path in sorted((mvtec_like / "stripes/train/good").iterdir()):
         with Image.open(path) as image:
@@ -158,7 +160,7 @@ def test_a_failure_leaves_the_registry_as_it_was(trained, tmp_path, monkeypatch)
     (one / "broken.png").write_bytes(b"noise")
     with pytest.raises(DataError, match="1 of 2 calibration pictures cannot be read"):
         ask(one)
-    with pytest.raises(ConfigError, match="no class gears: its classes are stripes"):
+    with pytest.raises(ConfigError, match="no category gears: it has stripes"):
         ask(good, category="gears")
     with pytest.raises(ArtifactError, match="names no model that is registered"):
         ask(good, model="models:/dfm-none@production")
@@ -180,7 +182,7 @@ def test_one_of_several_classes(store, mvtec_like, tmp_path):
     both = train(options(mvtec_like, "stripes,bands", fpr="0.1"))
     dark = new_pictures(tmp_path / "dark", n=20, darker=0.1)
     model = "models:/dfm-stripes-bands/1"
-    with pytest.raises(ConfigError, match="has the classes stripes, bands: name the one"):
+    with pytest.raises(ConfigError, match="has the categories stripes, bands: name the one"):
         ask(dark, model=model)
     result = ask(dark, model=model, category="bands")
     then, now = both.detector.thresholds(), result.detector.thresholds()

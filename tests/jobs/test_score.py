@@ -107,7 +107,7 @@ def test_several_addresses_each_picture_once_and_nothing_written(model, images, 
     some = [str(images / "day0"), str(images / "day0/02.png"), f"{images}/day1/*.png"]
     result = score(options(model, some, "none"))
     assert (result.n_images, result.n_errors) == (12, 0)
-    assert result.summary() == f"12 images, {result.n_anomalous} anomalous, 0 unreadable"
+    assert result.summary() == f"12 pictures, {result.n_anomalous} anomalous, 0 unreadable"
     assert 4 <= result.n_anomalous < 12
     assert list(result.most["p_value"]) == sorted(result.most["p_value"])
     assert len([r for r in caplog.records if "Used 6 pictures of" in r.message]) == 1
@@ -207,7 +207,7 @@ def test_a_folder_of_something_else_is_refused(model, images, tmp_path, small_pa
     with pytest.raises(ConfigError, match="holds other files, such as"):
         score(options(model, images, f"{images}/"))
     (output / "_plan.json").write_text("{")
-    with pytest.raises(ConfigError, match="no plan of this version"):
+    with pytest.raises(ConfigError, match="not a plan of this version"):
         score(options(model, images, f"{output}/"))
 
 
@@ -239,7 +239,7 @@ def test_command_line(model, images, tmp_path, store):
     done = run("--model", model, "--images", images, "--output", tmp_path / "a.parquet")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()  # the log names folders, however long they are
-    assert re.fullmatch(r"13 images, \d+ anomalous, 1 unreadable; wrote .*a\.parquet", lines[-1])
+    assert re.fullmatch(r"13 pictures, \d+ anomalous, 1 unreadable; wrote .*a\.parquet", lines[-1])
     assert max(map(len, lines[:-1])) <= 100
     assert mlflow.search_runs().empty  # a job of its own opens no run
     with mlflow.start_run() as opened:

@@ -191,15 +191,15 @@ class Interrupted(BaseException):
 
 
 def interrupt_after(n, monkeypatch):
-    log, logged = job.Book.log, []
+    log, logged = job.SweepChildren.log, []
 
-    def counted(book, *given):
+    def counted(children, *given):
         if len(logged) == n:
             raise Interrupted
         logged.append(given)
-        log(book, *given)
+        log(children, *given)
 
-    monkeypatch.setattr(job.Book, "log", counted)
+    monkeypatch.setattr(job.SweepChildren, "log", counted)
     return logged
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(store, mvtec_like, monkey
     assert len(children(result.run_id)) == 4
     assert len(children(whole.run_id)) == 4  # other options, other sweep
     assert not result.tables["image_auroc"].isna().any(axis=None)
-    again = sweep(asked())  # a finished one is not gone on with
+    again = sweep(asked())  # a finished one is not continued
     assert again.n_resumed == 0
     pd.testing.assert_frame_equal(again.tables["image_auroc"], result.tables["image_auroc"])
 
@@ -251,9 +251,9 @@ def test_good_pictures_alone_and_no_grid(store, mvtec_like):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"grid": "colour=red"}, "no option to sweep"),
-        ({"grid": "category=a"}, "no option to sweep"),
-        ({"grid": "seed=1;seed=2"}, "stands there twice"),
+        ({"grid": "colour=red"}, "not an option to sweep"),
+        ({"grid": "category=a"}, "not an option to sweep"),
+        ({"grid": "seed=1;seed=2"}, "appears twice"),
         ({"grid": "pca_level=2"}, "With pca_level"),
         ({"grid": "score=nll;aggregate=max"}, "needs a map"),
         ({"registered_model": "mine"}, "registers nothing"),

@@ -129,7 +129,7 @@ def test_test_pictures_that_say_nothing_are_left_out_of_the_metrics(looked_at, d
 def test_the_report_shows_what_to_look_at(looked_at):
     _, files, _ = looked_at
     page = (files / "report/report.html").read_text()
-    assert "Look at these training images" in page
+    assert "Look at these training pictures" in page
     assert "alone sets the threshold" in page
     assert "far from the rest" in page
     assert page.count("held-out score") == 6  # a fifth of 27
@@ -174,9 +174,9 @@ def test_groups_of_a_list_are_held_out_together(looked_at, dirty, store):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["nothere.png"], "line 1: nothere.png is no training picture"),
-        (["# no", "0" * 64], "line 2: 0{64} is no training picture"),
-        (["000.png", "good/bad.png", "x/001.png"], "line 3: x/001.png is no training picture"),
+        (["nothere.png"], "line 1: nothere.png is not a training picture"),
+        (["# no", "0" * 64], "line 2: 0{64} is not a training picture"),
+        (["000.png", "good/bad.png", "x/001.png"], "line 3: x/001.png is not a training picture"),
     ],
 )
 def test_a_line_that_names_nothing_is_named(dirty, store, tmp_path, lines, message):
@@ -201,8 +201,8 @@ def test_a_flat_folder_gets_pictures_and_an_estimate(mvtec_like, store):
     assert parts[0] <= parts[2]
     assert any("an estimate on drawn defects" in s for s in result.sentences)
     page = (files / "report/report.html").read_text()
-    assert "Look at these training images" in page
-    assert "Typical good training images" in page
+    assert "Look at these training pictures" in page
+    assert "Typical good training pictures" in page
     assert "Drawn defects that are found" in page
     assert len(pd.read_parquet(files / "train_scores.parquet")) == 24
     assert len(pd.read_csv(files / "training.csv")) == 24

@@ -98,10 +98,10 @@ def test_the_set_alone_decides_to_the_last_bit(line, tmp_path):
 def test_with_features_computed_anew_it_is_so_to_the_golden_tolerances(
     line, tmp_path, monkeypatch, precision, tolerance
 ):
-    given = {**SMALL, "precision": precision, "registered_model": "dfm-anew"}
+    given = {**SMALL, "precision": precision, "registered_model": "dfm-again"}
     train(Options.parse({**given, "data": str(line.data)}))
     taught = line.update(
-        (line.new(0), "good"), (line.old(3), "bad"), model="models:/dfm-anew/1"
+        (line.new(0), "good"), (line.old(3), "bad"), model="models:/dfm-again/1"
     ).trained
     assert taught.detector.extractor.precision == precision
     (tmp_path / "list.csv").write_bytes(read_address(f"runs:/{taught.run_id}/{TRAINING}"))
@@ -110,14 +110,14 @@ def test_with_features_computed_anew_it_is_so_to_the_golden_tolerances(
     monkeypatch.setattr(
         FeatureCache, "put", lambda cache, key, arrays: kept.add(key) or put(cache, key, arrays)
     )
-    anew = train(Options.parse({**given, "data": str(tmp_path / "list.csv")}))
+    again = train(Options.parse({**given, "data": str(tmp_path / "list.csv")}))
     assert len(kept) >= 20 + 15  # every picture of the list, in other batches
     pictures = [line.new(i) for i in range(8)]
-    ours, theirs = (t.detector.score(pictures) for t in (taught, anew))
+    ours, theirs = (t.detector.score(pictures) for t in (taught, again))
     for column in ("anomaly_score", "fre", "nll"):
         np.testing.assert_allclose(theirs[column], ours[column], rtol=tolerance)
     np.testing.assert_allclose(
-        list(anew.detector.thresholds().values()),
+        list(again.detector.thresholds().values()),
         list(taught.detector.thresholds().values()),
         rtol=tolerance,
     )
@@ -163,7 +163,7 @@ def test_promotion_in_one_step_and_the_gate_that_stops_it(line):
     run = mlflow.get_run(where["run_id"])  # of update and promotion
     assert run.data.tags["dfm.job"] == "update"
     verdicts = line.say((line.new(1), "good"))
-    with pytest.raises(PromotionError, match=r"is not promoted to production\. Too few images"):
+    with pytest.raises(PromotionError, match=r"is not promoted to production\. Too few pictures"):
         line.update(
             (line.new(1), "good"), model="models:/dfm-stripes@production", promote="production"
         )

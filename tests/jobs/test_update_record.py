@@ -31,7 +31,7 @@ def test_what_each_verdict_changed_is_a_table_and_a_page(line):
     assert inside["p_value_before"] == held_out["p_value"]
     run_id = result.trained.run_id
     page = read_address(f"runs:/{run_id}/report/history.html").decode()
-    assert "does the line get better?" in page
+    assert "does quality improve?" in page
     assert page.count("<tr><td>") == 2
     changes = read_address(f"runs:/{run_id}/changes.csv").decode()
     assert len(changes.splitlines()) == 4

@@ -44,9 +44,9 @@ def test_a_square_input_is_turned_itself_and_else_the_picture_is(backbone, optio
     copy = COPIES["all"][6]
     found = extractor.extract([image], copies=(copy,)).features[0]
     if options:
-        expected = extractor.run_batch(extractor.resized(turned(image, copy))[None])[0]
+        expected = extractor.run_batch(extractor.pixels.resized(turned(image, copy))[None])[0]
     else:
-        expected = extractor.run_batch(turned_input(extractor.resized(image), copy)[None])[0]
+        expected = extractor.run_batch(turned_input(extractor.pixels.resized(image), copy)[None])[0]
     torch.testing.assert_close(found, expected)
 
 

@@ -108,7 +108,7 @@ def test_a_model_keeps_its_depth_and_refuses_another_by_row(detector, tmp_path):
     assert all("12-bit data" in why for why in table["error"][1:3])
     assert table["is_anomaly"].isna().tolist() == [False, True, True, False]
     assert table["anomaly_score"][3] == pytest.approx(table["anomaly_score"][0], rel=0.02)
-    with pytest.raises(ImageError, match=r"Row 1: The image holds 12-bit data in the upper"):
+    with pytest.raises(ImageError, match=r"Row 1: The picture holds 12-bit data in the upper"):
         loaded.score(files)
 
 

@@ -104,7 +104,7 @@ def test_few_large_pictures_are_decoded_at_a_time_and_wait_for_the_network(backb
             inside.pop()
             return torch.zeros(3, 64, 64, dtype=torch.uint8)
 
-        one.resized = resized
+        one.pixels.resized = resized
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda p, one=one: one._reading().prepare(p, [UPRIGHT]), PICTURES))
         assert max(most) == 2

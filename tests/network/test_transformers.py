@@ -195,7 +195,11 @@ def test_the_authors_names_are_read_and_a_missing_tensor_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("tag", "words", "level"),
     [
-        ("vit_small_patch16_dinov3.lvd1689m", "dinov3-license; it is no free licence", "WARNING"),
+        (
+            "vit_small_patch16_dinov3.lvd1689m",
+            "dinov3-license; it is not a free licence",
+            "WARNING",
+        ),
         ("vit_small_patch14_dinov2.lvd142m", None, None),
     ],
 )

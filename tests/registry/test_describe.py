@@ -4,7 +4,7 @@ import mlflow
 import pytest
 
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.registry.describe import describe, in_words
+from dfm_mlflow.registry.describe import as_text, describe
 
 from .test_aliases import PREFIX, move
 
@@ -40,7 +40,7 @@ def test_describe_tells_the_lineage_of_a_version(registry):
     assert found["previous"] == {"production": "1"}
     assert json.loads(json.dumps(found)) == found
     assert found["export"].startswith(("to ONNX", "not as it is: it was calibrated in"))
-    text = in_words(found)
+    text = as_text(found)
     for words in (
         "exports ",
         f"{registry.name} 2",
@@ -67,7 +67,7 @@ def test_describe_says_of_runs_and_folders_what_they_know(registry, tmp_path):
     alone = describe(folder)
     assert (alone["run"], alone["metrics"]) == ({"id": good.run_id, "name": None}, {})
     assert alone["calibration"] == good.sentences[0]
-    assert folder in in_words(alone)
+    assert folder in as_text(alone)
 
 
 def test_describe_refuses_what_is_no_model_of_ours(registry, tmp_path):

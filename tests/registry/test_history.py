@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from dfm_mlflow.cli import cli
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.registry.describe import describe, in_words
+from dfm_mlflow.registry.describe import as_text, describe
 from dfm_mlflow.registry.history import better, history, record_of
 from dfm_mlflow.tracking.registration import register
 
@@ -34,7 +34,7 @@ def test_versions_one_after_another(registry):
     assert "which may differ from one to the next" in better([first, second])
     found = describe(f"models:/{registry.name}/2")
     assert (found["updated_from"], found["update"]["by"]) == ("1", "ann")
-    assert "updated from         version 1" in in_words(found)
+    assert "updated from         version 1" in as_text(found)
     command = ["describe", registry.name, "--history"]
     said = CliRunner(catch_exceptions=False).invoke(cli, command).output.splitlines()
     assert said[0].split()[:3] == ["version", "aliases", "from"]

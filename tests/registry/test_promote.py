@@ -88,13 +88,13 @@ REFUSALS = {
         "twin",
         {"data": "mixed", "min_auroc": "0", "min_recall": "0", "min_images": "20"},
         {"false_alarms", "comparison", "threshold"},
-        "Too few images to decide .* 8 good and 6 defective pictures; at least 20",
+        "Too few pictures to decide .* 8 good and 6 defective pictures; at least 20",
     ),
     "uncertain": (
         "bad",
         {"data": "mixed", "min_auroc": "0", "min_recall": "0"},
         {"comparison", "threshold"},
-        "Too few images to decide .* a difference between .* lies within",
+        "Too few pictures to decide .* a difference between .* lies within",
     ),
     # a limit far below what it takes, so that a machine that does something else does not matter
     "costly": (
@@ -146,7 +146,7 @@ def test_without_test_pictures_the_held_out_rate_decides(registry):
     with pytest.raises(PromotionError, match=r"24 held-out .* at most 0.04, above max_fpr=0.01"):
         ask(registry, 1, max_fpr="0.01")
     assert ask(registry, 1).outcome == "moved"
-    registry.add("untested")  # no version was ever tested: that is known, and not held against it
+    registry.add("untested")  # no version was ever tested: that is known, and no reproach
     registry.add("good")
     assert ask(registry, 2).outcome == "moved"
     assert ask(registry, 3).outcome == "moved"

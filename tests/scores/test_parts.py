@@ -129,11 +129,11 @@ def test_a_plan_has_no_more_parts_than_pictures(folder):
     ("written", "words"),
     [
         ({"format": 1, "model": "other", "parts": 2}, "scores of another model"),
-        ({"format": 2, "model": "m" * 64, "parts": 2}, "no plan of this version"),
-        ({"format": 1, "model": "m" * 64, "parts": 0}, "no plan of this version"),
-        ({"format": 1, "model": "m" * 64, "parts": "many"}, "no plan of this version"),
-        ({"format": 1}, "no plan of this version"),
-        ([], "no plan of this version"),
+        ({"format": 2, "model": "m" * 64, "parts": 2}, "not a plan of this version"),
+        ({"format": 1, "model": "m" * 64, "parts": 0}, "not a plan of this version"),
+        ({"format": 1, "model": "m" * 64, "parts": "many"}, "not a plan of this version"),
+        ({"format": 1}, "not a plan of this version"),
+        ([], "not a plan of this version"),
     ],
 )
 def test_a_plan_that_is_none_of_ours_is_refused_and_stays(folder, written, words):

@@ -35,7 +35,7 @@ def log_of(folder, rows):
 
 
 def test_a_log_says_what_the_pictures_would(detector, tmp_path):
-    """The same numbers as if the pictures were scored anew."""
+    """The same numbers as if the pictures were scored again."""
     images = [*pictures(80, 9), b"noise"]
     scores = detector.score(images, on_error="report")
     address = log_of(tmp_path, rows_of(scores))

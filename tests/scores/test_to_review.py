@@ -93,7 +93,7 @@ def test_where_there_is_no_room_a_quarter_is_training_pictures_and_the_log_says_
         assert not caplog.messages
         assert [why for _, why in names(choose(both, 4))].count(TRAINING) == 1
     assert caplog.messages == [
-        "2 more scored pictures and 39 more training pictures find no room on a page of 4: give a "
+        "2 more scored pictures and 39 more training pictures do not fit on a page of 4: give a "
         "larger most."
     ]
     cases = choose(both, 8)  # what the others leave free is filled
@@ -152,7 +152,7 @@ def test_a_servers_log_gives_the_last_score_of_what_it_kept(log):
     ("content", "words"),
     [
         (None, "neither a .parquet nor a folder"),
-        (b"text", "is no parquet"),
+        (b"text", "is not a parquet file"),
         (pd.DataFrame({"path": ["a"]}), "lacks the column anomaly_score, p_value, is_anomaly"),
         (pd.DataFrame({"x": ["a"]}), "lacks the column sha256"),
     ],

@@ -75,8 +75,8 @@ def test_a_rate_that_so_few_pictures_cannot_promise_is_a_concern():
         ),
         {"n_train": 12},
     ).concerns
-    assert "collect at least 99 good images to use fpr=0.01" in concern
-    assert "12 good images can promise" in concern
+    assert "collect at least 99 good pictures to use fpr=0.01" in concern
+    assert "12 good pictures can promise" in concern
 
 
 def test_concerns_of_the_training_pictures_are_taken_over(detector):

@@ -184,7 +184,7 @@ def test_close_serves_what_waits_and_refuses_what_comes():
         futures = in_order(pool, batcher, network, [(1,), (2,)])
         batcher.close()
         assert [f.result() for f in futures] == [[1], [2]]
-        with pytest.raises(RuntimeError, match="load the model anew"):
+        with pytest.raises(RuntimeError, match="load the model again"):
             ask(batcher, 3)
 
 

@@ -340,7 +340,7 @@ def test_memory_of_a_gpu_is_given_back_when_it_runs_out(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (ImageError("Row 1: It is no picture."), "picture"),
+        (ImageError("Row 1: It is not a picture."), "picture"),
         (ConfigError("fpr=2 is outside (0, 1)."), "request"),
         (OverloadedError(), "overloaded"),
         (LateError(), "late"),

@@ -102,7 +102,9 @@ def assert_alike(pair, rel):
     assert there.calibration.n_folds == here.calibration.n_folds
     assert there.map_scale == pytest.approx(here.map_scale, rel=rel)
     for mine, theirs in zip(here.layers, there.layers, strict=True):
-        np.testing.assert_allclose(theirs.leading, mine.leading, atol=rel * 100)
+        np.testing.assert_allclose(
+            theirs.leading_coordinates, mine.leading_coordinates, atol=rel * 100
+        )
         assert theirs.subspace.n_samples == mine.subspace.n_samples
 
 

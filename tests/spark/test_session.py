@@ -37,8 +37,8 @@ def test_a_missing_pyspark_or_java_is_one_sentence(monkeypatch):
     ],
 )
 def test_errors_of_tasks_keep_their_sentence(told, kind, sentence):
-    from dfm_mlflow.spark.session import explained
+    from dfm_mlflow.spark.session import task_error
 
-    error = explained(told)
+    error = task_error(told)
     assert type(error) is kind
     assert str(error).startswith(sentence.replace("\\", ""))

@@ -23,8 +23,8 @@ def test_what_is_written_is_listed_read_and_removed(folder):
     assert {name: file.size for name, file in found.items()} == {"a/1.bin": 3, "a/b/2.bin": 4}
     assert all(abs(file.stamp - before) < 60 for file in found.values())
     assert folder.read("a/b/2.bin") == b"two!"
-    folder.write("a/b/2.bin", b"anew")
-    assert folder.read("a/b/2.bin") == b"anew"
+    folder.write("a/b/2.bin", b"again")
+    assert folder.read("a/b/2.bin") == b"again"
     folder.delete("a/1.bin")
     folder.delete("a/1.bin")  # another worker was faster
     assert [file.name for file in folder.files("a")] == ["a/b/2.bin"]

@@ -133,7 +133,7 @@ def test_a_refusal_tells_the_code_and_no_secret(s3_store):
     error = s3.boto.ClientError(
         {"Error": {"Code": "InvalidAccessKeyId", "Message": "AKIASECRET"}}, "GetObject"
     )
-    said = str(s3._explained(str(found), error, listed=True))
+    said = str(s3._data_error(str(found), error, listed=True))
     assert "InvalidAccessKeyId" in said
     assert "AKIASECRET" not in said
 

@@ -29,7 +29,7 @@ def test_what_is_no_log_is_one_sentence(tmp_path):
     LogStore(str(tmp_path), 1, 1, 1).add_rows([row(0)])
     (part,) = (tmp_path / "scores").iterdir()
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"is no part of a log \(Arrow\w+\): remove it"):
+    with pytest.raises(DataError, match=r"is not part of a log \(Arrow\w+\): remove it"):
         list(tables(str(tmp_path)))
 
 

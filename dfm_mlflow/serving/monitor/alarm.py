@@ -128,7 +128,7 @@ class Watch:
             }
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"The state of the alarm is damaged ({type(error).__name__}): it begins anew."
+                f"The state of the alarm is damaged ({type(error).__name__}): it starts over."
             ) from None
         self._tests = found
 

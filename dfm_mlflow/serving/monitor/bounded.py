@@ -48,7 +48,7 @@ class Bounded:
             self.make_room(len(data))
         self._folder.write(name, data)
         self._left -= len(data)
-        self._order.pop(name, None)  # what is written anew is new
+        self._order.pop(name, None)  # what is written again is new
         self._see(name)
 
     def make_room(self, size: int) -> None:

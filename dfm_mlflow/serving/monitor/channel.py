@@ -1,4 +1,4 @@
-"""The worker's side of the writer: hand rows over, hear what became of them, start it anew."""
+"""The worker's side of the writer: hand rows over, hear what became of them, start it again."""
 
 import logging
 import socket

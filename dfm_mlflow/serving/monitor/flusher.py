@@ -154,7 +154,7 @@ class Flusher:
             return "lost"
         except (OSError, DataError) as error:
             if not self._failing:  # once for each time that it begins to fail
-                _logger.warning("The log cannot be written now, and waits: %s", error)
+                _logger.warning("The log cannot be written now, and its rows wait: %s", error)
             self._failing = True
             return "again"
         except Exception:  # a mistake of ours must not end the thread

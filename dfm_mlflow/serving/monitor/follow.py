@@ -71,12 +71,12 @@ class Follower(threading.Thread):
         try:
             result = self._look()
         except RefusedError as error:
-            self._say(f"{error} The version before goes on.")
+            self._say(f"{error} The previous version keeps serving.")
             self._on_look(error.result, False)
         except Exception as error:  # of the registry, of its store, of a library below
             self._say(
                 f"The registry could not be asked for {self._settings.follow} "
-                f"({type(error).__name__}): what is served goes on."
+                f"({type(error).__name__}): the current version keeps serving."
             )
             self._on_look("unreachable", False)
         else:
@@ -209,7 +209,7 @@ class Follower(threading.Thread):
         if sentence and sentence != self._said:
             _logger.warning("%s", sentence)
         if not sentence and self._said:
-            _logger.info("%s names what is served.", self._settings.follow)
+            _logger.info("%s points to the version that is served.", self._settings.follow)
         self._said = sentence
 
 

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,23 @@ class Window:
         return {n: (self._flagged[n], min(n, self._n)) for n in self._lengths}
 
 
+@dataclass(frozen=True)
+class _Maker:
+    """Makes metrics that a registry collects."""
+
+    client: Any  # the module prometheus_client
+    registry: Any
+
+    def counter(self, name: str, text: str, *labels: str) -> Any:
+        return self.client.Counter(name, text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, mode: str, *labels: str) -> Any:
+        return self.client.Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def histogram(self, name: str, text: str, buckets: Sequence[float]) -> Any:
+        return self.client.Histogram(name, text, buckets=buckets, registry=self.registry)
+
+
 class Metrics:
     """The metrics of one worker."""
 
@@ -66,23 +84,20 @@ class Metrics:
             ) from None
         self.registry = client.CollectorRegistry()
         self._shared = os.environ.get(FOLDER) if workers > 1 else None
-        add = self.registry
+        make = _Maker(client, self.registry)
+        self._of_requests(make)
+        self._of_the_model(make)
+        self._of_the_log(make)
+        self._last: dict[str, Counter[str]] = {}
+        self._window, self._lock = Window(), threading.Lock()
+        self._info: tuple[str, ...] | None = None
+        for kind in ERRORS:  # a rate needs its zero
+            self.errors.labels(kind)
+        for reason in ("writer", "target", "picture"):
+            self.dropped.labels(reason)
 
-        def counter(name: str, text: str, *labels: str) -> Any:
-            return client.Counter(name, text, labels, registry=add)
-
-        def gauge(name: str, text: str, mode: str, *labels: str) -> Any:
-            return client.Gauge(
-                name,
-                text,
-                labels,
-                registry=add,
-                multiprocess_mode=mode,  # type: ignore[arg-type]  # a literal
-            )
-
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
-            return client.Histogram(name, text, buckets=buckets, registry=add)
-
+    def _of_requests(self, make: "_Maker") -> None:
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
         self.pictures = counter("dfm_pictures", "Pictures that were scored.")
         self.flagged = counter("dfm_flagged", "Pictures that were flagged.")
         self.requests = counter("dfm_requests", "Requests that reached the model.")
@@ -94,11 +109,16 @@ class Metrics:
         self.batch_pictures = histogram("dfm_batch_pictures", "Pictures in one pass.", _BATCHES)
         self.p_values = histogram("dfm_p_value", "P-values of pictures.", _P_VALUES)
         self.queue = gauge("dfm_queue_requests", "Requests in the model.", "livesum")
-        self.memory = gauge("dfm_device_memory_bytes", "In use.", "livesum", "kind")
+        self.memory = gauge("dfm_device_memory_bytes", "Device memory in use.", "livesum", "kind")
         self.window_flagged = gauge(
-            "dfm_window_flagged", "Flagged of the last.", "livesum", "window"
+            "dfm_window_flagged", "Flagged ones of the last pictures.", "livesum", "window"
         )
-        self.window_pictures = gauge("dfm_window_pictures", "Of the last.", "livesum", "window")
+        self.window_pictures = gauge(
+            "dfm_window_pictures", "The last pictures.", "livesum", "window"
+        )
+
+    def _of_the_model(self, make: "_Maker") -> None:
+        counter, gauge = make.counter, make.gauge
         self.version = gauge("dfm_model_version", "Registered version, 0 if unknown.", "liveall")
         self.info = gauge(
             "dfm_model_info",
@@ -107,21 +127,21 @@ class Metrics:
             *("name", "version", "device", "precision", "sha256"),
         )
         self.alarm = gauge("dfm_alarm", "1 after an alarm.", "livemax", "kind")
-        self.evidence = gauge("dfm_alarm_evidence", "Of the lifetime tests.", "livemax", "kind")
-        self.logged = counter("dfm_log_rows", "Rows that are in the log.")
-        self.kept = counter("dfm_kept_pictures", "Pictures that are kept.")
-        self.dropped = counter("dfm_log_dropped", "Rows and pictures that are not.", "reason")
-        self.evicted = counter("dfm_log_evicted_files", "Files that made room.", "what")
-        self.webhook = counter("dfm_alarm_webhook", "Messages of alarms.", "result")
+        self.evidence = gauge(
+            "dfm_alarm_evidence", "Evidence of the lifetime tests.", "livemax", "kind"
+        )
         self.follow = counter("dfm_follow", "What became of versions that were followed.", "result")
         self.current = gauge("dfm_follow_current", "1 if the alias's version is served.", "livemin")
-        self._last: dict[str, Counter[str]] = {}
-        self._window, self._lock = Window(), threading.Lock()
-        self._info: tuple[str, ...] | None = None
-        for kind in ERRORS:  # a rate needs its zero
-            self.errors.labels(kind)
-        for reason in ("writer", "target", "picture"):
-            self.dropped.labels(reason)
+
+    def _of_the_log(self, make: "_Maker") -> None:
+        counter = make.counter
+        self.logged = counter("dfm_log_rows", "Rows that are in the log.")
+        self.kept = counter("dfm_kept_pictures", "Pictures that are kept.")
+        self.dropped = counter("dfm_log_dropped", "Rows and pictures that were dropped.", "reason")
+        self.evicted = counter(
+            "dfm_log_evicted_files", "Files that were removed for new ones.", "what"
+        )
+        self.webhook = counter("dfm_alarm_webhook", "Messages of alarms.", "result")
 
     def answered(self, p_values: Sequence[float], flagged: Sequence[bool], seconds: float) -> None:
         """Count one request that was answered."""

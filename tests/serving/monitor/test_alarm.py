@@ -121,7 +121,7 @@ def test_a_share_below_what_is_promised_is_not_expected():
 
 
 def test_what_cannot_be_watched_or_read_is_one_sentence():
-    with pytest.raises(ConfigError, match="calibrate nothing to watch"):
+    with pytest.raises(ConfigError, match="are too few to calibrate on"):
         Watched(1, 0, 0.5).test(0.01, None)
     for text in ("", "[]", '{"tests": {"m": {"c": "{}"}}}', '{"tests": 3}'):
         with pytest.raises(DataError):

@@ -74,7 +74,7 @@ def test_a_full_disk_loses_nothing_that_fits_later_and_counts_the_rest(small_dis
     assert len(pd.read_parquet(small_disk / "log/scores")) == 1051
     assert (small_disk / f"log/kept/ab/{'ab' * 32}.png").read_bytes() == picture
     text = capfd.readouterr().err
-    assert text.count("The log cannot be written now, and waits") == 1
+    assert text.count("The log cannot be written now, and its rows wait") == 1
     assert "The log can be written again" in text
 
 
@@ -87,7 +87,7 @@ def test_a_disk_that_stays_full_costs_the_rows_and_says_so_once(small_disk, capf
     until(lambda: heard[-1]["dropped"].get("target", 0) + channel.dropped["writer"] >= 25_000)
     end_of(channel)
     text = capfd.readouterr().err
-    assert text.count("The log cannot be written now, and waits") == 1
+    assert text.count("The log cannot be written now, and its rows wait") == 1
     n = 75_000 - channel.dropped["writer"] - heard[-1]["dropped"]["target"]
     assert f"{n} rows and pictures are lost" in text
     assert sorted(p.name for p in small_disk.iterdir()) == ["junk", "log"]

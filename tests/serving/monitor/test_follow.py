@@ -140,7 +140,7 @@ def test_a_broken_version_is_refused_once_and_the_next_one_taken(server, caplog)
     for _ in range(3):
         assert server.look() == (None, False)  # no second download
     assert caplog.text.count("models:/screws/2 cannot be used") == 1
-    assert "The version before goes on" in caplog.text
+    assert "The previous version keeps serving" in caplog.text
     point(1)
     assert server.look() == (None, True)
     damaged.write_bytes(whole)
@@ -179,7 +179,7 @@ def test_a_registry_that_is_away_changes_nothing_and_is_said_once(server, monkey
     assert caplog.text.count("The registry could not be asked for models:/screws@production") == 1
     assert "s3cret" not in caplog.text
     assert server.look() == (None, True)
-    assert "models:/screws@production names what is served." in caplog.text
+    assert "models:/screws@production points to the version that is served." in caplog.text
     MlflowClient().delete_registered_model_alias(NAME, "production")
     assert server.look() == ("unreachable", False)
     assert server.number == "1"
@@ -190,7 +190,7 @@ def test_too_little_memory_is_said_and_tried_again_later(server, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr(memory, "free_memory", lambda: 50 << 20)
         assert server.look() == ("memory", False)
-        assert "and 50 MB are free. The version before goes on." in caplog.text
+        assert "and 50 MB are free. The previous version keeps serving." in caplog.text
         assert server.look() == (None, False)  # not at once
     monkeypatch.setattr(server.follower, "_refused", {})
     assert server.look() == ("swapped", True)

@@ -9,7 +9,7 @@ from dfm_mlflow.serving.monitor.log_store import LogStore, to_parquet
 from dfm_mlflow.storage.served_log import COLUMNS
 
 GOOD = [1764216000.25, "3", "ab" * 32, 1.5, 0.25, False, "good", "pass", None, 2.5, None]
-BROKEN = [1764216001.0, None, None, None, None, None, None, None, "It is no picture.", 0.5, None]
+BROKEN = [1764216001.0, None, None, None, None, None, None, None, "It is not a picture.", 0.5, None]
 
 
 def test_rows_come_back_as_they_were(tmp_path):

@@ -88,7 +88,7 @@ def test_one_worker_shows_what_it_did():
     metrics.batch(3, [0.001, 0.002], 0.05, 2)
     metrics.serves("screws", "3", "cpu", "fp32", "ab" * 32)
     metrics.serves("screws", "4", "cpu", "fp32", "cd" * 32)
-    for total in (5, 9, 2):  # a writer that began anew
+    for total in (5, 9, 2):  # a writer that started over
         metrics.add_up("rows", metrics.logged, {"": total})
     metrics.add_up("dropped", metrics.dropped, {"target": 4})
     found = scrape(port)

@@ -102,28 +102,28 @@ def not_kept(model: Subspace) -> np.ndarray:
     raise FitError("Leading coordinates were not kept: take the held-out rows of crossfit().")
 
 
-def places_among(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Place of new leading coordinates among those of the calibration.
+def calibration_ranks(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rank of new leading coordinates among those of the calibration, in (0, 1).
 
     known: (n, l): Held-out coordinates of the calibration, each column ascending.
 
     Shapes: values (m, l); gives (m, MOST_LEADING) float64.
     """
-    places = np.full((len(values), MOST_LEADING), np.nan)
+    ranks = np.full((len(values), MOST_LEADING), np.nan)
     for j, column in enumerate(known.T):
         above = len(known) - np.searchsorted(column, values[:, j], side="left")
-        places[:, j] = (0.5 + above) / (len(known) + 1)
-    return places
+        ranks[:, j] = (0.5 + above) / (len(known) + 1)
+    return ranks
 
 
-def rank_correlation(leading: Sequence[np.ndarray]) -> np.ndarray:
+def rank_correlation(coordinates: Sequence[np.ndarray]) -> np.ndarray:
     """Spearman's correlation of the leading coordinates of a calibration, of all layers together.
 
-    leading: (n, l): Held-out coordinates in each layer, the rows in the same order in all.
+    coordinates: (n, l): Held-out coordinates in each layer, the rows in the same order in all.
 
     Gives (L, L) float32, with L the coordinates of all layers.
     """
-    rows = np.concatenate(leading, axis=1)
+    rows = np.concatenate(coordinates, axis=1)
     if len(rows) < 2:  # one picture has no ranks
         return np.eye(rows.shape[1], dtype=np.float32)
     ranks = np.argsort(np.argsort(rows, axis=0), axis=0)
