@@ -270,8 +270,8 @@ class _ShapesAlone(TorchFunctionMode):
         given = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
             return given["tensor"] if "tensor" in given else args[0]
-        name = getattr(func, "__name__", "")
-        if func in _NORMALISATIONS or name in _DRAWS:
+        skipped = func in _NORMALISATIONS or getattr(func, "__name__", "") in _DRAWS
+        if skipped and isinstance(args[0], Tensor):  # not what a tracer puts in its place
             return args[0]
         return func(*args, **given)
 

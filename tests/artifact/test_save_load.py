@@ -66,7 +66,7 @@ def test_a_calibration_on_other_pictures_than_the_fitted_ones(detector, tmp_path
     assert (len(dark.calibration.scores), dark.calibration.n_folds) == (5, 0)
     assert dark.layers[0].subspace.n_samples == dark_before.layers[0].subspace.n_samples == 8
     np.testing.assert_array_equal(light.calibration.scores, light_before.calibration.scores)
-    assert "from 5 new good pictures of the smallest class;" in loaded.calibration_sentence()
+    assert "from 5 new good pictures of the smallest category;" in loaded.calibration_sentence()
 
 
 def test_saving_never_overwrites_and_leaves_nothing_half_written(detector, saved, tmp_path):
