@@ -113,8 +113,7 @@ def test_the_table_and_the_sheet_of_defects(tuned, monkeypatch):
         table[["synthetic_auroc/faint", "synthetic_auroc/strong"]].mean(axis=1),
         table["synthetic_auroc"],
     )
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "stripes")  # where its run is, whatever
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # was active before
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # of another test
     shown = mlflow.load_table("candidates.json", run_ids=[run_id])
     assert len(shown) == len(table)
     sheet = mlflow.artifacts.download_artifacts(
