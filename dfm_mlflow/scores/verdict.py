@@ -142,7 +142,7 @@ def _sentence(
             drawn = f"of defects drawn into good pictures it finds {now.drawn_found} of {now.drawn}"
         return (
             f"The model, fitted to {fitted}good pictures, flags {said_rate(detector)} of "
-            f"good ones {where}; without test pictures {drawn}."
+            f"good ones {where}. There are no test pictures: {drawn}."
         )
     if not now.good and not now.defective:
         flagged = int(table["is_anomaly"].astype(bool).sum())

@@ -104,7 +104,8 @@ class ScoreTable:
 def said(n_images: int, n_anomalous: int, n_errors: int, output: str) -> str:
     """Say in a line what was scored."""
     wrote = "" if output == NONE else f"; wrote {output}"
-    return f"{n_images} pictures, {n_anomalous} anomalous, {n_errors} unreadable{wrote}"
+    pictures = "1 picture" if n_images == 1 else f"{n_images} pictures"
+    return f"{pictures}, {n_anomalous} anomalous, {n_errors} unreadable{wrote}"
 
 
 def counts_of(table: pa.Table) -> tuple[int, int, int]:
