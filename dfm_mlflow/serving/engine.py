@@ -3,7 +3,6 @@
 import logging
 import math
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -103,18 +102,17 @@ class Engine:
         height, width = extractor.size
         picture = to_png(np.full((height + 8, width + 8, 3), 128, np.uint8))
 
-        def seconds(n: int) -> float:
-            start = time.perf_counter()
+        def warm(n: int) -> None:
             with self.admit():
                 self.score([picture] * n, anomaly_map=n == 1)
-            return time.perf_counter() - start
 
-        single, n = seconds(1), extractor.batch_size
+        warm(1)
         if extractor.device.type == "cuda":  # kernels are chosen and loaded by batch size
-            for power in range(1, n.bit_length()):
-                seconds(2**power)
-        if extractor.device.type == "cuda" or single <= 0.5:
-            seconds(n)  # else it would keep a slow machine for long, and has little to warm
+            for power in range(1, extractor.batch_size.bit_length()):
+                warm(2**power)
+            warm(extractor.batch_size)
+        elif extractor.batch_size > 1:
+            warm(2)  # more of them would keep a CPU for seconds, and warm nothing else
         self._warm.set()
 
     def close(self) -> None:
