@@ -104,7 +104,7 @@ def load_detector(
     if precision not in (None, "auto", record.precision):
         raise ArtifactError(
             f"The model was calibrated in {record.precision} and precision={precision} is "
-            "requested for: its p-values would not hold. Train it again in that precision."
+            "requested: its p-values would not hold. Train it again in that precision."
         )
     options = options_of(record)
     try:

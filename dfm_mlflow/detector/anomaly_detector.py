@@ -299,7 +299,7 @@ class AnomalyDetector(CalibratedClasses):
             For a single picture in place of a list, an `fpr` outside (0, 1), another `on_error`,
             or a `category` that is no class.
         """
-        fpr = self.options.fpr if fpr is None else fpr
+        fpr = self._rate(fpr)
         if not 0 < fpr < 1:
             raise ConfigError(f"fpr={fpr} is outside (0, 1): give a false-positive rate.")
         check_on_error(on_error)

@@ -42,8 +42,8 @@ class CalibratedClasses:
         dict of str to float
             By the class's name.
         """
-        fpr = self.options.fpr if fpr is None else fpr
-        return {c.name: c.calibration.threshold(fpr) for c in self.classes}
+        rate = self._rate(fpr)
+        return {c.name: c.calibration.threshold(rate) for c in self.classes}
 
     def effective_fpr(self, fpr: float | None = None) -> float:
         """False-positive rate that p-values are compared with, of the class with fewest images.
@@ -57,8 +57,7 @@ class CalibratedClasses:
         -------
         float
         """
-        fpr = self.options.fpr if fpr is None else fpr
-        return max(c.calibration.effective_fpr(fpr) for c in self.classes)
+        return max(c.calibration.effective_fpr(self._rate(fpr)) for c in self.classes)
 
     def promised_fpr(self, fpr: float | None = None) -> float:
         """Share of good pictures that may be flagged: more than the former with declared dirt.
@@ -72,8 +71,7 @@ class CalibratedClasses:
         -------
         float
         """
-        fpr = self.options.fpr if fpr is None else fpr
-        return max(c.calibration.promised_fpr(fpr) for c in self.classes)
+        return max(c.calibration.promised_fpr(self._rate(fpr)) for c in self.classes)
 
     def calibration_sentence(self, fpr: float | None = None) -> str:
         """Say in one sentence where the threshold comes from and what it promises.
@@ -87,7 +85,10 @@ class CalibratedClasses:
         -------
         str
         """
-        fpr = self.options.fpr if fpr is None else fpr
+        options = self.options
         return calibration_sentence(
-            self.classes, fpr, self.options.retest_rate, self.options.contamination
+            self.classes, self._rate(fpr), options.retest_rate, options.contamination
         )
+
+    def _rate(self, fpr: float | None) -> float:
+        return self.options.fpr if fpr is None else fpr

@@ -88,7 +88,7 @@ def build_backbone(
 
 
 def is_small(module: nn.Module, size: tuple[int, int]) -> bool:
-    """Whether a pass of values takes less than importing torch's compiler, for one without."""
+    """Whether a pass on a CPU takes less than one on the meta device, which imports a compiler."""
     pixels, numbers = _SMALL
     few = sum(p.numel() for p in module.parameters()) <= numbers
     return few and size[0] * size[1] <= pixels
