@@ -1,16 +1,20 @@
-"""What a GPU does: the network alone, whole extractions, one picture, and whether compiling pays.
+"""What a GPU does: networks alone, whole extractions, one picture, and whether compiling pays.
 
-    python benchmarks/cuda.py --weights FILE [--device cuda:0]
+    python benchmarks/cuda.py --weights FILE [--device cuda:0] [--compile] [--out gpu.json]
 
-Draws pictures of 1 Mpx (PNG and JPEG). Runs on a CPU too (``--device cpu``), there without fp16.
-Prints Markdown: the network on batches that lie on the device, its share of the peak that a matrix
-product of the same type reaches, pictures a second from files, milliseconds from one decoded
-picture to its score, and the largest memory of the device.
+Draws pictures of 1 Mpx (PNG and JPEG). Runs on a CPU too (``--device cpu``), in what that computes
+itself. Prints Markdown: the network on batches that lie on the device, its share of the peak that a
+matrix product of the same type reaches, pictures a second from files, milliseconds from one decoded
+picture to its score, and the largest memory of the device; then larger networks alone.
 """
 
+import json
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -20,26 +24,37 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfm_mlflow.config import Options
-from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.images.decode import decode_image
 from dfm_mlflow.network.builder import build_extractor
-from dfm_mlflow.network.device import DTYPES
+from dfm_mlflow.network.device import DTYPES, half_precision
 from dfm_mlflow.network.extractor import Extractor
 
 BATCH = 32
+# Networks whose speed alone is looked at: it does not depend on the weights.
+ALONE = {
+    "Wide ResNet-50": {"backbone": "wide_resnet50_2", "preset": "anomalib"},
+    "ViT-S/14 at 448": {"preset": "tokens"},
+}
 
 
-def draw(folder: Path, n: int) -> dict[str, list[Path]]:
-    rng = np.random.default_rng(0)
+def drawn(place: Path, number: int) -> None:
+    """Draw one picture into a file."""
+    rng = np.random.default_rng(number)
     x = np.mgrid[:1024, :1024][1]
-    files: dict[str, list[Path]] = {"png": [], "jpg": []}
-    for i in range(n):
-        base = 128 + 50 * np.sin(x / 40 + rng.uniform(0, 0.5)) + rng.normal(0, 4, x.shape)
-        grey = base.clip(0, 255).astype(np.uint8)
-        for kind, listed in files.items():
-            listed.append(folder / f"{i:04d}.{kind}")
-            Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(listed[-1])
+    base = 128 + 50 * np.sin(x / 40 + rng.uniform(0, 0.5)) + rng.normal(0, 4, x.shape)
+    grey = base.clip(0, 255).astype(np.uint8)
+    Image.fromarray(np.repeat(grey[..., None], 3, 2)).save(place)
+
+
+def draw(
+    folder: Path, n: int, kinds: Sequence[str] = ("png", "jpg"), first: int = 0
+) -> dict[str, list[Path]]:
+    """Draw pictures of 1 Mpx on all cores, before CUDA is begun; gives files by kind."""
+    files = {kind: [folder / f"{i:04d}.{kind}" for i in range(n)] for kind in kinds}
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("fork")) as pool:
+        for places in files.values():
+            list(pool.map(drawn, places, range(first, first + n), chunksize=4))
     return files
 
 
@@ -57,8 +72,9 @@ def fastest(work: Callable[[], object], device: torch.device, repeats: int = 10)
 
 def peak(precision: str, device: torch.device) -> float:
     """FLOP/s of a matrix product."""
-    a = torch.rand(4096, 4096, device=device).to(DTYPES[precision])
-    return 2 * 4096**3 / fastest(lambda: a @ a, device)
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.rand(n, n, device=device).to(DTYPES[precision])
+    return 2 * n**3 / fastest(lambda: a @ a, device)
 
 
 def flops(extractor: Extractor) -> float:
@@ -67,65 +83,102 @@ def flops(extractor: Extractor) -> float:
     return counter.get_total_flops()
 
 
-def measure(given: dict, files: dict[str, list[Path]]) -> dict[str, float]:
-    items = [Item(path, "drawn", "train", GOOD) for path in files["png"]]
-    extractor, weights, options = build_extractor(Options.parse(given).resolve(), items)
+def network_of(given: dict) -> tuple[dict[str, float], tuple]:
+    """Time a network on batches that lie on the device; gives it, too, with its weights."""
+    built = build_extractor(Options.parse(given).resolve())
+    extractor = built[0]
+    device = extractor.device
+    n, repeats = (BATCH, 10) if device.type == "cuda" else (4, 2)
+    pixels = torch.randint(0, 256, (n, 3, *extractor.size), dtype=torch.uint8, device=device)
+    extractor.run_batch(pixels)  # kernels are loaded and chosen
+    seconds = fastest(lambda: extractor.run_batch(pixels), device, repeats) / n
+    reached = flops(extractor) / seconds
+    found = {
+        "network, ms": 1000 * seconds,
+        "pictures/s": 1 / seconds,
+        "of peak": reached / peak(given["precision"], device),
+    }
+    return found, built
+
+
+def measure(given: dict, files: dict[str, list[Path]], compiled: bool) -> dict[str, float]:
+    """Time the whole of a detector, from files and from decoded pictures."""
+    found, (extractor, weights, options) = network_of(given)
     device = extractor.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pixels = torch.randint(0, 256, (BATCH, 3, *extractor.size), dtype=torch.uint8, device=device)
-    network = fastest(lambda: extractor.run_batch(pixels), device) / BATCH
-    found = {
-        "network, ms": 1000 * network,
-        "of peak": flops(extractor) / network / peak(given["precision"], device),
-    }
     for kind, paths in files.items():
         seconds = fastest(lambda p=paths: extractor.extract(p), device, 3)
         found[f"{kind}, pictures/s"] = len(paths) / seconds
     detector = AnomalyDetector.fit(
-        options, extractor, extractor.extract(files["png"]), ["drawn"] * len(items), weights
+        options,
+        extractor,
+        extractor.extract(files["png"]),
+        ["drawn"] * len(files["png"]),
+        weights,
     )
     picture = decode_image(files["png"][0].read_bytes())
     found["one picture, ms"] = 1000 * fastest(lambda: detector.score([picture]), device, 30)
     if device.type == "cuda":
         found["memory, MB"] = torch.cuda.max_memory_allocated(device) / 1e6
-        compiled = torch.compile(extractor.backbone.module.to(device, DTYPES[given["precision"]]))
-        inputs = torch.rand(BATCH, 3, *extractor.size, device=device).to(
-            DTYPES[given["precision"]], memory_format=torch.channels_last
-        )
-        with torch.inference_mode():
-            start = time.perf_counter()
-            compiled(inputs)
-            found["compile, s"] = time.perf_counter() - start
-            found["compiled, ms"] = 1000 * fastest(lambda: compiled(inputs), device) / BATCH
+    if compiled:
+        found |= compiling(extractor, DTYPES[given["precision"]])
     return found
 
 
-@click.command(help=__doc__)
-@click.option("--weights", default="imagenet", show_default=True)
-@click.option("--device", default="cuda:0", show_default=True)
-@click.option("--pictures", default=256, show_default=True)
-def main(weights: str, device: str, pictures: int) -> None:
-    if device != "cpu":
-        click.echo(torch.cuda.get_device_name(torch.device(device)))
-    with tempfile.TemporaryDirectory() as folder:
-        files = draw(Path(folder), pictures)
-        rows = {}
-        for precision in ("fp32", "bf16") if device == "cpu" else ("fp32", "bf16", "fp16"):
-            given = {
-                "category": "drawn",
-                "weights": weights,
-                "device": device,
-                "cache": "false",
-                "precision": precision,
-                "preset": "anomalib",
-            }
-            rows[precision] = measure(given, files)
-    names = list(next(iter(rows.values())))
+def compiling(extractor: Extractor, dtype: torch.dtype) -> dict[str, float]:
+    """Time the network as ``torch.compile`` makes it."""
+    device = extractor.device
+    module = torch.compile(extractor.backbone.module.to(device, dtype))
+    inputs = torch.rand(BATCH, 3, *extractor.size, device=device)
+    inputs = inputs.to(dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        module(inputs)
+        seconds = time.perf_counter() - start
+        ms = 1000 * fastest(lambda: module(inputs), device) / BATCH
+    return {"compile, s": seconds, "compiled, ms": ms}
+
+
+def table(rows: dict[str, dict[str, float]]) -> None:
+    """Print rows of numbers as Markdown."""
+    names = list(dict.fromkeys(name for found in rows.values() for name in found))
     click.echo(f"| | {' | '.join(names)} |")
     click.echo("|---" * (len(names) + 1) + "|")
-    for precision, found in rows.items():
-        click.echo(f"| {precision} | {' | '.join(f'{found[n]:.3g}' for n in names)} |")
+    for title, found in rows.items():
+        cells = (f"{found[n]:.3g}" if n in found else "" for n in names)
+        click.echo(f"| {title} | {' | '.join(cells)} |")
+
+
+@click.command(help=__doc__)
+@click.option("--weights", default="imagenet", show_default=True, help="Of ResNet-18.")
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--pictures", default=256, show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Whether compiling pays, too.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file that figures are added to.")
+def main(weights: str, device: str, pictures: int, compiled: bool, out: Path | None) -> None:
+    if device != "cpu":
+        click.echo(torch.cuda.get_device_name(torch.device(device)))
+    precisions = ("fp32", "bf16", "fp16")
+    if device == "cpu":  # what it only emulates would take minutes
+        precisions = precisions[: 1 + bool(half_precision(torch.device(device)))]
+    common = {"category": "drawn", "device": device, "cache": "false"}
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = draw(Path(folder), pictures)
+        for precision in precisions:
+            given = common | {"weights": weights, "precision": precision, "preset": "anomalib"}
+            rows[f"ResNet-18, {precision}"] = measure(given, files, compiled)
+    table(rows)
+    alone = {}
+    for name, how in ALONE.items():
+        for precision in precisions:
+            given = common | how | {"weights": "random", "precision": precision}
+            alone[f"{name}, {precision}"] = network_of(given)[0]
+    table(alone)
+    if out:
+        known = json.loads(out.read_text()) if out.exists() else {}
+        out.write_text(json.dumps(known | {"network": rows | alone}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
-"""The steps of ``gpu.sh``: a server on the device under load, and fitting of many rows.
+"""The steps of ``gpu.sh``: a server on the device under load, decoding, fits, and the peer.
 
     python benchmarks/gpu.py about gpu.json --device cuda:0
     python benchmarks/gpu.py serve --device cuda:0 --weights FILE --out gpu.json
-    python benchmarks/gpu.py fit --device cuda:0 --weights FILE --out gpu.json
+    python benchmarks/gpu.py decode --device cuda:0 --out gpu.json
+    python benchmarks/gpu.py fit --device cuda:0 --out gpu.json
+    python benchmarks/gpu.py pictures FOLDER
 
 ``serve`` trains, logs and registers a model in a store of its own, starts ``mlflow models serve``
-on 127.0.0.1 and asks it by 1 and by 32 clients, one JPEG a request: with all cores, each of which
-is a decoding thread, and with 8 fewer (half of them, where there are no more than 8). Where fewer
-cores are as many pictures slower, decoding is the limit, else the network. ``images_per_second`` is
-that of 32 clients on all cores. ``fit`` times the sums of 100,000 rows that one pass needs.
+on 127.0.0.1 and asks it by 1 and by 32 clients, one JPEG of 1 Mpx a request: with most cores, each
+of which is a decoding thread, and with 8 fewer (a third of them, where there are few). The clients
+have the other cores. Where fewer cores are as many pictures slower, the CPU's side is the limit
+(decoding, JSON, HTTP), else the network: beside stand the pictures a second of the same model in
+this process, without HTTP. ``images_per_second`` is that of 32 clients on most cores.
+
+``decode`` sets JPEG decoding on the device against that of all cores, and compares the pixels;
+``fit`` sums of 100,000 rows on the device against the CPU, and the cells of pictures as
+``subspace=cell`` fits them. ``pictures`` draws a category for ``speed.py``.
 """
 
 import base64
+import io
 import json
 import os
 import signal
@@ -19,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +38,8 @@ import torch
 from cuda import draw
 
 CLIENTS = 32
+CLIENT_PROCESSES = 4  # that they live in: one of Python alone could not ask fast enough
+ASKING = Path(__file__).with_name("clients.py").resolve()
 
 
 def add(path: str, **figures: object) -> None:
@@ -66,170 +77,297 @@ def about(path: str, device: str) -> None:
     add(path, device=name, torch=torch.__version__, cuda=torch.version.cuda, cpus=os.cpu_count())
 
 
-def train_and_register(pictures: str, device: str, weights: str, root: Path) -> list[bytes]:
-    """Register a model of drawn or given pictures in a new store; give some to be scored."""
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--n", default=200, show_default=True, help="Of training; a fifth as many of each.")
+def pictures(folder: Path, n: int) -> None:
+    """Draw a category in MVTec's layout."""
+    for part, count in (("train/good", n), ("test/good", n // 5), ("test/dent", n // 5)):
+        (folder / part).mkdir(parents=True)
+        draw(folder / part, count, ("png",), first=len(list(folder.rglob("*.png"))))
+
+
+# -- the server ------------------------------------------------------------------------------------
+
+
+def train_and_register(folder: Path, device: str, weights: str, root: Path) -> None:
+    """Register a model of a folder's pictures in a new store."""
     import mlflow
 
     from dfm_mlflow.config import Options
     from dfm_mlflow.jobs.train import train
 
-    if pictures == "drawn":
-        folder = root / "good"
-        folder.mkdir()
-        files = draw(folder, 100)["jpg"]
-        for path in folder.glob("*.png"):
-            path.unlink()
-    else:
-        folder = Path(pictures)
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
     given = {"data": str(folder), "category": "gpu", "backbone": "resnet18", "weights": weights}
     given |= {"device": device, "cache": "false", "registered_model": "dfm-gpu"}
     train(Options.parse(given))
-    return [path.read_bytes() for path in files[:64]]
 
 
-def ask(url: str, data: bytes) -> float:
-    """Seconds of one request; refuses an answer that is no score."""
-    body = {"dataframe_records": [{"image": base64.b64encode(data).decode()}]}
-    start = time.perf_counter()
-    answer = requests.post(url + "/invocations", json=body, timeout=60)
-    seconds = time.perf_counter() - start
-    answer.raise_for_status()
-    assert answer.json()["predictions"][0]["p_value"] > 0
-    return seconds
-
-
-def load(url: str, pictures: list[bytes], clients: int, seconds: float) -> dict[str, float]:
+def load(port: int, bodies: Path, n: int, seconds: float) -> dict[str, float]:
     """Keep a server busy: pictures a second, and the quantiles of the latency."""
-    end = time.perf_counter() + seconds
-
-    def client(number: int) -> list[float]:
-        found = []
-        while time.perf_counter() < end:
-            found.append(ask(url, pictures[(number + len(found)) % len(pictures)]))
-        return found
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        times = np.concatenate(list(pool.map(client, range(clients))))
-    rate = len(times) / (time.perf_counter() - start)
+    asking = []
+    for i in range(min(n, CLIENT_PROCESSES)):
+        numbers = map(str, range(n)[i::CLIENT_PROCESSES])
+        command = [sys.executable, str(ASKING), str(port), str(bodies), str(seconds), *numbers]
+        asking.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+    times = np.concatenate([json.loads(one.communicate(timeout=120)[0]) for one in asking])
     p50, p99 = np.quantile(times, [0.5, 0.99])
-    return {"per_second": rate, "p50_ms": 1000 * p50, "p99_ms": 1000 * p99}
+    return {"per_second": len(times) / seconds, "p50_ms": 1000 * p50, "p99_ms": 1000 * p99}
 
 
 def use_of(device: str) -> dict[str, float]:
     """What nvidia-smi says of the device just now."""
     if not device.startswith("cuda"):
         return {}
-    query = [
-        "nvidia-smi",
-        "--query-gpu=utilization.gpu,memory.used",
-        "--format=csv,noheader,nounits",
-    ]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    query = "--query-gpu=utilization.gpu,memory.used"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     if done.returncode:
         return {}
     use, memory = done.stdout.splitlines()[0].split(",")
     return {"device_use_percent": float(use), "device_memory_mib": float(memory)}
 
 
-def served(root: Path, device: str, decoders: int, pictures: list[bytes], seconds: float) -> dict:
-    """Start a server with so many decoding threads, load it, stop it."""
-    port = 5600 + os.getpid() % 300
-    url = f"http://127.0.0.1:{port}"
+def served(root: Path, device: str, cores: list[int], seconds: float) -> dict:
+    """Start a server on some cores, load it, stop it."""
+    port, bodies = 5600 + os.getpid() % 300 + len(cores), root / "bodies"
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         "MLFLOW_DEFAULT_PREDICTION_DEVICE": device,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/dfm-gpu/1"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    allowed = sorted(os.sched_getaffinity(0))[:decoders]  # one decoding thread each
-    server = subprocess.Popen(
-        command,
-        env=environment,
-        cwd=root,
-        start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
-    )
+    log = root / f"server-{len(cores)}.log"
+    with open(log, "w") as file:
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=root,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # one decoding thread each
+        )
     try:
-        for _ in range(240):
+        started = time.perf_counter()
+        for _ in range(160):
+            if server.poll() is not None:
+                raise click.ClickException(f"The server ended: {log.read_text()[-1500:]}")
             try:
-                if requests.get(url + "/ping", timeout=2).ok:
+                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=2).ok:
                     break
             except requests.ConnectionError:
-                time.sleep(0.5)
+                time.sleep(0.25)
         else:
-            raise click.ClickException("The server did not answer within two minutes.")
-        load(url, pictures, 4, 2)
-        alone = load(url, pictures, 1, seconds / 2)
+            raise click.ClickException(f"No answer in 40 s: {log.read_text()[-1500:]}")
+        found = {"start_seconds": time.perf_counter() - started}
+        load(port, bodies, 4, 1)
+        found |= {f"one_{k}": v for k, v in load(port, bodies, 1, seconds / 3).items()}
         with ThreadPoolExecutor(1) as pool:
-            busy = pool.submit(load, url, pictures, CLIENTS, seconds)
-            time.sleep(seconds * 0.7)
+            busy = pool.submit(load, port, bodies, CLIENTS, seconds)
+            time.sleep(seconds * 0.8)
             use = use_of(device)
-            crowd = busy.result()
-        found = {f"one_{k}": v for k, v in alone.items()} | {
-            f"many_{k}": v for k, v in crowd.items()
-        }
+            found |= {f"many_{k}": v for k, v in busy.result().items()}
         return {k: round(v, 3) for k, v in (found | use).items()}
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
 
 
+def alone(root: Path, device: str, cores: list[int], files: list[bytes]) -> float:
+    """Pictures a second of the model in a process without HTTP, on the server's cores."""
+    code = (
+        "import os, sys, time, mlflow, pandas as pd\n"
+        f"os.sched_setaffinity(0, {cores})\n"
+        f"where = {{'device': {device!r}}}\n"
+        "model = mlflow.pyfunc.load_model('models:/dfm-gpu/1', model_config=where)\n"
+        "data = [open(p, 'rb').read() for p in sys.argv[1:]] * 4\n"
+        "table = pd.DataFrame({'image': data})\n"
+        "best = 0\n"
+        "for _ in range(4):\n"
+        "    start = time.perf_counter(); model.predict(table)\n"
+        "    best = max(best, len(data) / (time.perf_counter() - start))\n"
+        "print(best)"
+    )
+    paths = []
+    for i, data in enumerate(files):
+        paths.append(root / f"asked-{i}.jpg")
+        paths[-1].write_bytes(data)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    if done.returncode:
+        raise click.ClickException(done.stderr[-1500:])
+    return float(done.stdout.split()[-1])
+
+
 @main.command()
 @click.option("--device", default="cuda:0", show_default=True)
 @click.option("--weights", default="random", show_default=True)
 @click.option("--out", default="gpu.json", show_default=True)
-@click.option("--pictures", default="drawn", show_default=True, help="Folder of good JPEGs.")
-@click.option("--seconds", default=15.0, show_default=True, help="Of each load.")
-def serve(device: str, weights: str, out: str, pictures: str, seconds: float) -> None:
+@click.option("--n", default=100, show_default=True, help="Pictures that are trained on.")
+@click.option("--seconds", default=12.0, show_default=True, help="Of the load of 32 clients.")
+def serve(device: str, weights: str, out: str, n: int, seconds: float) -> None:
     """Measure a server."""
-    cores = len(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))
+    mine = cores[: max(1, len(cores) // 4)]  # of the clients; shared with the server on two cores
+    rest = cores[len(mine) :] or cores
+    few = rest[: len(rest) - 8] if len(rest) > 8 else rest[: max(1, len(rest) // 3)]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        (root / "good").mkdir()
+        files = [path.read_bytes() for path in draw(root / "good", n, ("jpg",))["jpg"][:32]]
         began = time.perf_counter()
-        asked = train_and_register(pictures, device, weights, root)
-        add(out, train_seconds=round(time.perf_counter() - began, 2))
-        for decoders in (cores, max(1, cores // 2 if cores <= 8 else cores - 8)):
-            found = served(root, device, decoders, asked, seconds)
-            if decoders == cores:
+        train_and_register(root / "good", device, weights, root)
+        add(out, train_pictures=n, train_seconds=round(time.perf_counter() - began, 2))
+        (root / "bodies").mkdir()
+        for i, data in enumerate(files):
+            record = {"image": base64.b64encode(data).decode()}
+            (root / f"bodies/{i:02}.json").write_text(json.dumps({"dataframe_records": [record]}))
+        os.sched_setaffinity(0, mine)  # its children have them, too
+        for allowed in (rest, few) if len(few) < len(rest) else (rest,):
+            found = served(root, device, allowed, seconds)
+            found["no_http_per_second"] = round(alone(root, device, allowed, files), 1)
+            if allowed is rest:
                 add(out, images_per_second=found["many_per_second"])
-            add(out, **{f"serving_{decoders}_cores_{k}": v for k, v in found.items()})
+            add(out, **{f"serving_{len(allowed)}_cores_{k}": v for k, v in found.items()})
+
+
+# -- decoding and fits -----------------------------------------------------------------------------
+
+
+def fastest(work: Callable[[], object], device: torch.device, repeats: int = 4) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def on_device(files: list[bytes], place: torch.device) -> list[torch.Tensor]:
+    """Decode JPEGs on a device, 32 at a time; gives (3, H, W) uint8 each."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
+    parts = [tensors[i : i + 32] for i in range(0, len(files), 32)]
+    return [x for p in parts for x in decode_jpeg(p, ImageReadMode.RGB, device=place)]
+
+
+def difference(file: bytes, place: torch.device) -> dict[str, float]:
+    """Compare the pixels of a device with ours."""
+    from dfm_mlflow.images.decode import decode_image
+
+    there = on_device([file], place)[0].permute(1, 2, 0).cpu().numpy()
+    off = np.abs(there.astype(int) - decode_image(file))
+    return {"pixels_that_differ": round(float((off > 0).mean()), 4), "largest": int(off.max())}
+
+
+def undetected(file: bytes, place: torch.device) -> int:
+    """Of 20 damaged copies of a file that we refuse: how many a device decodes without a word."""
+    from dfm_mlflow.errors import ImageError
+    from dfm_mlflow.images.decode import decode_image
+
+    rng, silent, refused = np.random.default_rng(0), 0, 0
+    while refused < 20:
+        cut = int(rng.integers(len(file) // 4, len(file) - 2))
+        damaged = file[:cut] if rng.random() < 0.5 else file[:cut] + bytes(99) + file[cut + 99 :]
+        try:
+            decode_image(damaged)
+            continue
+        except ImageError:
+            refused += 1
+        try:
+            on_device([damaged], place)
+            silent += 1
+        except RuntimeError:
+            pass
+    return silent
 
 
 @main.command()
 @click.option("--device", default="cuda:0", show_default=True)
-@click.option("--weights", default="random", help="Not used.")
 @click.option("--out", default="gpu.json", show_default=True)
-@click.option("--rows", default=100_000, show_default=True)
-def fit(device: str, weights: str, out: str, rows: int) -> None:
-    """Compare the sums of a fit in one pass on the device with those of the package."""
-    from dfm_mlflow.core.moments import moments_of
+@click.option("--n", default=128, show_default=True)
+def decode(device: str, out: str, n: int) -> None:
+    """Decode JPEGs of 1 Mpx on all cores, and on the device."""
+    from PIL import Image
 
-    size, block = 512, 10_000
-    x = np.random.default_rng(0).normal(size=(rows, size)).astype(np.float32)
-    start = time.perf_counter()
-    known = moments_of(x[i : i + block] for i in range(0, rows, block))
-    cpu = time.perf_counter() - start
+    from dfm_mlflow.images.decode import decode_image
+
     place = torch.device(device)
-    for _ in range(2):  # the first one warms up
-        start = time.perf_counter()
-        total = torch.zeros(size, size, dtype=torch.float64, device=place)
-        mean = torch.from_numpy(known.mean).to(place)
-        for i in range(0, rows, block):
-            part = torch.from_numpy(x[i : i + block]).to(place).double() - mean
-            total += part.T @ part
-        found = total.cpu().numpy()
-        seconds = time.perf_counter() - start
-    scatter = np.asarray(known.scatter)
-    apart = float(np.abs(found - scatter).max() / np.trace(scatter))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [p.read_bytes() for p in draw(Path(folder), n, ("jpg",))["jpg"]]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        cpu = fastest(lambda: list(pool.map(decode_image, files)), place)
+    gpu = fastest(lambda: on_device(files, place), place)
     add(
         out,
-        moments_cpu_seconds=round(cpu, 3),
-        moments_device_seconds=round(seconds, 3),
-        moments_cpu_over_device=round(cpu / seconds, 2),
-        moments_apart_of_trace=apart,
+        decode_cpu_per_second=round(n / cpu, 1),
+        decode_device_per_second=round(n / gpu, 1),
+        decode_device_over_cpu=round(cpu / gpu, 2),
+        decode_grey=difference(files[0], place),
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    buffer = io.BytesIO()  # colours change slowly, and are stored at half the resolution
+    Image.fromarray(noise).resize((1024, 1024), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    add(
+        out,
+        decode_colour=difference(buffer.getvalue(), place),
+        decode_damaged_of_20_not_noticed=undetected(files[0], place),
+    )
+
+
+@main.command()
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--out", default="gpu.json", show_default=True)
+@click.option("--rows", default=100_000, show_default=True)
+@click.option("--cells", "n_pictures", default=200, show_default=True, help="Pictures of cells.")
+def fit(device: str, out: str, rows: int, n_pictures: int) -> None:
+    """Compare fits on the device with those on the CPU."""
+    from dfm_mlflow.core.cells import crossfit_cells
+    from dfm_mlflow.core.moments import moments_of
+
+    place = torch.device(device)
+    size, block = 512, 10_000
+    x = np.random.default_rng(0).normal(size=(rows, size)).astype(np.float32)
+    sides = (x, torch.from_numpy(x).to(place))
+    starts = range(0, rows, block)
+    seconds = [
+        fastest(lambda a=a: moments_of(a[i : i + block] for i in starts), place, 2) for a in sides
+    ]
+    cpu, there = (moments_of(a[i : i + block] for i in starts).scatter for a in sides)
+    apart = np.abs(there - cpu).max() / np.trace(cpu)
+    add(
+        out,
+        rows_cpu_seconds=round(seconds[0], 3),
+        rows_device_seconds=round(seconds[1], 4),
+        rows_cpu_over_device=round(seconds[0] / seconds[1], 1),
+        rows_apart_of_trace=float(apart),
+    )
+    folds = np.arange(n_pictures) % 20
+    tokens = torch.randn(n_pictures, 1024, 384, device=place)  # ViT-S/14 at 448
+    on_cpu = tokens.cpu().numpy()
+
+    def fitted(a: object) -> None:
+        blocks = lambda: (a[i : i + 32] for i in range(0, n_pictures, 32))  # noqa: E731
+        crossfit_cells(blocks, folds, 0.99)
+
+    seconds = [fastest(lambda a=a: fitted(a), place, 2) for a in (on_cpu, tokens)]
+    add(
+        out,
+        cells_cpu_ms_a_picture=round(1000 * seconds[0] / n_pictures, 2),
+        cells_device_ms_a_picture=round(1000 * seconds[1] / n_pictures, 2),
+        cells_cpu_over_device=round(seconds[0] / seconds[1], 1),
     )
 
 

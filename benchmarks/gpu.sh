@@ -1,40 +1,56 @@
 #!/usr/bin/env bash
 # What a GPU host does, most important first, in at most eight minutes; run it from the checkout.
 #
-#   benchmarks/gpu.sh [WEIGHTS] [PICTURES]       # a ResNet-18 file; a folder of good pictures
+#   benchmarks/gpu.sh [WEIGHTS]       # a ResNet-18 file; random without one, and then no peer
 #
 # Variables: PYTHON (python3), DEVICE (cuda:0; cpu tries the script itself), WHEELS (.whl: a folder
-# of wheels for a machine without internet; the torch that is there stays), OUT (gpu-results).
+# of wheels for a machine without internet; the torch that is there stays), OUT (gpu-results),
+# ANOMALIB_VENV (the environment of PYTHON: its anomalib is the peer, where there is one),
+# N_PICTURES (256), STEPS (all: "device tests serving network decode fit pictures peer").
 # Each step prints as it goes, is bounded, and adds its figures to $OUT/gpu.json at once, so that a
 # cut leaves what was done. Running it again repeats everything.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} device=${DEVICE:-cuda:0} wheels=${WHEELS:-.whl} out=${OUT:-gpu-results}
-weights=${1:-random} pictures=${2:-drawn}
+weights=${1:-random} n=${N_PICTURES:-256}
+steps=" ${STEPS:-device tests serving network decode fit pictures peer} "
+export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
-start=$SECONDS
+start=$SECONDS patience=1
+[ "$device" = cpu ] && patience=6
 
 step() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2
     shift 2
+    [[ $steps == *" $name "* ]] || return 0
     echo "== $name ($((SECONDS - start)) s)"
-    timeout "$limit" "$@" 2>&1 | tail -n 40
+    timeout -k 5 "$((limit * patience))" "$@" 2>&1 | grep -v -E '^$|INFO' | tail -n 45
     local status=${PIPESTATUS[0]}
     echo "== $name: exit $status"
-    "$python" benchmarks/gpu.py note "$out/gpu.json" "exit_$name" "$status"
+    "$python" benchmarks/gpu.py note "$out/gpu.json" "exit_$name" "$status" > /dev/null
 }
+gpu() { "$python" benchmarks/gpu.py "$@" --device "$device" --out "$out/gpu.json"; }
+export -f gpu
+export python device out
 
-if ! "$python" -c 'import dfm_mlflow, mlflow' 2>/dev/null; then
+if ! "$python" -c 'import dfm_mlflow, mlflow, imagecodecs' 2> /dev/null; then
     # Neither torch nor torchvision: the machine's own fit its driver.
-    "$python" -m pip install --quiet --no-index --no-deps "$wheels"/*.whl || exit 1
-    "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation -e . || exit 1
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile "$wheels"/*.whl || exit 1
 fi
-gpu() { "$python" benchmarks/gpu.py "$@" --device "$device" --weights "$weights" --out "$out/gpu.json"; }
 step device 30 "$python" benchmarks/gpu.py about "$out/gpu.json" --device "$device"
-step tests 120 "$python" -m pytest -m gpu -q -p no:cacheprovider
-step serving 150 gpu serve --pictures "$pictures"
-step network 90 "$python" benchmarks/cuda.py --weights "$weights" --device "$device" \
-    --pictures "${N_PICTURES:-256}"
-step fit 60 gpu fit
+step tests 100 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/core tests/network tests/detector
+step serving 150 bash -c "gpu serve --weights '$weights' --n $((n < 100 ? n : 100))"
+step network 75 "$python" benchmarks/cuda.py --weights "$weights" --device "$device" \
+    --pictures "$n" --out "$out/gpu.json"
+step decode 45 bash -c "gpu decode --n $((n < 128 ? n : 128))"
+step fit 45 bash -c "gpu fit --rows $((n < 256 ? 10000 : 100000)) --cells $((n < 200 ? n : 200))"
+venv=${ANOMALIB_VENV:-$("$python" -c 'import sys; print(sys.prefix)')}
+if [ -f "$weights" ] && "$venv/bin/python" -c 'import anomalib' 2> /dev/null; then
+    category=$(mktemp -d)/drawn
+    step pictures 30 "$python" benchmarks/gpu.py pictures "$category" --n "$n"
+    step peer 150 "$python" benchmarks/speed.py "$category" --weights "$weights" --rounds 1 \
+        --anomalib-venv "$venv"
+    rm -r "$(dirname "$category")"
+fi
 "$python" benchmarks/gpu.py note "$out/gpu.json" seconds "$((SECONDS - start))"
 cat "$out/gpu.json"

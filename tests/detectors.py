@@ -59,7 +59,8 @@ def fit(
         resolved.size,
         resolved.resize,
         resolved.pooling_rules,
-        torch.device("cpu"),
+        torch.device(options.get("device", "cpu")),
+        options.get("precision", "fp32"),
         tile=resolved.tile_size,
         roi=roi,
     )

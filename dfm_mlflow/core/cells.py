@@ -9,18 +9,20 @@ and is that of a fit to their cells.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
 from dfm_mlflow.core.crossfit import ONE_GROUP, fit_without
 from dfm_mlflow.core.leading_coordinates import MOST_SPANNING, leading_by_fold
-from dfm_mlflow.core.moments import Moments
+from dfm_mlflow.core.moments import Moments, as_numpy
 from dfm_mlflow.core.solvers import fit_moments
 from dfm_mlflow.core.subspace import Subspace, squared_norm
 from dfm_mlflow.errors import FitError
 
-# Cells of m pictures, of shape (m, P, D), in order.
-Blocks = Iterable[np.ndarray]
+# Cells of m pictures, of shape (m, P, D), in order: NumPy arrays, or torch tensors on a device.
+Blocks = Iterable[Any]
 _SIDE = 4  # cells a side of the parts of a single picture
 
 
@@ -108,13 +110,18 @@ def noise_variance_of(fre: float, model: Subspace) -> float:
     return max(fre / rest, 1e-12 * float(model.variances[0]) / rest)
 
 
-def fold_moments(x: np.ndarray, folds: np.ndarray) -> dict[int, Moments]:
+def fold_moments(x: Any, folds: np.ndarray) -> dict[int, Moments]:
     """Moments of the cells of a few pictures, by fold; those of a fold merge.
 
     Shapes: x (m, P, D); folds (m,) or (m, P) int.
     """
     of_cells = _of_cells(folds, x.shape[1])
-    return {int(f): Moments.of(x[of_cells == f], limit=None) for f in np.unique(of_cells)}
+    rows = x.reshape(-1, x.shape[-1])
+    found = {}
+    for f in np.unique(of_cells):
+        mine = np.flatnonzero(of_cells == f)
+        found[int(f)] = Moments.of(_taken(rows, mine), limit=None)
+    return found
 
 
 def total_moments(blocks: Blocks, folds: np.ndarray) -> dict[int, Moments]:
@@ -137,28 +144,31 @@ def merged(a: dict[int, Moments], b: dict[int, Moments]) -> dict[int, Moments]:
     return {f: a[f].merge(b[f]) if f in a and f in b else a.get(f) or b[f] for f in a | b}
 
 
-def held_out_block(
-    x: np.ndarray, folds: np.ndarray, without: Mapping[int, Subspace]
-) -> HeldOutCells:
+def held_out_block(x: Any, folds: np.ndarray, without: Mapping[int, Subspace]) -> HeldOutCells:
     """Look at the cells of a few pictures under the subspaces of other folds.
 
-    without: By fold, from :attr:`CellSubspaces.without`, in the dtype of `x`.
+    without: By fold, from :attr:`CellSubspaces.without`, of the kind and in the dtype of `x`.
 
     Shapes: x (m, P, D); folds (m,) or (m, P) int.
     """
+    xp = array_namespace(x)
     of_cells = _of_cells(folds, x.shape[1])
-    maps = np.empty(x.shape[:2], x.dtype)
+    maps = np.empty(x.shape[:2], str(x.dtype).removeprefix("torch."))
     squares, places = [], []
     for f in np.unique(of_cells):
         mine, model = of_cells == f, without[int(f)]
-        coordinates, residual = model.split(x[mine])
-        maps[mine] = squared_norm(residual)
         pictures = np.flatnonzero(mine.any(axis=1))
-        starts = np.concatenate([[0], np.cumsum(mine[pictures].sum(axis=1))[:-1]])
-        sums = np.add.reduceat(coordinates**2, starts, axis=0, dtype=np.float64)
-        squares.append((pictures, sums, np.asarray(model.variances, np.float64)))
+        mine = mine[pictures]
+        coordinates, residual = model.split(_taken(x, pictures).reshape(-1, x.shape[-1]))
+        fre = as_numpy(squared_norm(residual)).reshape(mine.shape)
+        maps[pictures] = np.where(mine, fre, maps[pictures])
+        squared = (coordinates**2).reshape(*mine.shape, -1)
+        if not mine.all():  # parts of a picture
+            squared = squared * xp.asarray(mine[..., None], dtype=x.dtype, device=device(x))
+        sums = as_numpy(xp.sum(squared, axis=1, dtype=xp.float64))
+        squares.append((pictures, sums, as_numpy(model.variances).astype(np.float64)))
         places.append((pictures, int(f)))
-    return HeldOutCells(maps, x.mean(axis=1, dtype=np.float64), squares, places)
+    return HeldOutCells(maps, as_numpy(xp.mean(x, axis=1, dtype=xp.float64)), squares, places)
 
 
 def crossfit_cells(
@@ -220,7 +230,15 @@ def _of_cells(folds: np.ndarray, n_cells: int) -> np.ndarray:
     return np.broadcast_to(wide, (len(folds), n_cells))
 
 
-def _first_pictures(blocks: Blocks, n: int) -> Iterator[np.ndarray]:
+def _taken(x: Any, places: np.ndarray) -> Any:
+    """Give some rows; all of them as they are."""
+    if len(places) == len(x):
+        return x
+    xp = array_namespace(x)
+    return xp.take(x, xp.asarray(places, device=device(x)), axis=0)
+
+
+def _first_pictures(blocks: Blocks, n: int) -> Iterator[Any]:
     for x in blocks:
         if n <= 0:
             return

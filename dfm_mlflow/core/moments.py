@@ -6,8 +6,10 @@ processes and machines may see the rows in any order and grouping.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, to_device
 
 from dfm_mlflow.core.checks import NO_ROWS
 from dfm_mlflow.errors import FitError
@@ -25,17 +27,18 @@ class Moments:
     scatter: np.ndarray  # (D, D) float64: ``sum (x - mean) (x - mean)^T``
 
     @classmethod
-    def of(cls, x: np.ndarray, *, limit: int | None = MAX_FEATURES) -> "Moments":
-        """Moments of the rows of an array.
+    def of(cls, x: Any, *, limit: int | None = MAX_FEATURES) -> "Moments":
+        """Moments of the rows of a NumPy array, or of a torch tensor: on its device.
 
         Shapes: x (n, D).
         """
         _check_width(x.shape[1], limit)
         if not len(x):
             return cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])))
-        mean = x.mean(axis=0, dtype=np.float64)
+        xp = array_namespace(x)
+        mean = xp.mean(x, axis=0, dtype=xp.float64)
         centred = x - mean
-        return cls(len(x), mean, centred.T @ centred)
+        return cls(len(x), as_numpy(mean), as_numpy(centred.T @ centred))
 
     @property
     def n_features(self) -> int:
@@ -83,6 +86,11 @@ class Moments:
     def update(self, x: np.ndarray) -> "Moments":
         """Moments with further rows `x`, of shape (m, D)."""
         return self.merge(Moments.of(x))
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """Bring an array of any kind and device to NumPy."""
+    return np.asarray(to_device(x, "cpu"))
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:

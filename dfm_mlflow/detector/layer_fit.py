@@ -162,14 +162,15 @@ def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _L
     return _Layer(subspace, maps, held_out.nll(subspace), leading_coordinates, np.ones(n), share)
 
 
-def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray]:
-    """Give the cells of pictures in blocks.
+def cell_blocks(feature: Tensor, grid: Grid) -> Iterator[np.ndarray | Tensor]:
+    """Give the cells of pictures in blocks: on a GPU where they are there, else as NumPy arrays.
 
     Shapes: feature (n, C, h, w); gives (m, P, C).
     """
     step = max(1, BLOCK // (grid.n_cells * grid.shape[0]))
     for part in feature.split(step):
-        yield grid.rows(part).unflatten(0, (-1, grid.n_cells)).cpu().numpy()
+        cells = grid.rows(part).unflatten(0, (-1, grid.n_cells))
+        yield cells if cells.is_cuda else cells.numpy()
 
 
 def prepared_for_storage(

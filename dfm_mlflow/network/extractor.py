@@ -74,7 +74,7 @@ class Extractor:
         self._held: dict[Source, Held] = {}
         self._turns_input = size[0] == size[1] and roi is None
         self.padding = tuple(round(255 * m) for m in backbone.mean)
-        self.pixels = Pixels(size, resize, self.padding, roi, device)
+        self.pixels = Pixels(size, resize, self.padding, roi)
         self._network = Network(backbone, size, pooling, device, precision, tile=tile)
         self.fingerprint = self._make_fingerprint() if cache else ""
 

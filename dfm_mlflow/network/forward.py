@@ -46,6 +46,9 @@ class Network:
                 check_size(backbone.name, sides, backbone.patch, what)
         self._rules = rules_of(pooling, len(backbone.layers))
         self.device, self._dtype = device, DTYPES[precision]
+        if device.type == "cuda" and precision == "fp32":
+            # cuDNN would round to 10 bits by itself: half a percent beside a CPU's features.
+            torch.backends.cudnn.allow_tf32 = False
         self._fitting = sys.maxsize  # pictures that the memory of the device was seen to hold
         self.module = copy.deepcopy(backbone.module).to(  # type: ignore[call-overload]  # not in its stubs: all three
             device=device, dtype=self._dtype, memory_format=torch.channels_last

@@ -20,22 +20,20 @@ class Pixels:
         resize: str,
         padding: tuple[int, ...],
         roi: np.ndarray | None,
-        device: torch.device,
     ):
-        self.size, self.resize, self.padding = size, resize, padding
-        self.roi, self.device = roi, device
+        self.size, self.resize, self.padding, self.roi = size, resize, padding, roi
 
     def resized(self, image: np.ndarray) -> Tensor:
         """Resize an RGB array to the network's input, antialiased, as uint8 ``(3, H, W)``.
 
-        On a GPU it is the GPU that resizes, and may differ from a CPU by one level.
+        The thread that decoded resizes, so that the network sees the same on every device.
 
         Shapes: image (H, W, 3) uint8; gives (3, H, W) uint8.
         """
         if self.roi is not None:
             inside = scaled_mask(self.roi, _shape(image))
             image = np.where(inside[:, :, None], image, np.array(self.padding, np.uint8))
-        return self._fitted(image, self.padding, self.device)
+        return self._fitted(image, self.padding)
 
     def roi_cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Which cells of a feature grid the region of interest touches.
@@ -45,7 +43,7 @@ class Pixels:
         if self.roi is None:
             return np.ones(grid, dtype=bool)
         mask = np.repeat((self.roi * np.uint8(255))[:, :, None], 3, axis=2)
-        covered = self._fitted(mask, (0, 0, 0), torch.device("cpu"))[:1].float()
+        covered = self._fitted(mask, (0, 0, 0))[:1].float()
         return (F.adaptive_max_pool2d(covered[None], grid)[0, 0] > 0).numpy()
 
     def filled_part(self, size: tuple[int, int]) -> tuple[float, float]:
@@ -59,34 +57,19 @@ class Pixels:
         ratio = min(self.size[0] / size[0], self.size[1] / size[1])
         return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
-    def _fitted(self, image: np.ndarray, padding: tuple[int, ...], device: torch.device) -> Tensor:
-        pixels = torch.from_numpy(image)
-        if device.type == "cuda":  # the whole picture goes over, while the network runs
-            pixels = pixels.pin_memory().to(device, non_blocking=True)
-        pixels = pixels.permute(2, 0, 1).unsqueeze(0)
+    def _fitted(self, image: np.ndarray, padding: tuple[int, ...]) -> Tensor:
+        pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
         target = self._target(_shape(image))
         if tuple(pixels.shape[2:]) != target:
-            pixels = _resampled(pixels, target)
+            pixels = F.interpolate(
+                pixels, target, mode="bilinear", antialias=True, align_corners=False
+            )
         if target == self.size:
             return pixels[0]
-        padded = torch.tensor(padding, dtype=torch.uint8, device=device)
-        padded = padded.view(3, 1, 1).repeat(1, *self.size)
+        padded = torch.tensor(padding, dtype=torch.uint8).view(3, 1, 1).repeat(1, *self.size)
         top, left = ((s - t) // 2 for s, t in zip(self.size, target, strict=True))
         padded[:, top : top + target[0], left : left + target[1]] = pixels[0]
         return padded
-
-
-def _resampled(pixels: Tensor, target: tuple[int, int]) -> Tensor:
-    """Resize uint8 pixels of shape (1, 3, h, w), antialiased."""
-    on_gpu = pixels.device.type == "cuda"  # where the uint8 kernel is missing
-    resized = F.interpolate(
-        pixels.float() if on_gpu else pixels,
-        target,
-        mode="bilinear",
-        antialias=True,
-        align_corners=False,
-    )
-    return resized.round_().clamp_(0, 255).to(torch.uint8) if on_gpu else resized
 
 
 def _shape(image: np.ndarray) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 
 from dfm_mlflow.core.cells import (
@@ -93,6 +94,17 @@ def test_neither_blocks_nor_the_order_of_their_sums_matter():
     fitted = CellSubspaces.of(back, 0.9)
     block = held_out_block(x, FOLDS, fitted.without)
     np.testing.assert_allclose(block.maps, once.maps, rtol=1e-8)
+
+
+@pytest.mark.parametrize("folds", [FOLDS, folds_of_parts((4, 5)).repeat(N, axis=0)])
+def test_tensors_give_the_same_numbers(folds):
+    x = cells()
+    ours, held_out = crossfit_cells(blocks_of(x), folds, 0.9)
+    theirs, other = crossfit_cells(blocks_of(torch.tensor(x)), folds, 0.9)
+    np.testing.assert_allclose(other.maps, held_out.maps, rtol=1e-8)
+    np.testing.assert_allclose(other.means, held_out.means, rtol=1e-12)
+    np.testing.assert_allclose(theirs.final.variances, ours.final.variances, rtol=1e-9)
+    np.testing.assert_allclose(other.nll(ours.final), held_out.nll(ours.final), rtol=1e-8)
 
 
 def test_copies_are_fitted_and_neither_held_out_nor_apart_from_their_picture():

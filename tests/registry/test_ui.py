@@ -134,9 +134,9 @@ def test_the_models_page_shows_metrics_with_their_dataset(ui, page, zoo):
     url, _ = ui
     model_id = zoo.runs["good"].model_uri.removeprefix("models:/")
     page.goto(f"{url}/#/experiments/0/models/{model_id}")
-    row = page.get_by_role("row").filter(has=page.get_by_text("image_auroc", exact=True))
+    rows = page.get_by_role("row").filter(has=page.get_by_text("image_auroc", exact=True))
+    row = rows.filter(has_text="stripes-resnet18-default")  # an evaluation may have one of its own
     expect(row).to_contain_text("stripes (#")
-    expect(row).to_contain_text("stripes-resnet18-default")
 
 
 def test_the_table_of_worst_cases_shows_pictures(ui, page, judged):
