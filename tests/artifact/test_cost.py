@@ -20,6 +20,8 @@ from dfm_mlflow.network.shapes import shapes_of
 
 from .test_save_load import edit
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 FORMAT1 = Path(__file__).parents[1] / "fixtures/format1/one-class/dfm"
 
 

@@ -25,6 +25,8 @@ from dfm_mlflow.network.depths import extract_settled
 from ..conftest import texture
 from ..detectors import fit, pictures
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -15,6 +15,8 @@ from dfm_mlflow.core.comparison import compare_auroc
 from dfm_mlflow.errors import ConfigError, DataError
 from dfm_mlflow.jobs.compare import compare
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 N_GOOD, N_BAD = 100, 60
 
 

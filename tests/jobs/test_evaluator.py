@@ -18,6 +18,8 @@ from dfm_mlflow.jobs.evaluator import _labels
 from ..conftest import in_store, write_category
 from ..detectors import fit
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):

@@ -18,6 +18,8 @@ from dfm_mlflow.network.extractor import Extractor
 
 from ..detectors import fit, pictures
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -16,6 +16,8 @@ from dfm_mlflow.jobs.update import update
 from ..lines import digest, files_of
 from ..zoo import SMALL
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def test_pictures_that_moved_are_found_and_those_that_are_gone_are_named(line, caplog):
     (line.root / "elsewhere").mkdir(exist_ok=True)

@@ -21,6 +21,8 @@ from dfm_mlflow.mlflow_plugin.golden import load_golden
 from .test_evaluate import new_pictures
 from .test_train import options
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 PARENT = "models:/dfm-stripes/1"
 
 

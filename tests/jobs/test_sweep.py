@@ -18,6 +18,8 @@ from dfm_mlflow.network.extractor import Extractor
 
 from ..conftest import in_store
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "cache": "false"}
 SMALL |= {"augment": "none"}
 GRID = "pca_level=0.9,0.97;score=fre,nll"

@@ -9,6 +9,8 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.errors import DataError
 from dfm_mlflow.jobs.train import train
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SMALL = {
     "weights": "random",
     "image_size": "64",

@@ -18,6 +18,8 @@ from dfm_mlflow.tuning.candidates import SEARCHED
 
 from ..conftest import in_store
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SMALL = {"weights": "random", "image_size": "64", "backbone": "resnet18", "category": "stripes"}
 SMALL |= {"augment": "none"}
 

@@ -27,6 +27,8 @@ from ..campaigns.faults import _FORKS
 from ..lines import digest, files_of
 from ..zoo import SMALL
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def test_verdicts_make_the_next_version(line):
     result = line.update(

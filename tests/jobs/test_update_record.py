@@ -8,6 +8,8 @@ from dfm_mlflow.storage.store import read_address
 
 from ..lines import digest
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def test_what_each_verdict_changed_is_a_table_and_a_page(line):
     result = line.update((line.new(0), "good"), (line.new(5), "bad:hole"), (line.old(3), "bad"))

@@ -15,6 +15,8 @@ from dfm_mlflow.jobs.upgrade import upgrade
 from ..conftest import write_category
 from ..test_formats import FORMAT1
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 @pytest.fixture
 def old(store, tmp_path):

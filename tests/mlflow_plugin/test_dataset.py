@@ -15,6 +15,8 @@ from dfm_mlflow.tracking.run import log_dataset
 
 from ..conftest import write_category
 
+pytestmark = pytest.mark.integration  # processes of their own
+
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.integration  # a process for each test
+
 # The compiler and its company, and what only reports, metrics of masks or scikit-learn's users need
 HEAVY = {"matplotlib", "onnx", "scipy.ndimage", "scipy.stats", "sklearn", "sympy", "timm"} | {
     f"torch.{name}" for name in ("_dynamo", "_inductor", "fx.experimental.symbolic_shapes")

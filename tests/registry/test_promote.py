@@ -17,6 +17,8 @@ from dfm_mlflow.errors import ConfigError, DataError, PromotionError
 from dfm_mlflow.registry import promote as job
 from dfm_mlflow.registry.promote import promote
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 ROOT = Path(__file__).parent.parent.parent
 
 

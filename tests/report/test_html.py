@@ -15,6 +15,8 @@ from dfm_mlflow.scores.verdict import Verdict, verdict_of
 from ..detectors import fit, pictures
 from .conftest import items_in
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SCRIPT = "<script>alert(1)</script>"
 
 

@@ -13,6 +13,8 @@ from ..jobs.test_evaluate import new_pictures
 from ..jobs.test_recalibrate import ask as recalibrate
 from ..jobs.test_train import artifacts
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def fail_once(monkeypatch, module, name):
     """Let a function of a job fail as it does where the server has gone away, the first time."""

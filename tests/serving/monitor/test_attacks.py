@@ -20,6 +20,8 @@ from .test_channel import until
 from .test_monitor import banded, frame, served  # noqa: F401  # fixtures
 from .test_writer import MODEL, rows
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 @pytest.fixture
 def small_disk(tmp_path):

@@ -22,6 +22,8 @@ from dfm_mlflow.serving.monitor.follow import Follower, sweep
 
 from ...detectors import fit, pictures
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 NAME = "screws"
 
 

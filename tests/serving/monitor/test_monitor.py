@@ -20,6 +20,8 @@ from ...detectors import fit, pictures
 from ...servers import free_port
 from .test_metrics import scrape
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 GOOD, BAD = pictures(6, 7), pictures(3, 8, defect=True)
 VERSION = Version("ab" * 32, "screws", "3")
 
