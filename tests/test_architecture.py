@@ -12,9 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-# Trains by all four recipes at once, and says what came of it.
+# Trains by four recipes at once, asks the other two, and says what came of it.
 TRAIN = """
 import json, sys
+from types import SimpleNamespace
 from dfm_mlflow.config import Options
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.scores.evaluation import image_metrics, score_items
@@ -29,7 +30,18 @@ extractor, weights, options = build_extractor(options, train)
 extraction = extractor.extract([item.path for item in train])
 detector = AnomalyDetector.fit(options, extractor, extraction, ["stripes"] * len(train), weights)
 test = load_catalog(sys.argv[1] + "/..", ["stripes"]).test
-print(json.dumps(image_metrics(score_items(detector, test).table)))
+metrics = image_metrics(score_items(detector, test).table)
+
+from pathlib import Path
+from dfm_mlflow.data.layouts import recognise
+from dfm_mlflow.registry.all_gates import STEPS
+from dfm_mlflow.storage.walk import File
+
+files = [File((), Path(name)) for name in ("a_ok.png", "b.png")]
+metrics["recognised"] = list(recognise(Path("."), files).roles)
+case = SimpleNamespace(version=SimpleNamespace(description=""))
+metrics["refused"] = [gate.name for gate in STEPS[4].gates(case) if not gate.passed]
+print(json.dumps(metrics))
 """
 
 
@@ -60,8 +72,8 @@ def changed_package(tmp_path):
     return tmp_path
 
 
-def test_recipes_add_a_backbone_a_source_a_score_and_a_metric(changed_package, mvtec_like):
-    assert len(list(recipes())) == 5
+def test_recipes_are_whole(changed_package, mvtec_like):
+    assert len(list(recipes())) == 8
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, mvtec_like / "stripes"],
         cwd=changed_package,
@@ -74,6 +86,8 @@ def test_recipes_add_a_backbone_a_source_a_score_and_a_metric(changed_package, m
     metrics = json.loads(done.stdout.splitlines()[-1])
     assert 0 < metrics["flagged_share"] < 1
     assert metrics["image_auroc"] > 0.5
+    assert metrics["recognised"] == ["a_ok.png"]
+    assert metrics["refused"] == ["described"]
 
 
 def test_recipes_are_short():

@@ -1,7 +1,7 @@
 """How pictures are laid out in the folders of one category: one recogniser each.
 
-A recogniser gets the pictures below the category's folder, looks at names alone, and says what each
-picture is, or why it is not used; or it gives None, and the next one is asked. What a name does not
+A recogniser gets the pictures below the category's folder and says what each one is, or why it is
+not used, without opening any; or it gives None, and the next one is asked. What a name does not
 say is refused with the options that settle it, never guessed.
 """
 

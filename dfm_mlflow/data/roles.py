@@ -32,7 +32,7 @@ def deal(layout: Layout, pictures: Sequence[File], *, all_tested: bool) -> Layou
     """Give every good picture that nobody dealt a split.
 
     Where there are defects and no good pictures to test on, the last fifth of each folder, by name,
-    is tested on: a burst of pictures is torn once at most.
+    is tested on: a burst of pictures is split once at most.
     """
     given = list(layout.roles.values())
     undealt: dict[tuple[str, ...], list[str]] = defaultdict(list)

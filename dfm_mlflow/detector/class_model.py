@@ -49,8 +49,8 @@ class ClassModel:
     name: str
     layers: tuple[LayerModel, ...]
     calibration: Calibration  # held-out anomaly scores
-    # Value of the anomaly map that nine in ten held-out good pictures stay under everywhere; in
-    # models made before that, all but 1 in 1,000 of their positions.
+    # 90th percentile of the largest anomaly-map value of each held-out good picture; in models
+    # made before that, the value that all but 1 in 1,000 of their positions stay under.
     map_scale: float
     # (L, L) float32, or None: Of the ranks of the leading coordinates of all layers together; None
     # in format 1.

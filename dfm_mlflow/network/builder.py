@@ -1,4 +1,4 @@
-"""The network that a job needs, in the precision that its pictures stand."""
+"""The network that a job needs, in a precision that keeps the scores of its pictures."""
 
 import hashlib
 import logging
