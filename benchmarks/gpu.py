@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,7 +34,7 @@ import click
 import numpy as np
 import requests
 import torch
-from cuda import draw
+from cuda import draw, fastest
 
 CLIENTS = 32
 CLIENT_PROCESSES = 4  # that they live in: one of Python alone could not ask fast enough
@@ -243,17 +242,6 @@ def serve(device: str, weights: str, out: str, n: int, seconds: float) -> None:
 # -- decoding and fits -----------------------------------------------------------------------------
 
 
-def fastest(work: Callable[[], object], device: torch.device, repeats: int = 4) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def on_device(files: list[bytes], place: torch.device) -> list[torch.Tensor]:
     """Decode JPEGs on a device, 32 at a time; gives (3, H, W) uint8 each."""
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -308,8 +296,8 @@ def decode(device: str, out: str, n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [p.read_bytes() for p in draw(Path(folder), n, ("jpg",))["jpg"]]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        cpu = fastest(lambda: list(pool.map(decode_image, files)), place)
-    gpu = fastest(lambda: on_device(files, place), place)
+        cpu = fastest(lambda: list(pool.map(decode_image, files)), place, 4)
+    gpu = fastest(lambda: on_device(files, place), place, 4)
     add(
         out,
         decode_cpu_per_second=round(n / cpu, 1),
