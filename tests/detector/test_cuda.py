@@ -78,6 +78,12 @@ def test_half_precision_keeps_its_own_calibration(precision, tmp_path):
         load_detector(tmp_path / "model" / "dfm", device="cuda:0", precision="fp32")
 
 
+def test_every_device_sees_the_same_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (150, 130, 3), dtype=np.uint8)
+    there, here = (fit(device=d).extractor.pixels.resized(image) for d in ("cuda:0", "cpu"))
+    assert torch.equal(there, here)
+
+
 def test_cells_are_fitted_where_they_are():
     rng = torch.Generator().manual_seed(0)
     feature = torch.randn(8, 16, 6, 6, generator=rng) * torch.linspace(3, 0.1, 16)[:, None, None]
