@@ -24,4 +24,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
     if page.file.src_uri in PAGES:
         markdown = markdown.replace("](docs/", "](")
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)?((?:examples|LICENSE)[^)]*)\)", r"\1 (`\2`)", markdown)
+    return re.sub(r"\[([^\]]*)\]\((?:\.\./)?((?:examples|benchmarks|LICENSE)[^)]*)\)", r"\1 (`\2`)", markdown)
