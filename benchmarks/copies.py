@@ -3,7 +3,7 @@
     python benchmarks/copies.py DATA_ROOT --category pill --elpv --weights resnet18.safetensors
 
 Of each set 30 good pictures are held out against each other: alone, with one copy each beside them,
-and with 30 other good pictures beside them (a third of each where there are fewer than 60). Each
+and with 30 other good pictures beside them (half of the set each where it has fewer than 60). Each
 cell is the share of the fall of the held-out residual that copies bring, and its standard error;
 ``auto`` keeps those whose mean is above 0.25 by two standard errors. No label takes part. Prints
 Markdown.

@@ -157,8 +157,6 @@ def table(rows: dict[str, dict[str, float]]) -> None:
 @click.option("--compile", "compiled", is_flag=True, help="Whether compiling pays, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file that figures are added to.")
 def main(weights: str, device: str, pictures: int, compiled: bool, out: Path | None) -> None:
-    if device != "cpu":
-        click.echo(torch.cuda.get_device_name(torch.device(device)))
     precisions = ("fp32", "bf16", "fp16")
     if device == "cpu":  # what it only emulates would take minutes
         precisions = precisions[: 1 + bool(half_precision(torch.device(device)))]
@@ -166,6 +164,8 @@ def main(weights: str, device: str, pictures: int, compiled: bool, out: Path | N
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         files = draw(Path(folder), pictures)
+        if device != "cpu":
+            click.echo(torch.cuda.get_device_name(torch.device(device)))
         for precision in precisions:
             given = common | {"weights": weights, "precision": precision, "preset": "anomalib"}
             rows[f"ResNet-18, {precision}"] = measure(given, files, compiled)

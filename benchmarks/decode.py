@@ -31,7 +31,7 @@ from dfm_mlflow.network.pixels import Pixels
 
 T = TypeVar("T")
 SIZE, INPUT = (4000, 3000), 256
-PIXELS = Pixels((INPUT, INPUT), "stretch", (0, 0, 0), None, torch.device("cpu"))
+PIXELS = Pixels((INPUT, INPUT), "stretch", (0, 0, 0), None)
 
 
 def timed(work: Callable[[], T], times: int = 3) -> tuple[T, float]:

@@ -89,17 +89,22 @@ def pictures(folder: Path, n: int) -> None:
 # -- the server ------------------------------------------------------------------------------------
 
 
-def train_and_register(folder: Path, device: str, weights: str, root: Path) -> None:
-    """Register a model of a folder's pictures in a new store."""
+@main.command(hidden=True)
+@click.argument("folder")
+@click.argument("device")
+@click.argument("weights")
+@click.argument("store")
+def train(folder: str, device: str, weights: str, store: str) -> None:
+    """Register a model of a folder's pictures, in a process that then leaves the device."""
     import mlflow
 
     from dfm_mlflow.config import Options
-    from dfm_mlflow.jobs.train import train
+    from dfm_mlflow.jobs import train as job
 
-    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
-    given = {"data": str(folder), "category": "gpu", "backbone": "resnet18", "weights": weights}
+    mlflow.set_tracking_uri(store)
+    given = {"data": folder, "category": "gpu", "backbone": "resnet18", "weights": weights}
     given |= {"device": device, "cache": "false", "registered_model": "dfm-gpu"}
-    train(Options.parse(given))
+    job.train(Options.parse(given))
 
 
 def load(port: int, bodies: Path, n: int, seconds: float) -> dict[str, float]:
@@ -150,7 +155,7 @@ def served(root: Path, device: str, cores: list[int], seconds: float) -> dict:
         )
     try:
         started = time.perf_counter()
-        for _ in range(160):
+        for _ in range(400):
             if server.poll() is not None:
                 raise click.ClickException(f"The server ended: {log.read_text()[-1500:]}")
             try:
@@ -159,7 +164,7 @@ def served(root: Path, device: str, cores: list[int], seconds: float) -> dict:
             except requests.ConnectionError:
                 time.sleep(0.25)
         else:
-            raise click.ClickException(f"No answer in 40 s: {log.read_text()[-1500:]}")
+            raise click.ClickException(f"No answer in 100 s: {log.read_text()[-1500:]}")
         found = {"start_seconds": time.perf_counter() - started}
         load(port, bodies, 4, 1)
         found |= {f"one_{k}": v for k, v in load(port, bodies, 1, seconds / 3).items()}
@@ -215,6 +220,7 @@ def alone(root: Path, device: str, cores: list[int], files: list[bytes]) -> floa
 @click.option("--seconds", default=12.0, show_default=True, help="Of the load of 32 clients.")
 def serve(device: str, weights: str, out: str, n: int, seconds: float) -> None:
     """Measure a server."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a cut stops the server, too
     cores = sorted(os.sched_getaffinity(0))
     mine = cores[: max(1, len(cores) // 4)]  # of the clients; shared with the server on two cores
     rest = cores[len(mine) :] or cores
@@ -224,7 +230,11 @@ def serve(device: str, weights: str, out: str, n: int, seconds: float) -> None:
         (root / "good").mkdir()
         files = [path.read_bytes() for path in draw(root / "good", n, ("jpg",))["jpg"][:32]]
         began = time.perf_counter()
-        train_and_register(root / "good", device, weights, root)
+        store = f"sqlite:///{root / 'mlflow.db'}"
+        known = str(Path(weights).resolve()) if Path(weights).is_file() else weights
+        given = [str(root / "good"), device, known, store]
+        command = [sys.executable, str(Path(__file__).resolve()), "train", *given]
+        subprocess.run(command, check=True, cwd=root)
         add(out, train_pictures=n, train_seconds=round(time.perf_counter() - began, 2))
         (root / "bodies").mkdir()
         for i, data in enumerate(files):

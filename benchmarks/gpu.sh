@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU host does, most important first, in at most eight minutes; run it from the checkout.
+# What a GPU host does, most important first, in at most eight minutes beside the installation; run
+# it from the checkout.
 #
 #   benchmarks/gpu.sh [WEIGHTS]       # a ResNet-18 file; random without one, and then no peer
 #
@@ -24,7 +25,7 @@ step() { # NAME SECONDS COMMAND...
     shift 2
     [[ $steps == *" $name "* ]] || return 0
     echo "== $name ($((SECONDS - start)) s)"
-    timeout -k 5 "$((limit * patience))" "$@" 2>&1 | grep -v -E '^$|INFO' | tail -n 45
+    timeout -k 5 "$((limit * patience))" "$@" 2>&1 | grep --line-buffered -v -E '^$|INFO'
     local status=${PIPESTATUS[0]}
     echo "== $name: exit $status"
     "$python" benchmarks/gpu.py note "$out/gpu.json" "exit_$name" "$status" > /dev/null
@@ -37,18 +38,18 @@ if ! "$python" -c 'import dfm_mlflow, mlflow, imagecodecs' 2> /dev/null; then
     # Neither torch nor torchvision: the machine's own fit its driver.
     "$python" -m pip install --quiet --no-index --no-deps --no-compile "$wheels"/*.whl || exit 1
 fi
-step device 30 "$python" benchmarks/gpu.py about "$out/gpu.json" --device "$device"
-step tests 100 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/core tests/network tests/detector
+step device 20 "$python" benchmarks/gpu.py about "$out/gpu.json" --device "$device"
+step tests 65 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/core tests/network tests/detector
 step serving 150 bash -c "gpu serve --weights '$weights' --n $((n < 100 ? n : 100))"
-step network 75 "$python" benchmarks/cuda.py --weights "$weights" --device "$device" \
+step network 60 "$python" benchmarks/cuda.py --weights "$weights" --device "$device" \
     --pictures "$n" --out "$out/gpu.json"
-step decode 45 bash -c "gpu decode --n $((n < 128 ? n : 128))"
-step fit 45 bash -c "gpu fit --rows $((n < 256 ? 10000 : 100000)) --cells $((n < 200 ? n : 200))"
+step decode 30 bash -c "gpu decode --n $((n < 128 ? n : 128))"
+step fit 30 bash -c "gpu fit --rows $((n < 256 ? 10000 : 100000)) --cells $((n < 200 ? n : 200))"
 venv=${ANOMALIB_VENV:-$("$python" -c 'import sys; print(sys.prefix)')}
 if [ -f "$weights" ] && "$venv/bin/python" -c 'import anomalib' 2> /dev/null; then
     category=$(mktemp -d)/drawn
-    step pictures 30 "$python" benchmarks/gpu.py pictures "$category" --n "$n"
-    step peer 150 "$python" benchmarks/speed.py "$category" --weights "$weights" --rounds 1 \
+    step pictures 20 "$python" benchmarks/gpu.py pictures "$category" --n "$n"
+    step peer 105 "$python" benchmarks/speed.py "$category" --weights "$weights" --rounds 1 --no-memory \
         --anomalib-venv "$venv"
     rm -r "$(dirname "$category")"
 fi

@@ -68,14 +68,14 @@ def median(rows: list[dict], name: str) -> float:
     return statistics.median(row[name] for row in rows)
 
 
-def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
+def compare(category: Path, weights: Path, venv: Path, rounds: int, memory: bool) -> None:
     python = anomalib_python(venv)
     ours: list[dict] = []
     theirs: dict[str, list[dict]] = {v: [] for v in VALIDATION}
     with tempfile.TemporaryDirectory() as name:
-        for turn in range(rounds + 1):
+        for turn in range(rounds + memory):
             watch = turn == rounds  # once more, for the memory
-            click.echo(f"round {turn + 1} of {rounds + 1}", err=True)
+            click.echo(f"round {turn + 1} of {rounds + memory}", err=True)
             ours.append(
                 measured(sys.executable, "speed_ours.py", "compare", category, weights, watch=watch)
             )
@@ -95,7 +95,7 @@ def compare(category: Path, weights: Path, venv: Path, rounds: int) -> None:
                     )
                 )
     for rows in (ours, *theirs.values()):
-        watched = rows.pop()
+        watched = rows.pop() if memory else {"memory": float("nan")}
         rows[:] = [row | watched for row in rows]
     first = ours[0]
     sides = (f"ours ({first['precision']})", "ours (fp32)", "anomalib", "no validation")
@@ -192,10 +192,17 @@ def mlflow_run(category: Path, weights: Path, name: str) -> float:
     default=DEFAULT,
     show_default=".anomalib-venv",
 )
+@click.option("--memory/--no-memory", default=True, help="Look at the memory, in a turn more.")
 @click.option("--scale", is_flag=True, help="Only the cost of 100, 1,000 and 10,000 pictures.")
 @click.option("--phases", help="Only the phases of training this category (mono, or of the data).")
 def main(
-    category: Path, weights: Path, rounds: int, venv: Path, scale: bool, phases: str | None
+    category: Path,
+    weights: Path,
+    rounds: int,
+    venv: Path,
+    memory: bool,
+    scale: bool,
+    phases: str | None,
 ) -> None:
     if scale:
         for n in (100, 1000, 10000):
@@ -214,7 +221,7 @@ def main(
         for name, seconds in sorted(rows, key=lambda r: -r[1]):
             click.echo(f"{name:48s} {seconds:7.2f} s {seconds / whole:6.1%}")
     else:
-        compare(category, weights, venv, rounds)
+        compare(category, weights, venv, rounds, memory)
 
 
 if __name__ == "__main__":

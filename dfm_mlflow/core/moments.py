@@ -83,7 +83,7 @@ class Moments:
         """
         return bool(np.trace(self.scatter) < _DIGITS * np.trace(whole.scatter))
 
-    def update(self, x: np.ndarray) -> "Moments":
+    def update(self, x: Any) -> "Moments":
         """Moments with further rows `x`, of shape (m, D)."""
         return self.merge(Moments.of(x))
 
@@ -93,7 +93,7 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(to_device(x, "cpu"))
 
 
-def moments_of(batches: Iterable[np.ndarray]) -> Moments:
+def moments_of(batches: Iterable[Any]) -> Moments:
     """Moments of the rows of all `batches`, each of shape (m, D)."""
     moments = None
     for batch in batches:

@@ -280,7 +280,8 @@ class Extractor:
             self.resize,
             self.pooling,
             self.precision,
-            self.device.type,
+            # 2: the CPU resizes, and fp32 is without TF32
+            self.device.type if self.device.type == "cpu" else f"{self.device.type}, 2",
             self.tile,
             self.decoder.depth and self.decoder.depth.white,
             self.decoder.real_range,
