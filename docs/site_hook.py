@@ -24,4 +24,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
     if page.file.src_uri in PAGES:
         markdown = markdown.replace("](docs/", "](")
-    return re.sub(r"\[([^\]]*)\]\((?:\.\./)?((?:examples|benchmarks|LICENSE)[^)]*)\)", r"\1 (`\2`)", markdown)
+    elsewhere = r"\[([^\]]*)\]\((?:\.\./)?((?:examples|benchmarks|LICENSE)[^)]*)\)"
+    return re.sub(elsewhere, r"\1 (`\2`)", markdown)
