@@ -13,6 +13,8 @@ from dfm_mlflow.mlflow_plugin.flavor import save_model
 
 from ..detectors import fit
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def wheel(folder, name, body):
     """Write a wheel of one module."""

@@ -15,6 +15,8 @@ from dfm_mlflow.jobs.train import train
 from ..conftest import texture
 from .test_train import artifacts, options
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 
 def ask(**given):
     return evaluate(EvaluateOptions.parse({"model": "models:/dfm-stripes/1", **given}))

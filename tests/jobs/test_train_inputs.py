@@ -18,6 +18,8 @@ from dfm_mlflow.jobs.train import train
 
 from ..conftest import texture
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SMALL = {
     "weights": "random",
     "image_size": "64",

@@ -16,6 +16,8 @@ from dfm_mlflow.jobs.train import train
 
 from ..conftest import in_store, texture, write_category
 
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
+
 SMALL = {
     "weights": "random",
     "image_size": "64",

@@ -1,8 +1,11 @@
 import mlflow
+import pytest
 
 from dfm_mlflow.tracking.registration import register, tags_of
 
 from ..detectors import fit
+
+pytestmark = pytest.mark.integration  # whole jobs, one after the other
 
 
 def test_a_version_says_what_it_is(registry):
