@@ -140,6 +140,14 @@ def compiling(extractor: Extractor, dtype: torch.dtype) -> dict[str, float]:
     return {"compile, s": seconds, "compiled, ms": ms}
 
 
+def write_beside(place: Path, figures: dict) -> None:
+    """Write figures into a JSON file, beside those that are there."""
+    known = json.loads(place.read_text()) if place.exists() else {}
+    part = place.with_suffix(".part")
+    part.write_text(json.dumps(known | figures, indent=2) + "\n")
+    os.replace(part, place)
+
+
 def table(rows: dict[str, dict[str, float]]) -> None:
     """Print rows of numbers as Markdown."""
     names = list(dict.fromkeys(name for found in rows.values() for name in found))
@@ -177,8 +185,7 @@ def main(weights: str, device: str, pictures: int, compiled: bool, out: Path | N
             alone[f"{name}, {precision}"] = network_of(given)[0]
     table(alone)
     if out:
-        known = json.loads(out.read_text()) if out.exists() else {}
-        out.write_text(json.dumps(known | {"network": rows | alone}, indent=2) + "\n")
+        write_beside(out, {"network": rows | alone})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The steps of ``gpu.sh``: a server on the device under load, decoding, fits, and the peer.
+"""The steps of ``gpu.sh``: a server on the device under load, decoding, fits.
 
     python benchmarks/gpu.py about gpu.json --device cuda:0
     python benchmarks/gpu.py serve --device cuda:0 --weights FILE --out gpu.json
@@ -11,7 +11,7 @@ on 127.0.0.1 and asks it by 1 and by 32 clients, one JPEG of 1 Mpx a request: wi
 of which is a decoding thread, and with 8 fewer (a third of them, where there are few). The clients
 have the other cores. Where fewer cores are as many pictures slower, the CPU's side is the limit
 (decoding, JSON, HTTP), else the network: beside stand the pictures a second of the same model in
-this process, without HTTP. ``images_per_second`` is that of 32 clients on most cores.
+a process without HTTP. ``images_per_second`` is that of 32 clients on most cores.
 
 ``decode`` sets JPEG decoding on the device against that of all cores, and compares the pixels;
 ``fit`` sums of 100,000 rows on the device against the CPU, and the cells of pictures as
@@ -34,7 +34,7 @@ import click
 import numpy as np
 import requests
 import torch
-from cuda import draw, fastest
+from cuda import draw, fastest, write_beside
 
 CLIENTS = 32
 CLIENT_PROCESSES = 4  # that they live in: one of Python alone could not ask fast enough
@@ -42,12 +42,8 @@ ASKING = Path(__file__).with_name("clients.py").resolve()
 
 
 def add(path: str, **figures: object) -> None:
-    """Write figures into a JSON file, beside those that are there."""
-    place = Path(path)
-    known = json.loads(place.read_text()) if place.exists() else {}
-    part = place.with_suffix(".part")
-    part.write_text(json.dumps(known | figures, indent=2) + "\n")
-    os.replace(part, place)
+    """Write figures into a JSON file, and print them."""
+    write_beside(Path(path), figures)
     for name, value in figures.items():
         click.echo(f"{name}: {value}")
 
