@@ -30,7 +30,10 @@ from dfm_mlflow.network.reading import Source
 MOST, SHARE, FEWEST = 40, 8, 6
 # What a copy must be worth, in other good pictures, and how surely: standard errors of its mean.
 WORTH, SURELY = 0.25, 2.0
-TRIED = ("rotations", "flips")  # the first that is worth it is taken
+TRIED = ("rotations", "flips")
+# Three turns take twice the passes of one mirrored copy: they are for parts that lie freely, of
+# which a turn teaches about what a mirrored copy does, this share of it at least.
+FREELY = 0.8
 
 _logger = logging.getLogger(__name__)
 
@@ -177,15 +180,25 @@ def _decide(
         )
     shapes = [f.shape[1:] for f in extraction.features]
     grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
-    worth: dict[str, dict[str, Worth]] = {}
-    for kind in TRIED:
-        worth[kind] = {
+    worth = {
+        kind: {
             name: _worth(kind, mine, extractor, sources, extraction, grids, options)
             for name, mine in rows.items()
         }
-        if all(w.kept for w in worth[kind].values()):
-            return Trial(kind, worth, _sentence(kind, worth))
-    return Trial("none", worth, _sentence("none", worth))
+        for kind in TRIED
+    }
+    augment = chosen(worth)
+    return Trial(augment, worth, _sentence(augment, worth))
+
+
+def chosen(worth: Mapping[str, Mapping[str, Worth]]) -> str:
+    """Choose the copies that every class is surely to gain by, by what each kind is worth."""
+    turns, flips = worth["rotations"], worth["flips"]
+    turned, mirrored = (all(w.kept for w in kind.values()) for kind in (turns, flips))
+    freely = all(turns[name].mean >= FREELY * w.mean for name, w in flips.items())
+    if turned and (freely or not mirrored):
+        return "rotations"
+    return "flips" if mirrored else "none"
 
 
 def _worth(
@@ -235,5 +248,6 @@ def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:
     tried = next(iter(next(iter(worth.values())).values())).n
     return (
         f"augment=auto takes {augment}: worth of one copy as a share of one more good picture: "
-        f"{', '.join(said)}; {WORTH} is required, beyond the error (tried on {tried} pictures)."
+        f"{', '.join(said)}; {WORTH} is required, beyond the error, and of rotations {FREELY:.0%} "
+        f"of what flips are worth (tried on {tried} pictures)."
     )

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from dfm_mlflow.detector.augment import extract_to_fit, worth_of_copies
+from dfm_mlflow.detector.augment import Worth, chosen, extract_to_fit, worth_of_copies
+from dfm_mlflow.network.copies import COPIES, turned
 
-from ..detectors import fit, pictures
+from ..detectors import fit, pictures, png
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,45 @@ def test_copies_of_cells_are_worth_what_they_teach(foreign, kept):
     worth = worth_of_copies([cells(12)], [cells(12, int(foreign))], [cells(12)], 0.99)
     assert worth.kept is kept
     assert worth.n == 12
+
+
+@pytest.mark.parametrize(
+    ("turns", "flips", "augment"),
+    [
+        (0.9, 1.0, "rotations"),  # parts that lie freely
+        (0.9, 0.1, "rotations"),  # the same, of parts whose mirror image is another part
+        (0.5, 0.9, "flips"),  # parts that stand upright, alike on both sides
+        (-0.5, 0.9, "flips"),
+        (0.3, 0.3, "none"),  # not surely above the share that is asked
+        (-0.5, -0.2, "none"),
+    ],
+)
+def test_turns_are_for_parts_that_lie_freely(turns, flips, augment):
+    sure, unsure = Worth(1.0, 0.05, 30), (0.05, 30)
+    worth = {"rotations": Worth(turns, *unsure), "flips": Worth(flips, *unsure)}
+    assert chosen({kind: {"part": w} for kind, w in worth.items()}) == augment
+    # a class that any copies would teach leaves the decision to the other
+    assert chosen({kind: {"part": w, "other": sure} for kind, w in worth.items()}) == augment
+    # and one that copies harm forbids them
+    harmed = {kind: {"part": w, "other": Worth(-1.0, 0.05, 30)} for kind, w in worth.items()}
+    assert chosen(harmed) == "none"
+
+
+@pytest.mark.parametrize("lies", ["rotations", "flips", "none"])
+def test_pictures_decide_by_how_they_lie(detector, lies):
+    """A part that lies in every way which the copies show, as a line would bring it."""
+    rng = np.random.default_rng(1)
+    ways = COPIES[lies]
+    images = [png(turned(part(rng), ways[rng.integers(len(ways))])) for _ in range(120)]
+    given = detector.options.model_copy(update={"augment": "auto"})
+    _, _, trial = extract_to_fit(detector.extractor, images, ["stripes"] * 120, given)
+    assert trial.augment == lies
+
+
+def part(rng):
+    """A part without symmetry, of which six patterns vary."""
+    of_part = np.random.default_rng(0)
+    plain, patterns = of_part.uniform(60, 200, (8, 8)), of_part.normal(size=(6, 8, 8))
+    cells = plain + 14 * np.tensordot(rng.normal(size=6), patterns, 1)
+    image = np.kron(cells, np.ones((8, 8))) + rng.normal(0, 3, (64, 64))
+    return np.repeat(image.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
