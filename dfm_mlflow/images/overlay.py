@@ -24,6 +24,7 @@ _COLOURS = np.array(
     dtype=np.float32,
 )
 _SIDE = 1024  # most pixels of the longer side of a picture with a legend
+PNG_LEVEL = 3  # of zlib: 0.4 of the time of its default, and files 8 % larger
 
 
 def tint(image: np.ndarray, level: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from dfm_mlflow.errors import ConfigError
-from dfm_mlflow.images.overlay import overlay
+from dfm_mlflow.images.overlay import PNG_LEVEL, overlay
 from dfm_mlflow.storage.whole_file import whole_file
 
 _MARK = {"Software": "dfm-mlflow"}  # in every file, so that no other is ever replaced
@@ -51,7 +51,8 @@ class OverlayFolder:
         for key, text in _MARK.items():
             info.add_text(key, text)
         with whole_file(path) as draft, draft.open("wb") as file:
-            Image.fromarray(overlay(picture, anomaly_map)).save(file, format="PNG", pnginfo=info)
+            image = Image.fromarray(overlay(picture, anomaly_map))
+            image.save(file, format="PNG", pnginfo=info, compress_level=PNG_LEVEL)
         return path
 
 

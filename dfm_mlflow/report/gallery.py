@@ -19,7 +19,7 @@ from dfm_mlflow.data.masks import fitted_mask
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.maps import to_level
 from dfm_mlflow.errors import DfmError
-from dfm_mlflow.images.overlay import GOOD_LEVEL, tint
+from dfm_mlflow.images.overlay import GOOD_LEVEL, PNG_LEVEL, tint
 from dfm_mlflow.scores.evaluation import Evaluation, counted, metric_name
 from dfm_mlflow.storage import store
 
@@ -56,6 +56,12 @@ class Shown:
         """Name of a file for it, of letters that any store takes."""
         parts = (metric_name(self.row["label"]), metric_name(Path(self.row["path"]).stem))
         return f"{self.row.name:05d}_" + "_".join(part[:60] for part in parts) + ".png"
+
+    def write(self, folder: Path) -> None:
+        """Write the marked picture into ``overlays`` of the report's `folder`."""
+        (folder / "overlays").mkdir(exist_ok=True)
+        path = folder / "overlays" / self.file
+        Image.fromarray(self.marked).save(path, compress_level=PNG_LEVEL)
 
 
 def build_gallery(

@@ -10,7 +10,6 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image
 
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
@@ -51,8 +50,7 @@ def write_report(
     folder.mkdir(parents=True)
     table = counted(evaluation.table)
     for case in (case for cases in gallery.values() for case in cases):
-        (folder / "overlays").mkdir(exist_ok=True)
-        Image.fromarray(case.marked).save(folder / "overlays" / case.file)
+        case.write(folder)
     kinds = defect_table(table) if table["defective"].notna().any() else pd.DataFrame()
     drawn = look.drawn.rates if look is not None and look.drawn is not None else None
     page = (

@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
-from PIL import Image
 
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.held_out import HeldOutScores
@@ -76,8 +75,7 @@ class LookSection:
             except (DfmError, OSError) as error:  # it was there a minute ago
                 _logger.warning("%s is not in the report: %s", one.path, error)
                 continue
-            (folder / "overlays").mkdir(exist_ok=True)
-            Image.fromarray(shown.marked).save(folder / "overlays" / shown.file)
+            shown.write(folder)
             cases.append(_case(one, shown))
         return cases
 
