@@ -260,7 +260,9 @@ def main(
             given = {"weights": weights, "precision": asked, **options}
             draws = [(n, draw) for draw in range(DRAWS)] if n else [None]
             found = [measure(given, data, category, backbone, draw) for draw in draws]
-            metrics = {k: float(np.mean([m[k] for _, m in found])) for k in found[0][1]}
+            # a draw that flags nothing has no precision
+            in_all = set.intersection(*(set(m) for _, m in found))
+            metrics = {k: float(np.mean([m[k] for _, m in found])) for k in sorted(in_all)}
             about = {
                 "category": category,
                 "preset": f"{name}, {n} images" if n else name,
