@@ -52,7 +52,7 @@ def row_of(data: str, category: str, weights: str, n: int, seed: int) -> list[st
         place = [i + n * ways.index(kind[i % len(kind)]) for i in range(n)]
         copies = [x[place] for x in rows]
         worth = worth_of_copies([x[:n] for x in rows], copies, others, levels, options.seed)
-        cells.append(f"{worth.mean:.2f} +- {worth.error:.2f}{', kept' * worth.kept}")
+        cells.append(f"{worth.mean:.2f} +- {worth.error:.2f}{', kept' * worth.kept()}")
     return cells
 
 

@@ -105,7 +105,7 @@ ABLATION = {
     "fine": {"preset": "fine"},
     "anomalib": {"preset": "anomalib"},
 }
-FEW = {a: {"augment": a} for a in ("none", "flips", "rotations", "all")}
+FEW = {a: {"augment": a} for a in ("none", "flips", "rotations", "all", "auto")}
 DRAWS = 3
 
 

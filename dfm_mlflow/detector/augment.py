@@ -34,6 +34,9 @@ TRIED = ("rotations", "flips")
 # Three turns take twice the passes of one mirrored copy: they are for parts that lie freely, of
 # which a turn teaches about what a mirrored copy does, this share of it at least.
 FREELY = 0.8
+# Fewer pictures of a class gain most, by all copies; eight passes for each cost little, so that less
+# is asked of a copy. Cells as rows are many even then.
+FEW, WORTH_OF_FEW = 100, 0.1
 
 _logger = logging.getLogger(__name__)
 
@@ -46,17 +49,16 @@ class Worth:
     error: float  # standard error of the mean
     n: int  # pictures that were copied
 
-    @property
-    def kept(self) -> bool:
-        """Whether copies are surely worth their cost."""
-        return self.mean - SURELY * self.error > WORTH
+    def kept(self, least: float = WORTH) -> bool:
+        """Whether a copy is surely worth more than the `least` that is asked."""
+        return self.mean - SURELY * self.error > least
 
 
 @dataclass(frozen=True)
 class Trial:
     """What was decided of copies, and why."""
 
-    augment: str  # option that is to be followed: ``rotations``, ``flips`` or ``none``
+    augment: str  # option that is to be followed: ``all``, ``rotations``, ``flips`` or ``none``
     # Of each kind of copies that was tried, by class.
     worth: dict[str, dict[str, Worth]] = field(default_factory=dict)
     sentence: str = ""
@@ -176,7 +178,8 @@ def _decide(
             "none",
             sentence=f"augment=auto takes none: {fewest} good pictures are too few to measure "
             f"whether copies help ({2 * FEWEST} are needed). Where parts lie freely, give "
-            "augment=rotations: few pictures gain most.",
+            "augment=all, or rotations where a mirrored part is another part: few pictures gain "
+            "most.",
         )
     shapes = [f.shape[1:] for f in extraction.features]
     grids = grids_of(shapes, extractor.pixels.roi_cells, options.rows_are)
@@ -187,14 +190,21 @@ def _decide(
         }
         for kind in TRIED
     }
-    augment = chosen(worth)
-    return Trial(augment, worth, _sentence(augment, worth))
+    few = fewest < FEW and not any(grid.of_cells for grid in grids)
+    augment = chosen(worth, few)
+    return Trial(augment, worth, _sentence(augment, worth, few))
 
 
-def chosen(worth: Mapping[str, Mapping[str, Worth]]) -> str:
-    """Choose the copies that every class is surely to gain by, by what each kind is worth."""
+def chosen(worth: Mapping[str, Mapping[str, Worth]], few: bool) -> str:
+    """Choose the copies that every class is surely to gain by, by what each kind is worth.
+
+    All are taken of `few` pictures, where turned and mirrored ones teach.
+    """
     turns, flips = worth["rotations"], worth["flips"]
-    turned, mirrored = (all(w.kept for w in kind.values()) for kind in (turns, flips))
+    least = WORTH_OF_FEW if few else WORTH
+    turned, mirrored = (all(w.kept(least) for w in kind.values()) for kind in (turns, flips))
+    if turned and mirrored and few:
+        return "all"
     freely = all(turns[name].mean >= FREELY * w.mean for name, w in flips.items())
     if turned and (freely or not mirrored):
         return "rotations"
@@ -240,14 +250,18 @@ def _rows(grids: Sequence[Grid], features: Sequence[Tensor]) -> list[np.ndarray]
     ]
 
 
-def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]]) -> str:
+def _sentence(augment: str, worth: Mapping[str, Mapping[str, Worth]], few: bool) -> str:
     said = []
     for kind, by_class in worth.items():
         least = min(by_class.values(), key=lambda w: w.mean - SURELY * w.error)
         said.append(f"{kind} {least.mean:.2f} +- {least.error:.2f}")
     tried = next(iter(next(iter(worth.values())).values())).n
+    asked = (
+        f"of fewer than {FEW} pictures {WORTH_OF_FEW} is required"
+        if few
+        else f"{WORTH} is required, and of rotations {FREELY:.0%} of what flips are worth"
+    )
     return (
         f"augment=auto takes {augment}: worth of one copy as a share of one more good picture: "
-        f"{', '.join(said)}; {WORTH} is required, beyond the error, and of rotations {FREELY:.0%} "
-        f"of what flips are worth (tried on {tried} pictures)."
+        f"{', '.join(said)}; {asked}, beyond twice the error (tried on {tried} pictures)."
     )

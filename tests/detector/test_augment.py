@@ -40,7 +40,7 @@ def test_copies_of_cells_are_worth_what_they_teach(foreign, kept):
         return inside @ mixing[which] + 0.05 * rng.normal(size=(m, 4, 30))
 
     worth = worth_of_copies([cells(12)], [cells(12, int(foreign))], [cells(12)], 0.99)
-    assert worth.kept is kept
+    assert worth.kept() is kept
     assert worth.n == 12
 
 
@@ -58,12 +58,15 @@ def test_copies_of_cells_are_worth_what_they_teach(foreign, kept):
 def test_turns_are_for_parts_that_lie_freely(turns, flips, augment):
     sure, unsure = Worth(1.0, 0.05, 30), (0.05, 30)
     worth = {"rotations": Worth(turns, *unsure), "flips": Worth(flips, *unsure)}
-    assert chosen({kind: {"part": w} for kind, w in worth.items()}) == augment
+    assert chosen({kind: {"part": w} for kind, w in worth.items()}, few=False) == augment
     # a class that any copies would teach leaves the decision to the other
-    assert chosen({kind: {"part": w, "other": sure} for kind, w in worth.items()}) == augment
+    assert chosen({kind: {"part": w, "other": sure} for kind, w in worth.items()}, few=False) == augment
     # and one that copies harm forbids them
     harmed = {kind: {"part": w, "other": Worth(-1.0, 0.05, 30)} for kind, w in worth.items()}
-    assert chosen(harmed) == "none"
+    assert chosen(harmed, few=False) == "none"
+    # few pictures take all copies, where each kind teaches
+    of_few = {(0.5, 0.9): "all", (0.9, 1.0): "all", (0.3, 0.3): "all"}.get((turns, flips), augment)
+    assert chosen({kind: {"part": w} for kind, w in worth.items()}, few=True) == of_few
 
 
 @pytest.mark.parametrize("lies", ["rotations", "flips", "none"])
