@@ -34,8 +34,8 @@ TRIED = ("rotations", "flips")
 # Three turns take twice the passes of one mirrored copy: they are for parts that lie freely, of
 # which a turn teaches about what a mirrored copy does, this share of it at least.
 FREELY = 0.8
-# Fewer pictures of a class gain most, by all copies; eight passes for each cost little, so that less
-# is asked of a copy. Cells as rows are many even then.
+# Fewer pictures of a class gain most, by all copies, and eight passes for each cost little: less is
+# asked of a copy. Cells as rows are many even then.
 FEW, WORTH_OF_FEW = 100, 0.1
 
 _logger = logging.getLogger(__name__)

@@ -56,17 +56,19 @@ def test_copies_of_cells_are_worth_what_they_teach(foreign, kept):
     ],
 )
 def test_turns_are_for_parts_that_lie_freely(turns, flips, augment):
-    sure, unsure = Worth(1.0, 0.05, 30), (0.05, 30)
-    worth = {"rotations": Worth(turns, *unsure), "flips": Worth(flips, *unsure)}
-    assert chosen({kind: {"part": w} for kind, w in worth.items()}, few=False) == augment
+    worth = {"rotations": Worth(turns, 0.05, 30), "flips": Worth(flips, 0.05, 30)}
+
+    def takes(other=None, few=False):
+        classes = {k: {"part": w} | ({"other": other} if other else {}) for k, w in worth.items()}
+        return chosen(classes, few)
+
+    assert takes() == augment
     # a class that any copies would teach leaves the decision to the other
-    assert chosen({kind: {"part": w, "other": sure} for kind, w in worth.items()}, few=False) == augment
+    assert takes(Worth(1.0, 0.05, 30)) == augment
     # and one that copies harm forbids them
-    harmed = {kind: {"part": w, "other": Worth(-1.0, 0.05, 30)} for kind, w in worth.items()}
-    assert chosen(harmed, few=False) == "none"
-    # few pictures take all copies, where each kind teaches
-    of_few = {(0.5, 0.9): "all", (0.9, 1.0): "all", (0.3, 0.3): "all"}.get((turns, flips), augment)
-    assert chosen({kind: {"part": w} for kind, w in worth.items()}, few=True) == of_few
+    assert takes(Worth(-1.0, 0.05, 30)) == "none"
+    # of few pictures less is asked, and where each kind teaches all are taken
+    assert takes(few=True) == ("all" if min(turns, flips) > 0.2 else augment)
 
 
 @pytest.mark.parametrize("lies", ["rotations", "flips", "none"])
