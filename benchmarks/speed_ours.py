@@ -26,10 +26,19 @@ from dfm_mlflow.network.device import DTYPES  # noqa: E402
 imported = time.perf_counter()
 
 
+# The peer's method, and our default without copies.
+SIDES = {
+    "auto": {"precision": "auto"},
+    "fp32": {"precision": "fp32"},
+    "default": {"preset": "default", "augment": "none"},
+}
+
+
 def options(category: str, weights: str, **more: object) -> Options:
     folder, name = os.path.split(category.rstrip("/"))
     return Options(
-        category=name, data=folder, preset="anomalib", backbone="resnet18", weights=weights, **more
+        **{"category": name, "data": folder, "weights": weights, "backbone": "resnet18"},
+        **{"preset": "anomalib"} | more,
     ).resolve()
 
 
@@ -81,10 +90,12 @@ def network(extractor) -> dict[str, float]:
     }
 
 
-def compare(category: str, weights: str) -> dict:
+def compare(category: str, weights: str, *left_out: str) -> dict:
     found: dict = {"network": {}}
-    for name, precision in (("auto", "auto"), ("fp32", "fp32")):
-        given = options(category, weights, cache=False, precision=precision)
+    for name, more in SIDES.items():
+        if name in left_out:
+            continue
+        given = options(category, weights, cache=False, **more)
         # the choice of the precision is part of the work, as the calibration is
         start = time.perf_counter()
         catalog, extractor, about, given = prepared(given)
@@ -100,7 +111,8 @@ def compare(category: str, weights: str) -> dict:
                 "n_test": len(scores),
             }
         found[f"latency_{name}"] = latency(detector, catalog)
-        found["network"][extractor.precision] = network(extractor)
+        if name != "default":
+            found["network"][extractor.precision] = network(extractor)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DFM_CACHE_HOME"] = folder
         given = options(category, weights)
