@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, betaln
 
 from dfm_mlflow.core.calibration import Calibration
 
@@ -61,6 +60,8 @@ def false_alarm_chance(flagged: int, parts: Sequence[tuple[int, Promise]]) -> fl
 
 def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Give the exact interval of a share (Clopper & Pearson, Biometrika 26, 1934)."""
+    from scipy.special import betaincinv  # late: a server that starts asks for no interval
+
     tail = (1 - confidence) / 2
     low = betaincinv(k, n - k + 1, tail) if k > 0 else 0.0
     high = betaincinv(k + 1, n - k, 1 - tail) if k < n else 1.0
@@ -69,6 +70,8 @@ def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 def _beta_binomial(m: int, a: float, b: float) -> np.ndarray:
     """Give the chances of 0 to m; SciPy's ``betabinom.pmf`` without 50 MB and 1 s of imports."""
+    from scipy.special import betaln
+
     k = np.arange(m + 1)
     ways = -np.log(m + 1) - betaln(m - k + 1, k + 1)
     chances: np.ndarray = np.exp(ways + betaln(k + a, m - k + b) - betaln(a, b))
