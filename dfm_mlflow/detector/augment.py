@@ -34,9 +34,10 @@ TRIED = ("rotations", "flips")
 # Three turns take twice the passes of one mirrored copy: they are for parts that lie freely, of
 # which a turn teaches about what a mirrored copy does, this share of it at least.
 FREELY = 0.8
-# Fewer pictures of a class gain most, by all copies, and eight passes for each cost little: less is
-# asked of a copy. Cells as rows are many even then.
-FEW, WORTH_OF_FEW = 100, 0.1
+# Fewer pictures of a class gain most, by all copies, and eight passes for each cost little where the
+# inputs of all have no more pixels than these: less is asked of a copy. Cells as rows are many even
+# then.
+FEW, WORTH_OF_FEW, PIXELS_OF_FEW = 100, 0.1, 100 * 512**2
 
 _logger = logging.getLogger(__name__)
 
@@ -190,7 +191,8 @@ def _decide(
         }
         for kind in TRIED
     }
-    few = fewest < FEW and not any(grid.of_cells for grid in grids)
+    pixels = math.prod(extractor.size) * sum(len(r) for r in rows.values())
+    few = fewest < FEW and pixels <= PIXELS_OF_FEW and not any(g.of_cells for g in grids)
     augment = chosen(worth, few)
     return Trial(augment, worth, _sentence(augment, worth, few))
 

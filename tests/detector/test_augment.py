@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dfm_mlflow.detector import augment as deciding
 from dfm_mlflow.detector.augment import Worth, chosen, extract_to_fit, worth_of_copies
 from dfm_mlflow.network.copies import COPIES, turned
 
@@ -89,3 +90,12 @@ def part(rng):
     cells = plain + 14 * np.tensordot(rng.normal(size=6), patterns, 1)
     image = np.kron(cells, np.ones((8, 8))) + rng.normal(0, 3, (64, 64))
     return np.repeat(image.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize(("pixels", "augment"), [(24 * 64**2, "all"), (24 * 64**2 - 1, "none")])
+def test_all_copies_are_for_few_pictures_that_cost_little(detector, monkeypatch, pixels, augment):
+    monkeypatch.setattr(deciding, "PIXELS_OF_FEW", pixels)
+    monkeypatch.setattr(deciding, "worth_of_copies", lambda *given: Worth(0.15, 0.01, 8))
+    given = detector.options.model_copy(update={"augment": "auto"})
+    _, _, trial = extract_to_fit(detector.extractor, pictures(24), ["stripes"] * 24, given)
+    assert trial.augment == augment
