@@ -34,9 +34,9 @@ TRIED = ("rotations", "flips")
 # Three turns take twice the passes of one mirrored copy: they are for parts that lie freely, of
 # which a turn teaches about what a mirrored copy does, this share of it at least.
 FREELY = 0.8
-# Fewer pictures of a class gain most, by all copies, and eight passes for each cost little where all
-# inputs together have no more pixels than these: less is asked of a copy. Cells as rows are many
-# even then.
+# Fewer pictures of a class gain most, by all copies, and eight passes for each cost little where
+# all inputs together have no more pixels than these: less is asked of a copy. Cells as rows are
+# many even then.
 FEW, WORTH_OF_FEW, PIXELS_OF_FEW = 100, 0.1, 100 * 512**2
 
 _logger = logging.getLogger(__name__)
