@@ -230,10 +230,11 @@ def in_store(database, folder):
 
 
 @pytest.fixture
-def store(tmp_path, empty_store):
+def store(tmp_path, empty_store, monkeypatch):
     """A real sqlite tracking store and registry of its own."""
     with in_store(empty_store, tmp_path) as uri:
         yield uri
+        monkeypatch.undo()  # while the folder that it goes back to is there
 
 
 @pytest.fixture(scope="session")
