@@ -8,6 +8,7 @@ and bring nothing or harm. No label is asked for.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -143,9 +144,8 @@ def try_some(
         mine = [i for i, label in enumerate(labels) if label == name]
         chosen += mine[:: max(1, len(mine) // (2 * MOST))][: 2 * MOST]
     some = [sources[i] for i in chosen]
-    return try_copies(
-        extractor, some, [labels[i] for i in chosen], extractor.extract(some), options
-    )
+    named = [labels[i] for i in chosen]
+    return try_copies(extractor, some, named, extractor.extract(some), options, everything=labels)
 
 
 def try_copies(
@@ -154,20 +154,27 @@ def try_copies(
     labels: Sequence[str],
     extraction: Extraction,
     options: Options,
+    *,
+    everything: Sequence[str] | None = None,
 ) -> Trial:
-    """Decide which copies are worth their cost in every class."""
+    """Decide which copies are worth their cost in every class.
+
+    `everything` names the class of each picture of the set, where these are some of them.
+    """
     rows: dict[str, list[int]] = {}
     for row, i in sorted(
         enumerate(extraction.kept), key=lambda pair: extraction.digests.get(pair[1], "")
     ):
         rows.setdefault(labels[i], []).append(row)
-    trial = _decide(rows, extractor, sources, extraction, options)
+    sizes = list(Counter(everything or [labels[i] for i in extraction.kept]).values())
+    trial = _decide(rows, sizes, extractor, sources, extraction, options)
     _logger.info(trial.sentence)
     return trial
 
 
 def _decide(
     rows: Mapping[str, Sequence[int]],
+    sizes: Sequence[int],
     extractor: Extractor,
     sources: Sequence[Source],
     extraction: Extraction,
@@ -191,8 +198,8 @@ def _decide(
         }
         for kind in TRIED
     }
-    pixels = math.prod(extractor.size) * sum(len(r) for r in rows.values())
-    few = fewest < FEW and pixels <= PIXELS_OF_FEW and not any(g.of_cells for g in grids)
+    pixels = math.prod(extractor.size) * sum(sizes)
+    few = min(sizes) < FEW and pixels <= PIXELS_OF_FEW and not any(g.of_cells for g in grids)
     augment = chosen(worth, few)
     return Trial(augment, worth, _sentence(augment, worth, few))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfm_mlflow.detector import augment as deciding
-from dfm_mlflow.detector.augment import Worth, chosen, extract_to_fit, worth_of_copies
+from dfm_mlflow.detector.augment import Worth, chosen, extract_to_fit, try_some, worth_of_copies
 from dfm_mlflow.network.copies import COPIES, turned
 
 from ..detectors import fit, pictures, png
@@ -99,3 +99,10 @@ def test_all_copies_are_for_few_pictures_that_cost_little(detector, monkeypatch,
     given = detector.options.model_copy(update={"augment": "auto"})
     _, _, trial = extract_to_fit(detector.extractor, pictures(24), ["stripes"] * 24, given)
     assert trial.augment == augment
+
+
+@pytest.mark.parametrize(("n", "augment"), [(99, "all"), (100, "none")])
+def test_a_set_is_as_large_as_it_is_where_some_of_it_are_tried(detector, monkeypatch, n, augment):
+    monkeypatch.setattr(deciding, "worth_of_copies", lambda *given: Worth(0.15, 0.01, 8))
+    given = detector.options.model_copy(update={"augment": "auto"})
+    assert try_some(detector.extractor, pictures(n), ["stripes"] * n, given).augment == augment
