@@ -4,24 +4,22 @@ Where it lies: ``mvtec_ad`` in ``$DFM_DATA_HOME`` (default ``~/.local/share/dfm-
 of the archive is named by ``$DFM_MVTEC_URL``; its content is checked like the official one's.
 """
 
-import errno
 import fcntl
 import hashlib
-import http.client
+import io
 import logging
 import lzma
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
-import time
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from dfm_mlflow.errors import DataError
 
@@ -33,11 +31,9 @@ URL = (
 SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
 ARCHIVE_BYTES = 5_300_000_000  # a little more than it has; nobody may send more
 UNPACKED_BYTES = 5_500_000_000  # pictures are PNG already: little more than the archive
-TRIES = 5  # in a row without a new byte
+TRIES = 4
 
 _CHUNK = 1024**2
-_BROKEN = (OSError, http.client.HTTPException)  # URLError and timeouts are OSErrors
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _logger = logging.getLogger(__name__)
 
 
@@ -69,21 +65,22 @@ def _install(home: Path, root: Path) -> None:
         )
     for stale in home.glob(".mvtec_ad-unpacking-*"):  # of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    given = home / NAME
-    if given.is_file():  # brought here by hand, so it stays
+    url = urllib.parse.urlsplit(os.environ.get("DFM_MVTEC_URL") or URL)
+    on_disk = Path(urllib.request.url2pathname(url.path)) if url.scheme == "file" else home / NAME
+    if url.scheme == "file" or on_disk.is_file():  # brought here by hand, so it stays
         _check_space(home, UNPACKED_BYTES)
-        _check_hash(given, f"fetch it again to {given}")
-        _unpack(given, root)
+        _check_hash(on_disk, f"fetch it again to {on_disk}")
+        _unpack(on_disk, root)
         return
-    part = home / f"{NAME}.part"
-    _download(part, root)
+    fetching = home / ".mvtec_ad-fetching"
     try:
-        _check_hash(part, "it was removed; start again, or correct DFM_MVTEC_URL")
-        _unpack(part, root)
+        archive = _fetched(fetching, url.geturl(), root)
+        _check_hash(archive, "it was removed; start again, or correct DFM_MVTEC_URL")
+        _unpack(archive, root)
     except DataError:
-        part.unlink()
+        shutil.rmtree(fetching, ignore_errors=True)
         raise
-    part.unlink()
+    shutil.rmtree(fetching)
 
 
 def _show_licence(home: Path) -> None:
@@ -113,68 +110,51 @@ def _alone(home: Path) -> Iterator[None]:
 # -- fetching --------------------------------------------------------------------------------------
 
 
-def _download(part: Path, root: Path) -> None:
-    """Fetch to `part`; what is there already is continued, however often the connection breaks."""
-    url = os.environ.get("DFM_MVTEC_URL") or URL
-    _logger.info("Fetching MVTec AD from %s", url)
-    failures = 0
-    while True:
-        before = _size(part)
+def _fetched(folder: Path, url: str, root: Path) -> Path:
+    """Give the archive in a folder; one that an earlier run could not unpack lies there whole."""
+    import pooch
+    import requests
+
+    fetch = pooch.HTTPDownloader(sys.stderr.isatty(), chunk_size=_CHUNK, timeout=60)
+
+    def download(url: str, path: str, caller: Any) -> None:
         try:
-            if _fetch_rest(url, part):
-                return
-            why: object = "the connection was closed early"
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise _unavailable(root, url, error) from None
-            why = error
-        except _BROKEN as error:
-            if isinstance(error, OSError) and (error.filename or error.errno in _DISK_FULL):
-                raise  # the disk, not the network
-            why = error
-        failures = 1 if _size(part) > before else failures + 1
-        if failures == TRIES:
-            raise _unavailable(root, url, why)
-        _pause(failures)
+            with _Bounded(path, "wb") as file:
+                fetch(url, file, caller)
+        except requests.HTTPError as error:
+            if getattr(error.response, "status_code", 0) in (408, 429, *range(500, 600)):
+                raise
+            raise _InVainError(_unavailable(root, url, error)) from None
 
-
-def _fetch_rest(url: str, part: Path) -> bool:
-    """Append what is missing, and tell whether the file is complete."""
-    start = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    if not (folder / NAME).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        _check_space(root.parent, ARCHIVE_BYTES + UNPACKED_BYTES)
+    shelf = pooch.create(
+        folder, base_url="", urls={NAME: url}, registry={NAME: None}, retry_if_failed=TRIES - 1
+    )
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # there is nothing after the last byte: the hash will tell
-            raise
-        return True
-    with answer:
-        if start and answer.status != 206:  # the server began at the beginning
-            start = 0
-        length = int(answer.headers.get("Content-Length") or 0)
-        total = start + length if length else None
-        left = length or max(ARCHIVE_BYTES - start, 0)
-        if start + length > ARCHIVE_BYTES:
-            raise _too_large(part, url)
-        _check_space(part.parent, left + UNPACKED_BYTES)
-        bar = tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, desc="MVTec AD", disable=None
-        )
-        with open(part, "ab" if start else "wb") as file, bar:
-            while chunk := answer.read(_CHUNK):
-                if file.tell() + len(chunk) > ARCHIVE_BYTES:
-                    raise _too_large(part, url)
-                file.write(chunk)
-                bar.update(len(chunk))
-    return total is None or _size(part) == total
+        return Path(shelf.fetch(NAME, downloader=download))
+    except _InVainError as error:
+        raise error.args[0] from None
+    except requests.RequestException as error:
+        raise _unavailable(root, url, error) from None
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+class _InVainError(Exception):
+    """Carry a sentence past pooch, which would ask again after a ValueError, as a DataError is."""
 
 
-def _pause(failures: int) -> None:
-    time.sleep(2**failures / 2)
+class _Bounded(io.FileIO):
+    """A file that takes no more than the archive has."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > ARCHIVE_BYTES:
+            said = (
+                f"The server sends more than the {ARCHIVE_BYTES / 1e9:.1f} GB of {NAME}: nothing "
+                "of it was kept; correct DFM_MVTEC_URL."
+            )
+            raise _InVainError(DataError(said))
+        return super().write(data)
 
 
 def _check_space(home: Path, needed: int) -> None:
@@ -184,14 +164,6 @@ def _check_space(home: Path, needed: int) -> None:
             f"MVTec AD needs {needed / 1e9:.1f} GB at {home}, archive and pictures together, and "
             f"{free / 1e9:.1f} GB are free: free some or set DFM_DATA_HOME to a larger disk."
         )
-
-
-def _too_large(part: Path, url: str) -> DataError:
-    part.unlink(missing_ok=True)
-    return DataError(
-        f"{url} sends more than the {ARCHIVE_BYTES / 1e9:.1f} GB of {NAME}: nothing of it was "
-        "kept; correct DFM_MVTEC_URL."
-    )
 
 
 def _unavailable(root: Path, url: str, why: object) -> DataError:

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import threading
 
+import pooch
 import pytest
 
 from dfm_mlflow.data import mvtec
@@ -44,24 +45,19 @@ class Mirror:
     """A server of one archive; ``plan`` holds what to do at each request, then all is well."""
 
     def __init__(self):
-        self.data, self.plan, self.ranges, self.poured = ARCHIVE, [], [], 0
+        self.data, self.plan, self.requests, self.poured = ARCHIVE, [], 0, 0
 
     def answer(self, handler):
-        wanted = handler.headers.get("Range")
-        self.ranges.append(wanted)
+        self.requests += 1
         do = self.plan.pop(0) if self.plan else None
-        start = int(wanted[6:-1]) if wanted and do != "whole" else 0
         if isinstance(do, int):
             return handler.send_error(do)
-        if start and start >= len(self.data):
-            return handler.send_error(416)
-        body = self.data[start:]
-        handler.send_response(206 if start else 200)
+        handler.send_response(200)
         if do == "endless":
             return self.pour(handler)
-        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Content-Length", str(len(self.data)))
         handler.end_headers()
-        handler.wfile.write(body[: do[1]] if isinstance(do, tuple) else body)
+        handler.wfile.write(self.data[: do[1]] if isinstance(do, tuple) else self.data)
 
     def pour(self, handler):
         handler.end_headers()
@@ -94,7 +90,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("DFM_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(mvtec, "SHA256", hashlib.sha256(ARCHIVE).hexdigest())
     monkeypatch.setattr(mvtec, "UNPACKED_BYTES", 10_000)
-    monkeypatch.setattr(mvtec, "_pause", lambda failures: None)
+    monkeypatch.setattr(mvtec, "ARCHIVE_BYTES", 50_000)
+    monkeypatch.setattr(pooch.core.time, "sleep", lambda seconds: None)
     return tmp_path / "home"
 
 
@@ -110,38 +107,30 @@ def test_it_is_fetched_once_and_used(home, mirror, caplog):
     assert left_in(home) == {"mvtec_ad"}
     mirror.plan = [500] * 100
     assert load_catalog("mvtec_ad", ["bottle"]).digest == catalog.digest
-    assert mirror.ranges == [None]
+    assert mirror.requests == 1
     assert caplog.text.count("CC BY-NC-SA 4.0") == 1
     assert "CC BY-NC-SA" in (home / ".mvtec_ad-licence-shown").read_text()
 
 
-def test_a_broken_connection_is_continued(home, mirror):
+def test_after_a_broken_connection_it_is_fetched_anew(home, mirror):
     mirror.plan = [("cut", 50), 503, ("cut", 60)]
     mvtec_ad()
-    assert mirror.ranges == [None, "bytes=50-", "bytes=50-", "bytes=110-"]
+    assert mirror.requests == 4
     assert left_in(home) == {"mvtec_ad"}
 
 
-def test_the_next_call_continues_what_an_earlier_one_left(home, mirror, monkeypatch):
-    mirror.plan = [("cut", 50), *[500] * 100]
+def test_what_breaks_each_time_is_one_sentence_and_leaves_nothing(home, mirror):
+    mirror.plan = [("cut", 50)] * 100
     with pytest.raises(DataError, match="cannot be fetched"):
         mvtec_ad()
-    assert left_in(home) == {f"{mvtec.NAME}.part"}
-    mirror.plan, mirror.ranges = [], []
-    mvtec_ad()
-    assert mirror.ranges == ["bytes=50-"]
+    assert mirror.requests == mvtec.TRIES
+    assert left_in(home) == set()
 
 
-def test_a_complete_part_is_not_fetched_again(home, mirror):
-    home.mkdir()
-    (home / f"{mvtec.NAME}.part").write_bytes(ARCHIVE)
-    mvtec_ad()
-    assert mirror.ranges == [f"bytes={len(ARCHIVE)}-"]
-    assert left_in(home) == {"mvtec_ad"}
-
-
-def test_a_server_without_ranges_starts_over(home, mirror):
-    mirror.plan = [("cut", 50), "whole"]
+def test_half_an_archive_of_a_killed_process_is_cleared_away(home, mirror):
+    fetching = home / ".mvtec_ad-fetching"
+    fetching.mkdir(parents=True)
+    (fetching / "tmpkilled").write_bytes(b"half of it")
     mvtec_ad()
     assert left_in(home) == {"mvtec_ad"}
 
@@ -169,7 +158,7 @@ def test_another_archive_is_refused_and_removed(home, mirror):
     assert left_in(home) == set()
 
 
-@pytest.mark.parametrize("free", [0, len(ARCHIVE) + 9_999])
+@pytest.mark.parametrize("free", [0, 50_000 + 9_999])
 def test_too_small_a_disk_is_known_before_the_first_byte(home, mirror, monkeypatch, free):
     usage = shutil.disk_usage("/")._replace(free=free)
     monkeypatch.setattr(mvtec.shutil, "disk_usage", lambda path: usage)
@@ -238,7 +227,7 @@ def test_offline_it_says_what_to_do(home, mirror, monkeypatch, offline):
         "data=<folder>",
     ):
         assert words in said
-    assert len(mirror.ranges) <= 1  # what is not there is not asked for again
+    assert mirror.requests <= 1  # what is not there is not asked for again
     assert left_in(home) == set()
 
 
@@ -250,15 +239,13 @@ def test_an_archive_brought_by_hand_is_used_and_stays(home, mirror):
     (home / mvtec.NAME).write_bytes(ARCHIVE)
     (home / ".mvtec_ad-unpacking-old").mkdir()  # of a process that was killed
     mvtec_ad()
-    assert mirror.ranges == []
+    assert mirror.requests == 0
     assert left_in(home) == {"mvtec_ad", mvtec.NAME}
 
 
 def test_a_mirror_on_a_disk(home, mirror, monkeypatch, tmp_path):
     (tmp_path / "a.tar.xz").write_bytes(ARCHIVE)
     monkeypatch.setenv("DFM_MVTEC_URL", (tmp_path / "a.tar.xz").as_uri())
-    home.mkdir()
-    (home / f"{mvtec.NAME}.part").write_bytes(b"of another try")
     mvtec_ad()
     assert (tmp_path / "a.tar.xz").exists()
 
@@ -272,8 +259,10 @@ def test_a_full_disk_and_an_unwritable_home_are_one_sentence(home, mirror, monke
         )
         with pytest.raises(DataError, match="cannot be put there .*No space left"):
             mvtec_ad()
-    assert left_in(home) == {f"{mvtec.NAME}.part"}  # whole; it need not be fetched again
+    assert left_in(home) == {".mvtec_ad-fetching"}  # whole: it need not be fetched again
     mvtec_ad()
+    assert mirror.requests == 1
+    assert left_in(home) == {"mvtec_ad"}
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("DFM_DATA_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match="cannot be put there"):
@@ -295,7 +284,7 @@ def test_processes_wait_for_each_other(home, mirror):
     for thread in threads:
         thread.join()
     assert errors == []
-    assert mirror.ranges == [None]
+    assert mirror.requests == 1
 
 
 def test_the_official_archive_is_the_one_named():
