@@ -63,6 +63,7 @@ lint: $(BIN)/.installed  ## Check style (ruff), types (mypy), layers (import-lin
 	$(BIN)/python -m ruff check dfm_mlflow tests benchmarks examples docs
 	$(BIN)/python -m ruff format --check dfm_mlflow tests benchmarks examples docs
 	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy tests/users_script.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.house
 

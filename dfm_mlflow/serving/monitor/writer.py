@@ -106,7 +106,7 @@ class Writer:
             self._last_life.ready.wait(_LAST_READ)
         self._recall()
         self._look()
-        end = time.monotonic() + LAST_SECONDS
+        end = time.monotonic() + self._config.get("last_seconds", LAST_SECONDS)
         if self._webhook:
             self._webhook.close(_LAST_POST)
         lost = self._flusher.close(max(1.0, end - time.monotonic())) if self._flusher else 0
