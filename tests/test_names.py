@@ -71,7 +71,7 @@ UGLY = "é 日本 $(touch pwned) `touch pwned`; rm -rf * | <script>x</script> {{
 UGLY = UGLY.replace("/", "")
 
 
-@examples(400)
+@examples(120)
 @given(name=NAMES)
 def test_a_category_is_refused_or_names_one_folder_below_the_data(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp()

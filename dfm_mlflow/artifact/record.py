@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dfm_mlflow.config import Options
 from dfm_mlflow.errors import ArtifactError
 
+# How a model decides which class an image is of, by its rule.
+CATEGORY_RULES = {1: "largest p-value", 2: "smallest negative log-likelihood"}
+
 FORMAT = 2
 READABLE = (1, 2)
 # What options meant in models of format 1 that did not have them yet.

@@ -16,9 +16,6 @@ from dfm_mlflow.core.calibration import (
 from dfm_mlflow.core.leading_coordinates import calibration_ranks
 from dfm_mlflow.detector.class_model import ClassModel, ClassScores
 
-# How a model decides which class an image is of, by its rule.
-CATEGORY_RULES = {1: "largest p-value", 2: "smallest negative log-likelihood"}
-
 
 def decide(
     classes: Sequence[ClassModel],

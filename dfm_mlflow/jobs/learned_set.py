@@ -27,7 +27,7 @@ from dfm_mlflow.images.read import Look
 from dfm_mlflow.mlflow_plugin.model_uri import ResolvedModel
 from dfm_mlflow.mlflow_plugin.run_files import address_of
 from dfm_mlflow.storage import store
-from dfm_mlflow.tracking.kept import RECALIBRATED_FROM
+from dfm_mlflow.tracking.lineage import RECALIBRATED_FROM
 
 TRAINING = "training.csv"  # of a run
 

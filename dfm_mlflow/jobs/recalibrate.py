@@ -25,7 +25,8 @@ from dfm_mlflow.network.extraction import keys_of
 from dfm_mlflow.registry.golden import log_golden
 from dfm_mlflow.scores.verdict import RESULT
 from dfm_mlflow.tracking.experiment import AUTO
-from dfm_mlflow.tracking.kept import RECALIBRATED_FROM, kept_on_outage, settings_of
+from dfm_mlflow.tracking.kept import kept_on_outage, settings_of
+from dfm_mlflow.tracking.lineage import RECALIBRATED_FROM
 from dfm_mlflow.tracking.registration import register, tags_of
 from dfm_mlflow.tracking.run import (
     as_given,

@@ -31,7 +31,7 @@ from dfm_mlflow.mlflow_plugin.run_files import address_of
 from dfm_mlflow.network.builder import for_new_pictures
 from dfm_mlflow.registry.promote import PromoteResult, promote
 from dfm_mlflow.tracking.experiment import AUTO
-from dfm_mlflow.tracking.kept import PARENT
+from dfm_mlflow.tracking.lineage import PARENT
 from dfm_mlflow.tracking.run import as_given, log_parameters, run_of
 
 _logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from dfm_mlflow.scores.verdict_changes import (
     said_while_held_out,
 )
 from dfm_mlflow.storage import store
-from dfm_mlflow.tracking.kept import PARENT, UPDATE
+from dfm_mlflow.tracking.lineage import PARENT, UPDATE
 
 _MOST_NAMES = 500  # characters of those who judged, in a tag
 

@@ -11,13 +11,12 @@ from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import dfm_mlflow
-from dfm_mlflow.artifact.record import FORMAT
+from dfm_mlflow.artifact.record import CATEGORY_RULES, FORMAT
 from dfm_mlflow.artifact.save_load import load_detector, save_detector
 from dfm_mlflow.columns import columns_of
 from dfm_mlflow.config import Options
 from dfm_mlflow.config.serving import ServingSettings
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
-from dfm_mlflow.detector.decision import CATEGORY_RULES
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME as FLAVOR_NAME

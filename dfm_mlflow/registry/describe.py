@@ -11,13 +11,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model
 
 from dfm_mlflow.artifact.portable import obstacle_of
-from dfm_mlflow.artifact.record import DETECTOR, parse_record
-from dfm_mlflow.detector.decision import CATEGORY_RULES
+from dfm_mlflow.artifact.record import CATEGORY_RULES, DETECTOR, parse_record
 from dfm_mlflow.errors import ArtifactError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.mlmodel import FLAVOR_NAME, declared_in, read_mlmodel
 from dfm_mlflow.mlflow_plugin.model_uri import resolve
-from dfm_mlflow.tracking.kept import PARENT, UPDATE
+from dfm_mlflow.tracking.lineage import PARENT, UPDATE
 
 _OF_FLAVOR = (
     "backbone",

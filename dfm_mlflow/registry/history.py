@@ -9,7 +9,7 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 
 from dfm_mlflow.errors import ArtifactError
-from dfm_mlflow.tracking.kept import PARENT, RECALIBRATED_FROM, UPDATE
+from dfm_mlflow.tracking.lineage import PARENT, RECALIBRATED_FROM, UPDATE
 
 
 @dataclass(frozen=True)

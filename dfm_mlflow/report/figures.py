@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from dfm_mlflow.data.item import GOOD
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
@@ -54,7 +54,7 @@ def paint_scores(
         axes[-1].set_xscale("log")
         axes[-1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes[-1].xaxis.set_minor_formatter(NullFormatter())
+        axes[-1].xaxis.set_minor_locator(NullLocator())  # every row would have some thirty
     _explain(axes, threshold, bool(values.max() > top), narrow)
 
 

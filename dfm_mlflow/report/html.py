@@ -135,8 +135,8 @@ def _histograms(
             figures.paint_scores(figure, rows, limit, narrow)
 
         wide = draw(file, (9.6, 1.0 + 0.45 * len(rows)), paint)
-        narrow = draw(f"{file}_narrow", (4.4, 1.1 + 0.62 * len(rows)), partial(paint, narrow=True))
-        (folder / f"{file}_narrow.png").unlink()  # the page alone needs it
+        size = (4.4, 1.1 + 0.62 * len(rows))
+        narrow = draw(f"{file}_narrow", size, partial(paint, narrow=True), png=False)
         drawn.append({"name": name, "wide": Markup(wide), "narrow": Markup(narrow)})
     return drawn
 

@@ -19,15 +19,11 @@ from dfm_mlflow.errors import DataError
 from dfm_mlflow.mlflow_plugin import _compat
 from dfm_mlflow.mlflow_plugin.flavor import MODEL_CONFIG, load_model, log_model
 from dfm_mlflow.storage.paths import local_path
+from dfm_mlflow.tracking.lineage import LINEAGE
 from dfm_mlflow.tracking.outage import outage
 from dfm_mlflow.tracking.registration import register, tags_of
 from dfm_mlflow.tracking.run import run_of
 
-RECALIBRATED_FROM = "dfm.recalibrated_from"  # a tag of runs and of versions
-PARENT = "dfm.parent_version"  # a tag of runs and of versions: what was updated
-# How tags begin that say where a version comes from, and that it shares with its run.
-UPDATE = "dfm.update."
-LINEAGE = (RECALIBRATED_FROM, PARENT, UPDATE)
 MODEL_ID = "dfm.model_id"  # a tag of a kept run: its model, which the server knows
 KEPT = "dfm-kept"  # folder in the working directory, with one folder a run
 _DATABASE, _ARTIFACTS, _EXPERIMENT = "mlflow.db", "artifacts", "kept"

@@ -8,6 +8,7 @@ from dfm_mlflow.errors import TrackingError
 from dfm_mlflow.jobs import evaluate as evaluate_module
 from dfm_mlflow.jobs import recalibrate as recalibrate_module
 from dfm_mlflow.tracking import kept
+from dfm_mlflow.tracking.lineage import RECALIBRATED_FROM
 
 from ..jobs.test_evaluate import new_pictures
 from ..jobs.test_recalibrate import ask as recalibrate
@@ -80,7 +81,7 @@ def test_a_recalibration_is_kept_and_registered_later(trained, tmp_path, monkeyp
     result = kept.log_kept(str(kept_folder(tmp_path)))
     assert result.model_uri == "models:/dfm-stripes/3"
     version = mlflow.MlflowClient().get_model_version("dfm-stripes", "3")
-    assert version.tags[kept.RECALIBRATED_FROM] == "models:/dfm-stripes/1"
+    assert version.tags[RECALIBRATED_FROM] == "models:/dfm-stripes/1"
     assert version.tags["dfm.fpr"] == "0.1"
     detector = kept.load_model(result.model_uri)
     assert detector.thresholds() == pytest.approx(plain.detector.thresholds())
