@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -68,20 +67,17 @@ class Charts:
         fonts = {"font.sans-serif": ["DejaVu Sans", *wide_fonts()]}
         with mpl.rc_context(_STYLE | fonts), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # said once, in words
-            figure = Figure(figsize=size, dpi=120, layout="constrained")
-            canvas = FigureCanvasAgg(figure)
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasAgg(figure)
             paint(figure)
             with _room_for_wide(figure):
                 figure.draw_without_rendering()  # lays it out, once for both files
             figure.set_layout_engine("none")
-            # by the canvases: savefig would draw twice, to lay out what is laid out
             if png:
-                canvas.print_png(self._folder / f"{name}.png")
-            for part in (figure, *figure.axes):
-                part.patch.set_facecolor("none")
+                figure.savefig(self._folder / f"{name}.png", dpi=120)
             buffer = io.StringIO()
             plain = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            FigureCanvasSVG(figure).print_svg(buffer, metadata=plain)
+            figure.savefig(buffer, format="svg", transparent=True, metadata=plain)
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
         # it takes the width of its place; a name of the font would be the drawing machine's
