@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def to_level(full: Tensor, scale: float) -> np.ndarray:
     Shapes: full (H, W); gives (H, W) uint8.
     """
     level = full * (GOOD_LEVEL / max(scale, math.ulp(1.0)))
-    return level.clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+    return level.clamp_(0, 255).round_().to(torch.uint8).cpu().numpy()
 
 
 def smooth_map(
@@ -125,24 +126,26 @@ def smooth_map(
 
 def _smooth(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring maps (n, h, w) to a size, the steps between their cells smoothed out: (n, 1, H, W)."""
-    full = F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=False)
-    sigma = [max(0.1, 0.3 * s / c) for s, c in zip(size, maps.shape[1:], strict=True)]
-    kernel = [min(2 * math.ceil(2 * s) + 1, 2 * w - 1) for s, w in zip(sigma, size, strict=True)]
-    # One pass a direction: both at once cost the product of the two kernels, twenty times as much.
-    return _blurred(_blurred(full, -1, kernel[1], sigma[1]), -2, kernel[0], sigma[0])
+    rows, columns = map(_stretch, maps.shape[1:], size)
+    rows, columns = rows.to(maps.device), columns.to(maps.device)
+    return (rows @ maps.float() @ columns.T)[:, None]
 
 
-def _blurred(maps: Tensor, axis: int, size: int, sigma: float) -> Tensor:
-    """Blur maps (n, 1, H, W) along one axis by a Gaussian kernel of an odd size, mirrored outside.
+@lru_cache(maxsize=16)
+def _stretch(cells: int, pixels: int) -> Tensor:
+    """What a pixel of one axis takes of each cell: (pixels, cells).
 
-    The values are those of torchvision's `gaussian_blur`, whose module loads torch's compiler.
+    Bilinear interpolation and torchvision's `gaussian_blur` are linear, and act on each axis alone:
+    two products give a whole map, in a tenth of the time of passes over its pixels.
     """
+    sigma = max(0.1, 0.3 * pixels / cells)
+    size = min(2 * math.ceil(2 * sigma) + 1, 2 * pixels - 1)
     reach = (size - 1) / (2 * math.sqrt(2))
-    at = torch.linspace(-reach, reach, size, dtype=maps.dtype, device=maps.device)
-    kernel = torch.softmax(at.div(sigma).pow(2).neg(), dim=0)
-    along = [size // 2] * 2
-    padded = F.pad(maps, [*along, 0, 0] if axis == -1 else [0, 0, *along], mode="reflect")
-    return F.conv2d(padded, kernel.view(1, 1, 1, -1) if axis == -1 else kernel.view(1, 1, -1, 1))
+    kernel = torch.softmax(torch.linspace(-reach, reach, size).div(sigma).pow(2).neg(), dim=0)
+    each = torch.eye(cells)[:, None]
+    full = F.interpolate(each, pixels, mode="linear", align_corners=False)
+    padded = F.pad(full, [size // 2] * 2, mode="reflect")  # mirrored outside
+    return F.conv1d(padded, kernel.view(1, 1, -1))[:, 0].T.contiguous()
 
 
 def to_png(pixels: np.ndarray) -> bytes:
