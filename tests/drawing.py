@@ -11,14 +11,15 @@ from dfm_mlflow.report.charts import Charts
 _DRAW = Charts.draw
 
 
-def _leave_out(self, name, size, paint):
-    Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
+def _leave_out(self, name, size, paint, png=True):
+    if png:
+        Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
     return "<svg></svg>"
 
 
-def _paint_only(self, name, size, paint):
+def _paint_only(self, name, size, paint, png=True):
     paint(Figure(figsize=size))
-    return _leave_out(self, name, size, paint)
+    return _leave_out(self, name, size, paint, png)
 
 
 @contextmanager
