@@ -181,7 +181,7 @@ def _undrawn():
     """Leave charts, most of a small training, to tests that look at them, and to processes."""
     from .drawing import left_out
 
-    with left_out(painted=PROFILE == "ci"):
+    with left_out():
         yield
 
 

@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from dfm_mlflow.report.charts import Charts
@@ -15,11 +14,6 @@ def _leave_out(self, name, size, paint, png=True):
     if png:
         Image.new("L", (1, 1)).save(self._folder / f"{name}.png")
     return "<svg></svg>"
-
-
-def _paint_only(self, name, size, paint, png=True):
-    paint(Figure(figsize=size))
-    return _leave_out(self, name, size, paint, png)
 
 
 @contextmanager
@@ -34,6 +28,6 @@ def drawn():
     return _with(_DRAW)
 
 
-def left_out(painted=False):
-    """Leave charts empty; painted, everything is asked of matplotlib but the drawing itself."""
-    return _with(_paint_only if painted else _leave_out)
+def left_out():
+    """Leave charts empty."""
+    return _with(_leave_out)

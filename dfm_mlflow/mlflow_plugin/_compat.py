@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ validate_env_arguments: Callable[..., None] = _validate_env_arguments
 copy_extra_files: Callable[..., dict[str, Any]] = _copy_extra_files
 name_and_version: Callable[..., tuple[str, ...]] = get_model_name_and_version
 prepare_target: Callable[..., None] = _validate_and_prepare_target_save_path
-pinned = _get_pinned_requirement
+pinned = cache(_get_pinned_requirement)  # it reads what pip wrote about a package
 
 
 def process_pip_requirements(

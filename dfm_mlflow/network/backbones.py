@@ -4,6 +4,7 @@ The architecture comes from torchvision (or the package that defines it); only t
 last used layer is kept, so that a weights file may lack the rest.
 """
 
+import copy
 import difflib
 import hashlib
 import math
@@ -294,7 +295,7 @@ def _zeros(model: nn.Module) -> nn.Module:
 def _rebuild(
     name: str, layers: tuple[str, ...], size: tuple[int, int], folded: Folded
 ) -> fx.GraphModule:
-    module = _without_data(lambda: fold_batch_norms(_truncate(name, layers, size)))
+    module = copy.deepcopy(_folded(name, layers, size))
     if callable(folded):
         folded = folded(module.state_dict())
     _assign(module, folded)
@@ -303,6 +304,12 @@ def _rebuild(
             module = fold_batch_norms(_truncate(name, layers, size))
         _assign(module, folded)
     return module
+
+
+@lru_cache(maxsize=8)  # a promotion loads three models, a server each version of one
+def _folded(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.GraphModule:
+    """Give a truncated network with folded batch norms, and without values."""
+    return _without_data(lambda: fold_batch_norms(_truncate(name, layers, size)))
 
 
 def _is_counter(key: str) -> bool:

@@ -92,7 +92,7 @@ def paint_rates(
     axes = figure.add_subplot()
     bad = (table["defective"] == True).to_numpy(bool)  # noqa: E712  # None where nothing is known
     good = (table["defective"] == False).to_numpy(bool)  # noqa: E712
-    flagged = np.stack([flagged_at(detector, table, rate) for rate in rates])
+    flagged = flagged_at(detector, table, rates)
     kinds = [
         (flagged[:, bad], "defects found", RIGHT, now.found / max(now.defective, 1)),
         (flagged[:, good], "good pictures flagged", WRONG, now.good_flagged / max(now.good, 1)),

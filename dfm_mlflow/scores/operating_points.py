@@ -92,14 +92,20 @@ def operating_points(
     return points
 
 
-def flagged_at(detector: AnomalyDetector, table: pd.DataFrame, fpr: float) -> np.ndarray:
-    """Decide about scored pictures at another rate.
+def flagged_at(
+    detector: AnomalyDetector, table: pd.DataFrame, fpr: float | np.ndarray
+) -> np.ndarray:
+    """Decide about scored pictures at another rate, or at several.
 
-    Gives (n,) bool.
+    Shapes: fpr () or (r,); gives (n,) or (r, n) bool.
     """
-    rates = {c.name: c.calibration.effective_fpr(fpr) for c in detector.classes}
-    limits = table["predicted_class"].map(rates).to_numpy(float)
-    return np.asarray(is_anomaly(table["p_value"].to_numpy(float), limits), dtype=bool)
+    rates = np.array(
+        [[c.calibration.effective_fpr(float(f)) for c in detector.classes] for f in np.ravel(fpr)]
+    )
+    column = pd.Index(detector.class_names).get_indexer(pd.Index(table["predicted_class"]))
+    limits = np.where(column < 0, np.nan, rates[:, column])  # what was not scored is not flagged
+    flagged = np.asarray(is_anomaly(table["p_value"].to_numpy(float), limits), dtype=bool)
+    return flagged if np.ndim(fpr) else flagged[0]
 
 
 def chance_of_alarms(detector: AnomalyDetector, good: pd.DataFrame) -> float:
