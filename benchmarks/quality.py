@@ -114,6 +114,7 @@ FLOORS = {
     ("magnetic_tile", "default"): (0.988, 0.759),
     ("magnetic_tile", "anomalib"): (0.985, 0.75),
     ("pill", "default"): (0.965, 0.878),
+    ("pill", "anomalib"): (0.955, 0.875),
     ("kolektorsdd", "default"): (0.87, 0.632),
     ("mono", "default"): (0.955, None),
     ("mono", "anomalib"): (0.935, None),

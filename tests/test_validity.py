@@ -51,10 +51,10 @@ def test_real_good_pictures_keep_the_promise_and_do_not_waste_it():
     options = Options.parse({"category": "poly", "backbone": "efficientnet_lite0"}).resolve()
     catalog = load_catalog(options.data, options.categories)
     extractor, _, options = build_extractor(options)
-    good = [i.path for i in catalog.items if i.label == GOOD][:400]
+    good = [i.path for i in catalog.items if i.label == GOOD][:560]
     features = extractor.extract(good).features
     grids = [Grid(tuple(f.shape[1:]), np.ones(f.shape[2:], dtype=bool)) for f in features]
-    n, splits, rates = 220, 6, {0.01: [], 0.05: [], 0.1: []}
+    n, splits, rates = 300, 6, {0.01: [], 0.05: [], 0.1: []}
     rng = np.random.default_rng(0)
     for _ in range(splits):
         order = rng.permutation(len(good))
