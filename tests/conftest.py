@@ -53,8 +53,14 @@ TRAINED = modules_with("trained", "train_once") - ZOO
 # What takes longest begins first, so that the workers end together.
 LONGEST = (
     *("test_floors", "test_learning_line", "test_validity"),
-    *("zoo", "test_stack", "spark", "faults", "trained"),
-    *("serving/test_monitored_server", "jobs/test_sweep", "jobs/test_update", "jobs/test_train"),
+    *("zoo", "test_stack", "spark", "faults", "trained", "test_notebook", "test_end_to_end"),
+    *(
+        "test_examples",
+        "serving/test_monitored_server",
+        "jobs/test_sweep",
+        "jobs/test_update",
+        "jobs/test_train",
+    ),
     *("jobs/test_learned_set", "jobs/test_tune", "export/test_graph", "detector/test_layer_fit"),
 )
 

@@ -35,7 +35,7 @@ def shapes_of(
     device = torch.device("cpu" if small else "meta")
     try:
         with torch.inference_mode(), device, nullcontext() if small else seen:
-            network = Network(backbone, size, pooling, device, "fp32", tile=tile)
+            network = Network(backbone, size, pooling, device, "fp32", tile=tile, fuse=False)
             network.module = _once(network.module)
             maps = network.run(torch.zeros(1, 3, *size, dtype=torch.uint8))
     except DfmError:

@@ -124,6 +124,7 @@ def test_by_keyboard(opened):
 def test_by_mouse_and_a_reload_keeps_what_was_said(opened):
     page = opened(page_of(shots(1), who="ann"))
     page.locator("#who").fill("bob")
+    page.wait_for_selector("html[data-shown=yes]")  # a picture that comes moves the buttons
     page.locator("#strip button").nth(3).click()
     page.locator("#bad").click()
     page.locator("#defect").fill("hole")
