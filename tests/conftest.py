@@ -54,13 +54,8 @@ TRAINED = modules_with("trained", "train_once") - ZOO
 LONGEST = (
     *("test_floors", "test_learning_line", "test_validity"),
     *("zoo", "test_stack", "spark", "faults", "trained", "test_notebook", "test_end_to_end"),
-    *(
-        "test_examples",
-        "serving/test_monitored_server",
-        "jobs/test_sweep",
-        "jobs/test_update",
-        "jobs/test_train",
-    ),
+    *("test_examples", "serving/test_monitored_server", "jobs/test_sweep", "jobs/test_update"),
+    "jobs/test_train",
     *("jobs/test_learned_set", "jobs/test_tune", "export/test_graph", "detector/test_layer_fit"),
 )
 

@@ -67,7 +67,9 @@ def _install(home: Path, root: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     url = urllib.parse.urlsplit(os.environ.get("DFM_MVTEC_URL") or URL)
     on_disk = Path(urllib.request.url2pathname(url.path)) if url.scheme == "file" else home / NAME
-    if url.scheme == "file" or on_disk.is_file():  # brought here by hand, so it stays
+    if url.scheme == "file" and not on_disk.is_file():
+        raise _unavailable(root, url.geturl(), "there is no such file")
+    if on_disk.is_file():  # brought here by hand, so it stays
         _check_space(home, UNPACKED_BYTES)
         _check_hash(on_disk, f"fetch it again to {on_disk}")
         _unpack(on_disk, root)

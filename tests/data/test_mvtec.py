@@ -250,6 +250,15 @@ def test_a_mirror_on_a_disk(home, mirror, monkeypatch, tmp_path):
     assert (tmp_path / "a.tar.xz").exists()
 
 
+def test_a_mirror_on_a_disk_that_is_not_there_says_what_to_do(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("DFM_MVTEC_URL", (tmp_path / "gone.tar.xz").as_uri())
+    with pytest.raises(
+        DataError, match=r"cannot be fetched from file://.*gone.* \(there is no such"
+    ):
+        mvtec_ad()
+    assert left_in(home) == set()
+
+
 def test_a_full_disk_and_an_unwritable_home_are_one_sentence(home, mirror, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(
