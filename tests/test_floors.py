@@ -30,6 +30,10 @@ def test_defects_of_pills(store, real_data, preset, auroc, outlines, megabytes):
     metrics = result.metrics
     assert metrics["image_auroc"] >= auroc
     assert metrics["pixel_aupro"] >= outlines
+    assert metrics["false_positive_rate"] <= 0.03  # promised 0.01
+
+    # the likelihood is worth as much as the reconstruction error
+    assert metrics["image_auroc_nll"] >= metrics["image_auroc_fre"] - 0.01
 
     # the artifact is small, and scores as what was fitted
     assert metrics["model_megabytes"] < megabytes
