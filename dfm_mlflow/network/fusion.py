@@ -36,6 +36,7 @@ class FusedConvolution(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.activation, self.constants = activation, constants
+        self.input_shape: torch.Size | None = None  # of the first input, which the packing is for
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve `x`, add `other` where it is given, and apply the activation.
@@ -43,6 +44,8 @@ class FusedConvolution(nn.Module):
         Shapes: x (n, C, h, w).
         """
         operation = torch.ops.mkldnn._convolution_pointwise
+        if self.input_shape is None:
+            self.input_shape = x.shape
         out: Tensor
         if other is None:
             out = operation(
@@ -68,6 +71,15 @@ class FusedConvolution(nn.Module):
                 "",
             )
         return out
+
+    def pack(self) -> None:
+        """Order the weights as oneDNN computes with them, which it else does in every call."""
+        padding, stride, dilation = (list(side) for side in self.geometry[:3])
+        plain = self.weight.detach().to_mkldnn()
+        del self.weight  # a parameter; what is packed has no elements of its own to show
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]  # not in its stub: the shape
+            plain, padding, stride, dilation, self.geometry[3], self.input_shape
+        )
 
 
 class StridedMaxPool(nn.Module):
@@ -103,6 +115,9 @@ def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
             scale = value.float().abs().max()
             if (found[name].float() - value.float()).abs().max() > _TOLERANCE[dtype] * scale:
                 raise ArithmeticError(f"the layer {name} differs")
+        for part in candidate.modules():
+            if isinstance(part, FusedConvolution):
+                part.pack()
     except Exception as error:  # operations of the compiler are not promised to stay as they are
         _logger.info("The network runs without fused operations (%s).", error)
         return module

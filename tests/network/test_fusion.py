@@ -29,14 +29,29 @@ def test_the_network_computes_the_same_with_fewer_operations(name):
         assert len(faster.graph.nodes) < len(module.graph.nodes)
 
 
-def test_the_given_network_stays_as_it_is_and_shares_its_weights():
+def test_the_given_network_stays_as_it_is():
     module = build_backbone("resnet18", ("layer1",), (64, 64)).module
-    code, n = module.code, sum(p.numel() for p in module.parameters())
-    faster = fused(module, (64, 64))
+    code, weights = module.code, {k: v.clone() for k, v in module.state_dict().items()}
+    fused(module, (64, 64))
     assert module.code == code
-    assert sum(p.numel() for p in faster.parameters()) == n
-    own = {p.data_ptr() for p in module.parameters()}
-    assert all(p.data_ptr() in own for p in faster.parameters())
+    assert module.state_dict().keys() == weights.keys()
+    assert all(torch.equal(v, weights[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_packed_weights_give_the_same_to_the_bit_at_any_size(dtype, size, monkeypatch):
+    module = build_backbone("resnet18", ("layer3",), (64, 64)).module
+    module = module.to(dtype=dtype, memory_format=torch.channels_last)
+    packed = fused(module, (64, 64))
+    monkeypatch.setattr(FusedConvolution, "pack", lambda self: None)
+    plain = fused(module, (64, 64))
+    x = torch.rand(3, 3, *size).to(dtype=dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(packed(x)["layer3"], plain(x)["layer3"])
+    for module, is_packed in ((packed, True), (plain, False)):
+        convolutions = [m for m in module.modules() if isinstance(m, FusedConvolution)]
+        assert {m.weight.is_mkldnn for m in convolutions} == {is_packed}
 
 
 class Shortcuts(nn.Module):
