@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import importlib.metadata
+import io
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import dfm_mlflow
@@ -28,6 +30,14 @@ def is_release() -> bool:
 
 def build_wheel(folder: Path) -> str:
     """Write a wheel of the package's own files; dependencies are the model's requirements."""
+    name = f"dfm_mlflow-{dfm_mlflow.__version__}-py3-none-any.whl"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(_contents())
+    return name
+
+
+@cache
+def _contents() -> bytes:
     version = dfm_mlflow.__version__
     info = f"dfm_mlflow-{version}.dist-info"
     files = {
@@ -43,12 +53,11 @@ def build_wheel(folder: Path) -> str:
     )
     record = "".join(f"{name},{_digest(data)},{len(data)}\n" for name, data in files.items())
     files[f"{info}/RECORD"] = (record + f"{info}/RECORD,,\n").encode()
-    name = f"dfm_mlflow-{version}-py3-none-any.whl"
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in files.items():
             archive.writestr(zipfile.ZipInfo(path, _EPOCH), data, zipfile.ZIP_DEFLATED)
-    return name
+    return file.getvalue()
 
 
 def _digest(data: bytes) -> str:

@@ -1,12 +1,10 @@
 """The history of a registered model as one page: figures over versions, and the verdicts."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from dfm_mlflow.report.pages import PAGES
 
-_TEMPLATE = Path(__file__).with_name("history.html.j2")
 _WIDTH, _HEIGHT, _EDGE = 320, 110, 14
 _CHARTS = (
     ("recall", "Recall", "{:.3f}"),
@@ -23,10 +21,8 @@ def history_page(name: str, records: Sequence[Mapping[str, Any]], sentence: str)
         for key, title, form in _CHARTS
         if (chart := _chart(records, key, form))
     ]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = _figure
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return PAGES.get_template("history.html.j2").render(
+        figure=_figure,
         name=name,
         records=records,
         sentence=sentence,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -19,13 +18,13 @@ from dfm_mlflow.report import curves, figures, words
 from dfm_mlflow.report.charts import Charts
 from dfm_mlflow.report.gallery import Shown
 from dfm_mlflow.report.look import LookSection
+from dfm_mlflow.report.pages import PAGES
 from dfm_mlflow.report.rate_table import which_rate
 from dfm_mlflow.report.thumbnail import data_url
 from dfm_mlflow.scores.evaluation import Evaluation, counted, defect_table
 from dfm_mlflow.scores.verdict import Verdict, percent
 
 _MOST_HISTOGRAMS = 6  # of categories
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
 _TIMES = {
     "extract_seconds": "features of the training pictures, s",
     "fit_seconds": "fit and calibration, s",
@@ -53,36 +52,32 @@ def write_report(
         case.write(folder)
     kinds = defect_table(table) if table["defective"].notna().any() else pd.DataFrame()
     drawn = look.drawn.rates if look is not None and look.drawn is not None else None
-    page = (
-        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(_TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            title=", ".join(detector.class_names),
-            subtitle=_subtitle(detector),
-            verdict=verdict,
-            which=which_rate(folder, detector, table, drawn),
-            tiles=_tiles(metrics, is_estimate(detector.classes, detector.options.fpr)),
-            sentences=sentences,
-            histograms=_histograms(folder, detector, table),
-            n_classes=len(detector.classes),
-            curves=_curves(folder, detector, table, metrics),
-            rates=words.rates(detector, table),
-            look=look.html(folder, detector) if look is not None else "",
-            kinds=kinds.to_dict("records"),
-            several=len(kinds) > 0 and kinds["category"].nunique() > 1,
-            good=GOOD,
-            gallery=[
-                {"title": title, "cases": [_case(case) for case in cases]}
-                for title, cases in gallery.items()
-            ],
-            legend=_legend(),
-            masks=words.masks(metrics, table),
-            times={name: metrics[key] for key, name in _TIMES.items() if key in metrics},
-            metrics=sorted(metrics.items()),
-            options=sorted(detector.options.model_dump().items()),
-            provenance=provenance,
-            percent=percent,
-        )
+    page = PAGES.get_template("report.html.j2").render(
+        title=", ".join(detector.class_names),
+        subtitle=_subtitle(detector),
+        verdict=verdict,
+        which=which_rate(folder, detector, table, drawn),
+        tiles=_tiles(metrics, is_estimate(detector.classes, detector.options.fpr)),
+        sentences=sentences,
+        histograms=_histograms(folder, detector, table),
+        n_classes=len(detector.classes),
+        curves=_curves(folder, detector, table, metrics),
+        rates=words.rates(detector, table),
+        look=look.html(folder, detector) if look is not None else "",
+        kinds=kinds.to_dict("records"),
+        several=len(kinds) > 0 and kinds["category"].nunique() > 1,
+        good=GOOD,
+        gallery=[
+            {"title": title, "cases": [_case(case) for case in cases]}
+            for title, cases in gallery.items()
+        ],
+        legend=_legend(),
+        masks=words.masks(metrics, table),
+        times={name: metrics[key] for key, name in _TIMES.items() if key in metrics},
+        metrics=sorted(metrics.items()),
+        options=sorted(detector.options.model_dump().items()),
+        provenance=provenance,
+        percent=percent,
     )
     # a file's name may hold bytes that are no text
     text = page.encode("utf-8", errors="xmlcharrefreplace")

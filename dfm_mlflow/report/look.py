@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment
 from markupsafe import Markup
 
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.detector.held_out import HeldOutScores
 from dfm_mlflow.errors import DfmError
 from dfm_mlflow.report.gallery import Shown, draw_case
+from dfm_mlflow.report.pages import PAGES
 from dfm_mlflow.report.thumbnail import data_url
 from dfm_mlflow.scores.training import Odd, TrainingLook
 from dfm_mlflow.scores.verdict import percent
 from dfm_mlflow.tuning.drawn import SyntheticRecall
 from dfm_mlflow.tuning.synthetic import SIZES, STRENGTHS
-
-_TEMPLATE = Path(__file__).with_name("look.html.j2")
 
 _logger = logging.getLogger(__name__)
 
@@ -36,9 +34,8 @@ class LookSection:
         """Write the overlays into a folder, and give the section."""
         several = len(detector.class_names) > 1
         thresholds = {t.path for t in self.look.thresholds if t.setter.apart}
-        page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         return Markup(
-            page.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+            PAGES.get_template("look.html.j2").render(
                 sentences=[t.sentence(several) for t in self.look.thresholds],
                 copies=_lines(self.look),
                 odd=self._cases(self.look.odd, folder, detector),

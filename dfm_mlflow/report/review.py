@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 from markupsafe import Markup
 from PIL import Image
 
@@ -20,6 +19,7 @@ from dfm_mlflow.errors import DfmError
 from dfm_mlflow.images.overlay import layer
 from dfm_mlflow.images.read import look_at, read_picture
 from dfm_mlflow.report.gallery import level_of, shrunk
+from dfm_mlflow.report.pages import PAGES
 from dfm_mlflow.scores.to_review import FLAGGED, PASSED, RETEST, TRAINING, Case
 from dfm_mlflow.storage import store
 
@@ -27,7 +27,6 @@ _PICTURES = 42 * 10**6  # bytes of all pictures, which base64 makes a third long
 _MOST = 160_000  # bytes of one picture
 _SIDE, _THUMB, _MAP = 960, 72, 160  # most pixels a side
 _QUALITY = 82
-_TEMPLATE = Path(__file__).with_name("review.html.j2")
 WORDS = {
     RETEST: "to be looked at again",
     FLAGGED: "flagged",
@@ -179,8 +178,7 @@ def review_page(
         "file": Path(verdicts).name,
         "pictures": pictures,
     }
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return PAGES.get_template("review.html.j2").render(
         model=model,
         who=who,
         defects=defects,
