@@ -167,6 +167,9 @@ def precision_change(
     ]
     key, known = hashlib.sha256("\0".join(parts).encode()).hexdigest(), half.cache
     if known and (measured := known.get(key)):
+        for one in sample:  # so that no picture is read again
+            full.recall(one.path, one.digest)
+            half.recall(one.path, one.digest)
         return float(measured[0])
     pixels = torch.stack([full.pixels.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)

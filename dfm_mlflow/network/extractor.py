@@ -150,6 +150,11 @@ class Extractor:
             self.cache.put(key_of(self.fingerprint, digest), [*arrays, facts])
         self._known[source] = Prepared(size, cached=arrays, digest=digest, words=words, light=light)
 
+    def recall(self, source: Source, digest: str) -> None:
+        """Take the maps of one picture from the cache, where they are, for the next extraction."""
+        if kept := self._reading().cached(digest, UPRIGHT):
+            self._known[source] = kept
+
     def _hold(self, source: Source, picture: Prepared) -> None:
         pixels = picture.pixels
         if pixels is None or not self._turns_input:

@@ -81,7 +81,7 @@ class Reading:
                 digest = hashlib.sha256(data).hexdigest()
             if self.cache and digest:
                 for one in copies:
-                    if one not in found and (kept := self._cached(digest, one)):
+                    if one not in found and (kept := self.cached(digest, one)):
                         found[one] = kept
             if len(found) == len(copies):
                 return [found[one] for one in copies]
@@ -95,7 +95,8 @@ class Reading:
         except ImageError as error:
             return Unreadable(str(error), digest)
 
-    def _cached(self, digest: str, one: Copy) -> Prepared | None:
+    def cached(self, digest: str, one: Copy) -> Prepared | None:
+        """What the cache has of a picture, by the SHA-256 of its file, if anything."""
         kept = self.cache.get(key_of(self.fingerprint, digest, one)) if self.cache else None
         if kept is None:
             return None

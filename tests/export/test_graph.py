@@ -179,6 +179,7 @@ def test_a_graph_says_what_becomes_of_wide_values(tmp_path):
         Image.fromarray(values).save(path)
     given = {"backbone": "resnet18", "weights": "random", "layers": "layer1", "pooling": "2"}
     given |= {"category": "part", "image_size": "64", "cache": "false", "augment": "none"}
+    given["precision"] = "fp32"  # on some machines auto would be bf16, which is refused
     options = Options.parse(given).resolve()
     items = [Item(path, "part", "train", "good") for path in paths]
     extractor, weights, options = build_extractor(options, items)
