@@ -51,6 +51,7 @@ from safetensors.torch import save_file
 
 import dfm_mlflow
 from dfm_mlflow.config import Options
+from dfm_mlflow.data.item import GOOD, Item
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.flavor import signature_of
 from dfm_mlflow.network.builder import build_extractor
@@ -128,9 +129,13 @@ def save_models(
         "weights": weights,
         "image_size": image_size,
         "preset": preset,
+        "cache": "false",
     }
-    extractor, loaded, options = build_extractor(Options.parse(given).resolve())
-    good = [np.array(image) for image in images or good_pictures()]
+    good = written(images or good_pictures(), folder / "good")
+    items = [Item(path, "stripes", "train", GOOD) for path in good]
+    # with the precision that training takes
+    extractor, loaded, options = build_extractor(Options.parse(given).resolve(), items)
+    click.echo(f"The detector computes in {options.precision}.", err=True)
     extraction = extractor.extract(good)
     detector = AnomalyDetector.fit(
         options,
@@ -144,11 +149,17 @@ def save_models(
     mlflow.pyfunc.save_model(folder / "null", python_model=NoModel(), signature=signature)
 
 
+def written(images: Sequence[Image.Image], folder: Path) -> list[Path]:
+    """Write pictures to files; gives their paths."""
+    folder.mkdir()
+    paths = [folder / f"{i:02}.png" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    return paths
+
+
 def save_for_anomalib(folder: Path, weights: str) -> None:
-    """Write what our detector is fitted with to files that need nothing of ours to be read."""
-    (folder / "good").mkdir()
-    for i, image in enumerate(good_pictures()):
-        image.save(folder / "good" / f"{i:02}.png")
+    """Write the weights to a file that needs nothing of ours to be read; the pictures are there."""
     state = load_weights(weights, "resnet18", 0).state
     if state is not None:
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "weights.safetensors")
@@ -435,6 +446,11 @@ def soak(folder: Path, n: int) -> None:
 @click.option("--weights", default="random", show_default=True, help="Of ResNet-18: file, random.")
 @click.option("--image-size", default="auto", show_default=True, help="Input of the network.")
 @click.option("--preset", default="default", show_default=True, help="Of the detector.")
+@click.option(
+    "--good",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Pictures to fit to, 40 of them; without, drawn ones, too alike for half precision.",
+)
 @click.option("--requests", default=40, show_default=True, help="For each load and round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--form", "forms", multiple=True, default=("parquet", "json"), show_default=True)
@@ -452,6 +468,7 @@ def main(
     weights: str,
     image_size: str,
     preset: str,
+    good: Path | None,
     requests: int,
     rounds: int,
     forms: tuple[str, ...],
@@ -464,7 +481,8 @@ def main(
         raise click.UsageError("anomalib is measured at 256x256: leave --image-size out.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_models(folder, weights, image_size, preset)
+        images = [Image.open(path) for path in sorted(good.iterdir())[:40]] if good else None
+        save_models(folder, weights, image_size, preset, images)
         if n_soak:
             soak(folder, n_soak)
             return
