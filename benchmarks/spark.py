@@ -4,8 +4,10 @@
 
 Draws pictures of 1 Mpx, saves a detector of them (the default preset, random weights), and on
 ``local[1]`` and ``local[2]`` scores them with ``mapInPandas``, as ``score`` does, and with MLflow's
-``spark_udf``, and fits a detector to them. Each master has a process of its own; a first small job
-pays for imports and workers. Seconds of CPU are those of the Python workers.
+``spark_udf``, and fits a detector to them. Each master has a process of its own, bound to as
+many processors as it has cores: else the JVM, the driver and threads that decode take the second
+one beside a single task. A first small job pays for imports and workers. Seconds of CPU are those
+of all processes.
 """
 
 import json
@@ -103,6 +105,7 @@ def main(images: int, worker: tuple[str, str, str] | None) -> None:
 def measure(master: str, folder: str, name: str) -> dict:
     """Run everything on one master; gives seconds, seconds of CPU, and scores."""
     os.environ.update(PYSPARK_PYTHON=sys.executable, DFM_CACHE_HOME=f"{folder}/cache{name}")
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(name)])
     import mlflow
     from pyspark.sql import SparkSession
     from pyspark.sql.functions import struct

@@ -50,8 +50,14 @@ class Passes(Protocol):
     def derive(self, work: Callable[[Any], Any]) -> "Self":
         """What `work` gives for every block, kept where the blocks are."""
 
+    def look_up(self, work: Callable[[Any], Any]) -> "Self":
+        """What `work`, which is quick, gives for every block; not kept."""
+
     def join(self, other: "Self", merge: Callable[[Any, Any], Any]) -> "Self":
         """Merge by `merge`, block by block, with `other`, derived from the same blocks."""
+
+    def kept(self) -> "Self":
+        """The same, kept where the blocks are."""
 
     def drop(self) -> None:
         """Give back the space of what was derived."""
@@ -75,9 +81,17 @@ class LocalPasses:
         """What `work` gives for every block."""
         return LocalPasses([work(b) for b in self.blocks])
 
+    def look_up(self, work: Callable[[Any], Any]) -> "LocalPasses":
+        """What `work` gives for every block."""
+        return self.derive(work)
+
     def join(self, other: "LocalPasses", merge: Callable[[Any, Any], Any]) -> "LocalPasses":
         """Merge by `merge`, block by block, with `other`."""
         return LocalPasses([merge(a, b) for a, b in zip(self.blocks, other.blocks, strict=True)])
+
+    def kept(self) -> "LocalPasses":
+        """The same."""
+        return self
 
     def drop(self) -> None:
         """Nothing is kept elsewhere."""

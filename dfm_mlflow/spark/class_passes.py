@@ -59,8 +59,9 @@ def fit_class_in_passes(
     folds = folds.astype(np.int16)
     if len(np.unique(folds[folds >= 0])) < 2:
         raise FitError(ONE_GROUP)
-    fits = [fit_layer(passes, folds, j, grid, options) for j, grid in enumerate(grids)]
-    held = reduce(lambda a, b: a.join(b, _beside), [fit.held for fit in fits])
+    listed = passes.derive(lambda block: Block(block.index, []))
+    fits = [fit_layer(passes, listed, folds, j, grid, options) for j, grid in enumerate(grids)]
+    held = reduce(lambda a, b: a.join(b, _beside), [fit.held for fit in fits]).kept()
     sums, leading_coordinates = _sums(held, folds), _leading_coordinates(held)
     layers, of_folds = _layers(fits, sums, leading_coordinates, len(deal.folds), grids, options)
     shares = [layer.explained_share for layer in layers]
@@ -80,8 +81,8 @@ def fit_class_in_passes(
         _sketches(passes, grids) if len(scores) <= MOST else None,
     )
     scale = scale_of(_all(held, scoring.largest))
-    for fit in fits:
-        fit.held.drop()
+    for derived in (listed, held, *(fit.held for fit in fits)):
+        derived.drop()
     correlation = rank_correlation(leading_coordinates)
     return ClassModel(name, layers, calibration, scale, correlation), held_out
 

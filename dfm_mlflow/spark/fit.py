@@ -34,7 +34,7 @@ from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
 from dfm_mlflow.spark.blocks import Block
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
-from dfm_mlflow.spark.session import check_version, session_of
+from dfm_mlflow.spark.session import check_version, keep_to_processors, session_of
 
 PICTURES = 1024  # in a partition: a task of half a minute on one core
 IN_BLOCK = 128  # pictures whose features are in a task's memory at once
@@ -119,6 +119,7 @@ class SparkPasses:
     """Blocks in an RDD."""
 
     rdd: Any  # of :class:`~dfm_mlflow.spark.blocks.Block`, or of what was derived from each
+    becomes: Callable[[Any], Any] | None = None  # of each, whenever it is asked for
 
     def total(self, work: Callable[[Any], T], merge: Callable[[T, T], T]) -> T:
         """Merge by `merge` what `work` gives for every block.
@@ -127,7 +128,7 @@ class SparkPasses:
         ``treeReduce`` ends with as many values in the driver as the root of the number of tasks.
         """
         tasks = self.rdd.getNumPartitions()
-        rdd, cores = self.rdd, self.rdd.context.defaultParallelism
+        rdd, cores = self._whole(), self.rdd.context.defaultParallelism
         if tasks > cores:
             rdd, tasks = rdd.coalesce(cores), cores
         sums = rdd.mapPartitions(lambda blocks: _merged(blocks, work, merge))
@@ -145,21 +146,43 @@ class SparkPasses:
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
         """What `work` gives for every block, in order; `large` ones a partition at a time."""
-        results = self.rdd.map(work)
+        results = self._each(work)
         found: Iterable[T] = results.toLocalIterator() if large else results.collect()
         return found
 
     def derive(self, work: Callable[[Any], Any]) -> "SparkPasses":
         """What `work` gives for every block, on the executors' disks."""
-        return SparkPasses(_kept(self.rdd.map(work)))
+        return SparkPasses(_kept(self._each(work)))
+
+    def look_up(self, work: Callable[[Any], Any]) -> "SparkPasses":
+        """What `work` gives for every block, whenever it is asked for."""
+        return SparkPasses(self.rdd, work)
 
     def join(self, other: "SparkPasses", merge: Callable[[Any, Any], Any]) -> "SparkPasses":
         """Merge by `merge`, block by block, with `other`; both lie on the same executor."""
-        return SparkPasses(_kept(self.rdd.zip(other.rdd).map(lambda pair: merge(*pair))))
+        a, b = self.becomes, other.becomes
+        if a and b and self.rdd is other.rdd:  # a zip takes a further process for each of both
+            return self.look_up(lambda block: merge(a(block), b(block)))
+        return SparkPasses(_kept(self._whole().zip(other._whole()).map(lambda both: merge(*both))))
+
+    def kept(self) -> "SparkPasses":
+        """What was looked up, on the executors' disks."""
+        return SparkPasses(_kept(self._whole())) if self.becomes else self
 
     def drop(self) -> None:
         """Give back the executors' disk."""
-        self.rdd.unpersist()
+        if not self.becomes:
+            self.rdd.unpersist()
+
+    def _whole(self) -> Any:
+        return SparkPasses(self.rdd)._each(self.becomes) if self.becomes else self.rdd
+
+    def _each(self, work: Callable[[Any], Any]) -> Any:
+        def run(blocks: Iterator[Any]) -> Iterator[Any]:
+            keep_to_processors()
+            return map(work, blocks)
+
+        return self._whole().mapPartitions(run)
 
 
 def fit_on_spark(
@@ -292,6 +315,7 @@ def _features(
     shared = context.broadcast(recipe)
 
     def extract(part: Iterator[tuple[int, Source]]) -> Iterator[_Extracted]:
+        keep_to_processors()
         listed = list(part)
         for start in range(0, len(listed), IN_BLOCK):
             chunk = listed[start : start + IN_BLOCK]
@@ -322,6 +346,7 @@ def _overview(passes: SparkPasses, n: int) -> tuple[Extraction, list[tuple[int, 
 def _merged(
     blocks: Iterator[Any], work: Callable[[Any], T], merge: Callable[[T, T], T]
 ) -> Iterator[T]:
+    keep_to_processors()
     results = map(work, blocks)
     for first in results:
         yield reduce(merge, results, first)

@@ -49,12 +49,16 @@ class LayerFit:
     refit_ratio: np.ndarray | None = None  # (n,) float64, or None where it is 1
 
 
-def fit_layer(passes: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options) -> LayerFit:
+def fit_layer(
+    passes: Passes, listed: Passes, folds: np.ndarray, j: int, grid: Grid, options: Options
+) -> LayerFit:
     """Fit a layer in the way that its number of rows and features allows.
+
+    `listed` are the blocks without their features: what is known here needs no others to go to.
 
     Shapes: folds (n_listed,) int.
     """
-    layer = _Layer(passes, _Rows(folds, j, grid), options.levels_of(j + 1)[j])
+    layer = _Layer(passes, listed, _Rows(folds, j, grid), options.levels_of(j + 1)[j])
     n, dimension = int((folds >= 0).sum()) * len(copies_of(options.augment)), grid.n_features
     if grid.of_cells:
         return layer.by_cells()
@@ -113,6 +117,7 @@ class _Layer:
     """The ways to the subspaces of a layer."""
 
     passes: Passes
+    listed: Passes
     rows: _Rows
     level: float
 
@@ -207,7 +212,7 @@ class _Layer:
 
         ratio = held_out.refit_ratio() if held_out.refit_ratio else None
         total = reduce(Summary.merge, map(Summary.of, row_blocks(x))).total / (len(x) - 1)
-        return LayerFit(subspace, self.passes.derive(look_up), total, ratio)
+        return LayerFit(subspace, self.listed.look_up(look_up), total, ratio)
 
     def by_iteration(self) -> LayerFit:
         """Subspaces of all rows and of those without each fold, iterated side by side."""

@@ -16,7 +16,7 @@ import dfm_mlflow
 from dfm_mlflow.detector.anomaly_detector import AnomalyDetector
 from dfm_mlflow.mlflow_plugin.bundle import Bundle
 from dfm_mlflow.scores.parts import AS_IT_IS, Asked, OutputFolder, Part, score_part
-from dfm_mlflow.spark.session import check_version
+from dfm_mlflow.spark.session import check_version, keep_to_processors
 from dfm_mlflow.storage.store import S3Object
 
 _ROW = "part int, name string, paths array<string>, etags array<string>, sizes array<long>, "
@@ -42,6 +42,7 @@ def score_parts(
 
     def work(tables: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         check_version(version)
+        keep_to_processors()
         detector = _detector(bundle)
         for table in tables:
             for row in table.itertuples(index=False):

@@ -6,7 +6,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 import dfm_mlflow
 from dfm_mlflow import errors
@@ -95,6 +98,27 @@ def check_version(version: str) -> None:
             f"An executor has dfm-mlflow {dfm_mlflow.__version__} and the driver {version}: "
             "install the same version on both."
         )
+
+
+def keep_to_processors() -> None:
+    """Give the calling task the threads that Spark counts for it (``spark.task.cpus``).
+
+    Else each of the tasks that run side by side would take all processors for its linear algebra,
+    and wait for the others at every step: a fit on two cores took longer than on one.
+    """
+    from pyspark import TaskContext
+
+    if context := TaskContext.get():
+        _limit_threads(context.cpus())
+
+
+@lru_cache(maxsize=1)
+def _limit_threads(n: int) -> None:
+    """Once in a worker process, which Spark uses for many tasks."""
+    import torch
+
+    torch.set_num_threads(n)
+    threadpool_limits(n)
 
 
 def _check_java() -> None:

@@ -13,7 +13,7 @@ from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import tune
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.depths import extract_settled
-from dfm_mlflow.spark.fit import Recipe, fit_on_spark
+from dfm_mlflow.spark.fit import Recipe, SparkPasses, fit_on_spark
 
 from ..conftest import texture, write_category
 from ..detectors import pictures
@@ -120,3 +120,21 @@ def test_executors_learn_the_depth_and_read_again_where_the_guess_was_wrong(spar
     assert extraction.words == here.words
     local = AnomalyDetector.fit(resolved, known, here, ["stripes"] * 40, weights)
     np.testing.assert_allclose(there.score(paths)["fre"], local.score(paths)["fre"], rtol=1e-5)
+
+
+def test_what_is_looked_up_joins_what_is_kept_block_by_block(spark):
+    numbers = list(range(10))
+    kept = SparkPasses(spark.sparkContext.parallelize(numbers, 3)).derive(lambda n: n)
+    tens, squares = kept.look_up(lambda n: 10 * n), kept.derive(lambda n: n * n)
+    both = tens.join(kept.look_up(str), lambda a, b: (a, b))
+    assert both.rdd is kept.rdd  # no pass of its own
+    assert list(both.kept().each(lambda pair: pair)) == [(10 * n, str(n)) for n in numbers]
+    for a, b, expected in (
+        (tens, squares, [(10 * n, n * n) for n in numbers]),
+        (squares, tens, [(n * n, 10 * n) for n in numbers]),
+    ):
+        joined = a.join(b, lambda x, y: (x, y))
+        assert list(joined.each(lambda pair: pair)) == expected
+        assert joined.total(sum, int.__add__) == sum(map(sum, expected))
+    both.drop()  # what it looks into stays
+    assert list(kept.each(lambda n: n)) == numbers

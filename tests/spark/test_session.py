@@ -42,3 +42,18 @@ def test_errors_of_tasks_keep_their_sentence(told, kind, sentence):
     error = task_error(told)
     assert type(error) is kind
     assert str(error).startswith(sentence.replace("\\", ""))
+
+
+def test_a_task_has_the_threads_that_spark_counts_for_it(spark):
+    def threads(_):
+        import torch
+        from threadpoolctl import threadpool_info
+
+        from dfm_mlflow.spark import session
+
+        session._limit_threads.cache_clear()  # the process may have had tasks before
+        torch.set_num_threads(2)
+        session.keep_to_processors()
+        return {torch.get_num_threads(), *(one["num_threads"] for one in threadpool_info())}
+
+    assert spark.sparkContext.parallelize(range(2), 2).map(threads).collect() == [{1}, {1}]
