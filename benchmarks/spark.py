@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -78,7 +79,14 @@ def main(images: int, worker: tuple[str, str, str] | None) -> None:
         found = {}
         for master in ("local[1]", "local[2]"):
             command = [sys.executable, __file__, "--worker", master, name, master[6]]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            processors = sorted(os.sched_getaffinity(0))[: int(master[6])]
+            output = subprocess.run(
+                command,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                preexec_fn=partial(os.sched_setaffinity, 0, processors),
+            ).stdout
             found[master] = json.loads(output.splitlines()[-1])
     click.echo(
         "| work | cores | s | pictures/s | CPU s a picture | s of a core a part | speed-up |"
@@ -105,7 +113,6 @@ def main(images: int, worker: tuple[str, str, str] | None) -> None:
 def measure(master: str, folder: str, name: str) -> dict:
     """Run everything on one master; gives seconds, seconds of CPU, and scores."""
     os.environ.update(PYSPARK_PYTHON=sys.executable, DFM_CACHE_HOME=f"{folder}/cache{name}")
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(name)])
     import mlflow
     from pyspark.sql import SparkSession
     from pyspark.sql.functions import struct

@@ -156,13 +156,14 @@ class SparkPasses:
 
     def look_up(self, work: Callable[[Any], Any]) -> "SparkPasses":
         """What `work` gives for every block, whenever it is asked for."""
-        return SparkPasses(self.rdd, work)
+        first = self.becomes
+        return SparkPasses(self.rdd, (lambda block: work(first(block))) if first else work)
 
     def join(self, other: "SparkPasses", merge: Callable[[Any, Any], Any]) -> "SparkPasses":
         """Merge by `merge`, block by block, with `other`; both lie on the same executor."""
         a, b = self.becomes, other.becomes
         if a and b and self.rdd is other.rdd:  # a zip takes a further process for each of both
-            return self.look_up(lambda block: merge(a(block), b(block)))
+            return SparkPasses(self.rdd, lambda block: merge(a(block), b(block)))
         return SparkPasses(_kept(self._whole().zip(other._whole()).map(lambda both: merge(*both))))
 
     def kept(self) -> "SparkPasses":

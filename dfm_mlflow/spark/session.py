@@ -101,10 +101,11 @@ def check_version(version: str) -> None:
 
 
 def keep_to_processors() -> None:
-    """Give the calling task the threads that Spark counts for it (``spark.task.cpus``).
+    """Give network and linear algebra of the calling task the threads that Spark counts for it.
 
-    Else each of the tasks that run side by side would take all processors for its linear algebra,
-    and wait for the others at every step: a fit on two cores took longer than on one.
+    That is ``spark.task.cpus``. Else each of the tasks that run side by side would take all
+    processors, and wait for the others at every step: a fit on two cores took longer than on one.
+    Reading and decoding have threads of their own.
     """
     from pyspark import TaskContext
 

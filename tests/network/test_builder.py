@@ -10,6 +10,7 @@ from dfm_mlflow.config import Options
 from dfm_mlflow.data.catalog import load_catalog
 from dfm_mlflow.errors import DataError, FitError
 from dfm_mlflow.network import builder as module
+from dfm_mlflow.network import reading
 from dfm_mlflow.network.builder import build_extractor, load_roi, precision_change, read_sample
 
 
@@ -103,7 +104,10 @@ def test_measured_pictures_are_not_run_again(given, bf16, monkeypatch, tmp_path,
     torch.testing.assert_close(found, alone.extract(measured).features[0])
     if cache:  # the measurement is kept, too
         monkeypatch.setattr(module, "crossfit", lambda *a: pytest.fail("it measured again"))
-        assert build_extractor(options, items)[0].precision == "bf16"
+        again = build_extractor(options, items)[0]
+        assert again.precision == "bf16"
+        monkeypatch.setattr(reading, "read_picture", lambda *a: pytest.fail("it read them again"))
+        torch.testing.assert_close(again.extract(measured).features[0], found)
 
 
 SQUARE = np.zeros((80, 80), dtype=np.uint8)

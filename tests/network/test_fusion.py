@@ -44,6 +44,8 @@ def test_packed_weights_give_the_same_to_the_bit_at_any_size(dtype, size, monkey
     module = build_backbone("resnet18", ("layer3",), (64, 64)).module
     module = module.to(dtype=dtype, memory_format=torch.channels_last)
     packed = fused(module, (64, 64))
+    if packed is module and dtype is torch.bfloat16:
+        pytest.skip("this processor does not compute in bf16")
     monkeypatch.setattr(FusedConvolution, "pack", lambda self: None)
     plain = fused(module, (64, 64))
     x = torch.rand(3, 3, *size).to(dtype=dtype, memory_format=torch.channels_last)

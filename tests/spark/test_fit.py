@@ -136,5 +136,6 @@ def test_what_is_looked_up_joins_what_is_kept_block_by_block(spark):
         joined = a.join(b, lambda x, y: (x, y))
         assert list(joined.each(lambda pair: pair)) == expected
         assert joined.total(sum, int.__add__) == sum(map(sum, expected))
-    both.drop()  # what it looks into stays
-    assert list(kept.each(lambda n: n)) == numbers
+    both.drop()
+    assert kept.rdd.is_cached  # what it looked into stays
+    assert list(tens.look_up(lambda n: n + 1).each(str)) == [str(10 * n + 1) for n in numbers]
