@@ -146,13 +146,13 @@ class SparkPasses:
 
     def each(self, work: Callable[[Any], T], *, large: bool = False) -> Iterable[T]:
         """What `work` gives for every block, in order; `large` ones a partition at a time."""
-        results = self._each(work)
+        results = self.look_up(work)._whole()
         found: Iterable[T] = results.toLocalIterator() if large else results.collect()
         return found
 
     def derive(self, work: Callable[[Any], Any]) -> "SparkPasses":
         """What `work` gives for every block, on the executors' disks."""
-        return SparkPasses(_kept(self._each(work)))
+        return self.look_up(work).kept()
 
     def look_up(self, work: Callable[[Any], Any]) -> "SparkPasses":
         """What `work` gives for every block, whenever it is asked for."""
@@ -176,14 +176,16 @@ class SparkPasses:
             self.rdd.unpersist()
 
     def _whole(self) -> Any:
-        return SparkPasses(self.rdd)._each(self.becomes) if self.becomes else self.rdd
+        """The RDD of what the blocks become."""
+        work = self.becomes
+        if work is None:
+            return self.rdd
 
-    def _each(self, work: Callable[[Any], Any]) -> Any:
         def run(blocks: Iterator[Any]) -> Iterator[Any]:
             keep_to_processors()
             return map(work, blocks)
 
-        return self._whole().mapPartitions(run)
+        return self.rdd.mapPartitions(run)
 
 
 def fit_on_spark(
