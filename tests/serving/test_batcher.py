@@ -191,8 +191,8 @@ def test_close_serves_what_waits_and_refuses_what_comes():
 def test_a_process_may_end_while_the_worker_is_at_work():
     """A daemon thread that the interpreter stops inside torch aborts the process."""
     code = """
-import threading, torch
-from dfm_mlflow.serving.batcher import Batcher
+import torch
+from dfm_mlflow.serving.batcher import Batcher, _Job
 
 def forward(pixels):
     for _ in range(200):
@@ -200,7 +200,10 @@ def forward(pixels):
     return [pixels]
 
 batcher = Batcher(forward, batch_size=4, max_wait=0.0, queue_size=4)
-threading.Thread(target=batcher.run, args=(torch.zeros(1, 3, 8, 8),), daemon=True).start()
+# without a thread that waits for the maps: it would end inside torch itself, freeing them
+with batcher._changed:
+    batcher._queue.append(_Job(torch.zeros(1, 3, 8, 8)))
+    batcher._changed.notify()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
