@@ -57,10 +57,12 @@ class Decoder:
         """Limit of a file, in bytes."""
         return max_bytes_of(self.max_pixels)
 
-    def decode(self, data: bytes) -> tuple[np.ndarray, Words | None]:
+    def decode(self, data: bytes, *, grey: bool = False) -> tuple[np.ndarray, Words | None]:
         """Decode one picture.
 
-        Gives pixels (height, width, 3) uint8: RGB.
+        grey: Leave one that has no colours as it is, which saves a copy.
+
+        Gives pixels (height, width, 3) uint8: RGB; or, where that was asked for, (height, width).
         """
         words: Words | None = None
 
@@ -68,17 +70,19 @@ class Decoder:
             nonlocal words
             array, white = values.array, values.white or FULL
             if array.dtype.kind == "f":
-                return spread(self._of_reals(array))
+                return self._of_reals(array)
             if self.depth and values.white is None:
                 words, white = words_of(array), self.depth.white
                 self.check(words)
-            return spread(to_8_bits(array, white, values.inverted))
+            return to_8_bits(array, white, values.inverted)
 
         def to_rgb(image: Image.Image, data: bytes) -> np.ndarray:
             return _to_rgb(image, data, convert, colours=self.depth is not None)
 
         pixels = _guarded(data, self.max_pixels, self.max_bytes, to_rgb, convert)
-        return pixels, words
+        if grey and pixels.ndim == 2:
+            return np.require(pixels, None, ["C", "W"]), words
+        return spread(pixels), words
 
     def check(self, words: Words | None) -> None:
         """Refuse a picture of another depth, by its `words`."""
@@ -159,7 +163,7 @@ def _guarded(
         check_size(head.size, max_pixels)
         if convert_values:
             values = values_of(data, head)
-            return spread(values) if head.white == 255 else convert_values(_declared(values, head))
+            return values if head.white == 255 else convert_values(_declared(values, head))
     if canvas := webp_size(data):  # Pillow allocates it when it opens the file
         check_size(canvas, max_pixels)
     try:
@@ -196,13 +200,16 @@ def _to_rgb(
     *,
     colours: bool,
 ) -> np.ndarray:
-    """Decode to RGB; `colours` of 16 bits count with both bytes, or with the upper one."""
+    """Decode to RGB, or grey; `colours` of 16 bits count with both bytes, or with the upper one."""
     both_bytes = colours and has_wide_colours(image)  # told before anything is decoded
     orientation = _orientation(image, data)
     pixels = decode_fast(data, image)
     if pixels is None:
         values = wide_colours(image, data) if both_bytes else wide_values(image)
-        pixels = convert(values) if values else np.array(image.convert("RGB"))
+        if values:
+            pixels = convert(values)
+        else:
+            pixels = np.array(image if image.mode == "L" else image.convert("RGB"))
     return _turned(pixels, orientation)
 
 
@@ -222,11 +229,13 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Apply an orientation of EXIF."""
     if orientation not in range(2, 9):
         return pixels
-    cells = pixels.view("V3")[:, :, 0]  # all colours of a pixel at once, in a third of the time
+    # all colours of a pixel at once, in a third of the time
+    cells = pixels if pixels.ndim == 2 else pixels.view("V3")[:, :, 0]
     if orientation in (3, 4, 6, 7):
         cells = cells[::-1]
     if orientation in (2, 3, 7, 8):
         cells = cells[:, ::-1]
     if orientation >= 5:
         cells = cells.T
-    return np.ascontiguousarray(cells).view(np.uint8).reshape(*cells.shape, 3)
+    whole = cells.copy()  # also of a single row, whose stride would stay negative
+    return whole if pixels.ndim == 2 else whole.view(np.uint8).reshape(*cells.shape, 3)

@@ -33,7 +33,7 @@ _MODES = {_GREY: "L", _RGB: "RGB", _RGBA: "RGBA"}
 def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
     """Decode a picture whose header Pillow has read and whose size was checked.
 
-    Gives (height, width, 3) uint8, or None: none where Pillow is to decode it.
+    Gives (height, width, 3) uint8, of a grey one (height, width); None where Pillow is to decode.
     """
     decoder = _decoder_for(data, image)
     if decoder is None or not getattr(image, "tile", None):  # or Pillow has decoded it already
@@ -46,7 +46,7 @@ def decode_fast(data: bytes, image: Image.Image) -> np.ndarray | None:
         return None
     if pixels.dtype != np.uint8 or pixels.shape[:2] != (image.height, image.width):
         return None
-    return spread(pixels)
+    return pixels if pixels.ndim == 2 else spread(pixels)
 
 
 def _decoder_for(data: bytes, image: Image.Image) -> Callable[[bytes], np.ndarray] | None:
@@ -59,7 +59,7 @@ def _decoder_for(data: bytes, image: Image.Image) -> Callable[[bytes], np.ndarra
             return partial(_decode_png, n=height * (1 + width * len(mode)))
         return None
     if image.format == "JPEG" and decode_jpeg is not None and image.mode in ("L", "RGB"):
-        return lambda data: _decode_jpeg(data, image.size)
+        return lambda data: _decode_jpeg(data, image.size, grey=image.mode == "L")
     return None
 
 
@@ -75,9 +75,9 @@ def _decode_png(data: bytes, n: int) -> np.ndarray:
     return np.asarray(spng_decode(data))
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int]) -> np.ndarray:
+def _decode_jpeg(data: bytes, size: tuple[int, int], *, grey: bool) -> np.ndarray:
     height, width, *_ = decode_jpeg_header(data, strict=True)
     if (width, height) != size:
         raise ValueError("the size is not the one that was checked")
-    pixels: np.ndarray = decode_jpeg(data, colorspace="RGB", strict=True)
-    return pixels
+    pixels: np.ndarray = decode_jpeg(data, colorspace="GRAY" if grey else "RGB", strict=True)
+    return pixels[:, :, 0] if grey else pixels

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dfm_mlflow.config import Options
@@ -26,6 +25,7 @@ from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.depths import guessed
 from dfm_mlflow.network.device import choose_device, choose_precision, half_precision
 from dfm_mlflow.network.extractor import Extractor
+from dfm_mlflow.network.pixels import stacked
 from dfm_mlflow.network.reading import light_of
 from dfm_mlflow.network.weights import load_weights
 from dfm_mlflow.storage.paths import local_path
@@ -171,7 +171,7 @@ def precision_change(
             full.recall(one.path, one.digest)
             half.recall(one.path, one.digest)
         return float(measured[0])
-    pixels = torch.stack([full.pixels.resized(s.image) for s in sample])
+    pixels = stacked([full.pixels.resized(s.image) for s in sample])
     before, after = full.run_batch(pixels), half.run_batch(pixels)
     for extractor, maps in ((full, before), (half, after)):  # whichever is chosen
         for i, one in enumerate(sample):
@@ -193,7 +193,7 @@ class SamplePicture:
 
     path: Path | S3Object
     digest: str  # SHA-256 of the file, hexadecimal
-    image: np.ndarray  # (H, W, 3) uint8
+    image: np.ndarray  # (H, W, 3) uint8, or (H, W) of a grey one
     words: Words | None = None  # what its 16-bit values show
 
 
@@ -204,7 +204,8 @@ def read_sample(items: Sequence[Item], decoder: Decoder | None = None) -> list[S
     def decoded(path: Path | S3Object) -> SamplePicture | None:
         try:
             data = read_picture(path, decoder.max_bytes)
-            return SamplePicture(path, hashlib.sha256(data).hexdigest(), *decoder.decode(data))
+            digest = hashlib.sha256(data).hexdigest()
+            return SamplePicture(path, digest, *decoder.decode(data, grey=True))
         except ImageError:  # the extraction reports it
             return None
 

@@ -31,12 +31,12 @@ def turned(image: np.ndarray, copy: Copy) -> np.ndarray:
     A square input without a region of interest is turned itself (:func:`turned_input`): then a
     picture need not be decoded, resized or kept again.
 
-    Shapes: image (H, W, 3) uint8; gives (H, W, 3) or (W, H, 3) uint8.
+    Shapes: image (H, W, 3) or (H, W) uint8; gives the same, or with H and W exchanged.
     """
     if copy == UPRIGHT:
         return image
     mirrored = image[:, ::-1] if copy.mirrored else image
-    return np.ascontiguousarray(np.rot90(mirrored, copy.turns))
+    return np.rot90(mirrored, copy.turns).copy()  # also of a single row, whose stride is negative
 
 
 def turned_input(pixels: Tensor, copy: Copy) -> Tensor:

@@ -26,7 +26,7 @@ from dfm_mlflow.network.cache import FeatureCache
 from dfm_mlflow.network.copies import UPRIGHT, Copy
 from dfm_mlflow.network.extraction import Batches, Extraction, Outcomes, Prepared, Table, workers
 from dfm_mlflow.network.forward import CPU_PASS, Network
-from dfm_mlflow.network.pixels import Pixels
+from dfm_mlflow.network.pixels import Pixels, stacked
 from dfm_mlflow.network.pooling import Rule
 from dfm_mlflow.network.reading import Held, Reading, Source, Unreadable, facts_of, key_of
 from dfm_mlflow.storage.store import S3Object
@@ -236,7 +236,7 @@ class Extractor:
     def _forward_all(
         self, batch: list[tuple[int, Prepared]], *, table: Table, pool: Executor | None
     ) -> None:
-        pixels = torch.stack([item.pixels for _, item in batch if item.pixels is not None])
+        pixels = stacked([item.pixels for _, item in batch if item.pixels is not None])
         maps = (self._runner or self.run_batch)(pixels)
         table.put([i for i, _ in batch], maps)
         if self.cache:

@@ -56,9 +56,10 @@ class Network:
         if fuse and device.type == "cpu":
             height, width = (tile, tile) if tile else size
             self.module = fused(self.module, (min(height, _TRIED), min(width, _TRIED)))
-        mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
-        self._scale, self._offset = 1 / (255 * std), -mean / std
+        mean = torch.tensor(backbone.mean, device=device)
+        std = torch.tensor(backbone.std, device=device)
+        # Of a row of pixels, colours beside each other: along three values nothing is vectorised.
+        self._scale, self._offset = (v.repeat(size[1]) for v in (1 / (255 * std), -mean / std))
 
     @torch.inference_mode()
     def run(self, pixels: Tensor) -> list[Tensor]:
@@ -98,8 +99,9 @@ class Network:
         """
         if pixels.device != self.device:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        inputs = torch.addcmul(self._offset, pixels.float(), self._scale).to(self._dtype)
+        rows = pixels.permute(0, 2, 3, 1).flatten(2)
+        levels = torch.addcmul(self._offset, rows.float(), self._scale).to(self._dtype)
+        inputs = levels.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
         outputs = (
             run_tiles(self.module, inputs, self.tile, self._unit)
             if self.tile

@@ -24,7 +24,9 @@ _NAMES: dict[type, tuple[str | None, list[float]]] = {
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
+_NOT_NEGATIVE = ("relu", "hardtanh")  # which here ends at 0
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_SMALLER, _CELL = 4, 32  # side of what is tried, as a part; pixels of the largest stride
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of the largest value, on random pixels
 
 
@@ -36,6 +38,7 @@ class FusedConvolution(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.activation, self.constants = activation, constants
+        self.in_place = False  # whether the sum takes the place of what is added
         self.input_shape: torch.Size | None = None  # of the first input, which the packing is for
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -43,57 +46,58 @@ class FusedConvolution(nn.Module):
 
         Shapes: x (n, C, h, w).
         """
-        operation = torch.ops.mkldnn._convolution_pointwise
         if self.input_shape is None:
             self.input_shape = x.shape
+        own = (self.weight, self.bias, *self.geometry)
         out: Tensor
         if other is None:
-            out = operation(
-                x,
-                self.weight,
-                self.bias,
-                *self.geometry,
-                self.activation or "none",
-                self.constants,
-                "",
-            )
+            name = self.activation or "none"
+            out = torch.ops.mkldnn._convolution_pointwise(x, *own, name, self.constants, "")
+            return out
+        after = ("add", 1.0, self.activation, self.constants, "")
+        if self.in_place:
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *own, *after)
         else:
-            out = operation.binary(
-                x,
-                other,
-                self.weight,
-                self.bias,
-                *self.geometry,
-                "add",
-                1.0,
-                self.activation,
-                self.constants,
-                "",
-            )
+            out = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *own, *after)
         return out
 
-    def pack(self) -> None:
-        """Order the weights as oneDNN computes with them, which it else does in every call."""
+    def pack(self, enlarged: int = 1) -> None:
+        """Order the weights as oneDNN computes with them, which it else does in every call.
+
+        Inputs are to be `enlarged` times as high and wide as the first one.
+        """
+        assert self.input_shape is not None
+        n, channels, *sides = self.input_shape
+        shape = [n, channels, *(enlarged * side for side in sides)]
         padding, stride, dilation = (list(side) for side in self.geometry[:3])
         plain = self.weight.detach().to_mkldnn()
         del self.weight  # a parameter; what is packed has no elements of its own to show
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]  # not in its stub: the shape
-            plain, padding, stride, dilation, self.geometry[3], self.input_shape
+            plain, padding, stride, dilation, self.geometry[3], shape
         )
 
 
 class StridedMaxPool(nn.Module):
     """Max pooling with kernel 3, stride 2 and padding 1, by maxima of strided views."""
 
+    # Whether no value is negative. Then bfloat16 are in the order of their bits, of which a
+    # processor compares twice as many at once, and without making them float32.
+    by_bits = False
+
     def forward(self, x: Tensor) -> Tensor:
         """Pool `x`, of shape (n, C, h, w)."""
         if x.shape[2] % 2 or x.shape[3] % 2:
             return F.max_pool2d(x, 3, 2, 1)
-        rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
-        torch.maximum(rows[:, :, 1:], x[:, :, 1:-1:2], out=rows[:, :, 1:])
+        values = x.view(torch.int16) if self.by_bits and x.dtype == torch.bfloat16 else x
+        rows = torch.maximum(values[:, :, 0::2], values[:, :, 1::2])
+        torch.maximum(rows[:, :, 1:], values[:, :, 1:-1:2], out=rows[:, :, 1:])
         cells = torch.maximum(rows[..., 0::2], rows[..., 1::2])
         torch.maximum(cells[..., 1:], rows[..., 1:-1:2], out=cells[..., 1:])
-        return cells
+        return cells.view(x.dtype)
+
+
+# Modules whose output is a tensor of its own.
+_MAKERS = (FusedConvolution, StridedMaxPool, nn.MaxPool2d)
 
 
 def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -107,13 +111,16 @@ def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
         return module
     try:
         candidate = _rewrite(module, dtype)
-        noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        # What is the same for few pixels is for many, and takes less time.
+        smaller = _SMALLER if all(side % (_SMALLER * _CELL) == 0 for side in size) else 1
+        tried = [side // smaller for side in size]
+        noise = torch.rand(1, 3, *tried, generator=torch.Generator().manual_seed(0))
         pixels = noise.to(dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
             expected, _ = module(pixels), candidate(pixels)
             for part in candidate.modules():
                 if isinstance(part, FusedConvolution):
-                    part.pack()
+                    part.pack(smaller)
             found = candidate(pixels)
         for name, value in expected.items():
             scale = value.float().abs().max()
@@ -139,6 +146,7 @@ def _rewrite(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     for node in list(graph.nodes):
         if _is_plain_convolution(node, modules):
             _fuse(new, node, node, modules)
+    _save_passes(new)
     graph.lint()
     new.delete_all_unused_submodules()
     new.recompile()
@@ -157,8 +165,6 @@ def _fuse(
     after = next(iter(last.users))
     if len(last.users) == 1 and after.op == "call_module":
         name, constants = _NAMES.get(type(modules.get(str(after.target))), (None, []))
-    if name is None and last is conv:
-        return  # nothing to gain
     target = f"fused_{last.name}"
     alone = modules[str(conv.target)]
     assert isinstance(alone, nn.Conv2d)
@@ -169,6 +175,27 @@ def _fuse(
     end.replace_all_uses_with(node)
     for gone in dict.fromkeys((end, last, conv)):
         new.graph.erase_node(gone)
+
+
+def _save_passes(new: fx.GraphModule) -> None:
+    """Let sums take the place of shortcuts that nobody reads any more, and pool values by bits."""
+    modules, place = dict(new.named_modules()), {n: i for i, n in enumerate(new.graph.nodes)}
+
+    def made_by(value: object) -> nn.Module | None:
+        known = isinstance(value, fx.Node) and value.op == "call_module"
+        return modules.get(str(value.target)) if known else None  # type: ignore[attr-defined]  # a node
+
+    for node in new.graph.nodes:
+        module = made_by(node)
+        if isinstance(module, FusedConvolution) and len(node.args) == 2:
+            shortcut = node.args[1]
+            own = isinstance(made_by(shortcut), _MAKERS)
+            module.in_place = own and all(place[user] <= place[node] for user in shortcut.users)
+        elif isinstance(module, StridedMaxPool):
+            before = made_by(node.args[0])
+            module.by_bits = (
+                isinstance(before, FusedConvolution) and before.activation in _NOT_NEGATIVE
+            )
 
 
 def _convolution_before(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:

@@ -44,7 +44,8 @@ class Held:
 class Reading:
     """How an extractor reads."""
 
-    # From RGB of shape (H, W, 3), uint8, to the network's input of shape (3, H, W), uint8.
+    # From RGB of shape (H, W, 3), uint8, or grey of shape (H, W), to the network's input of shape
+    # (3, H, W), uint8.
     resized: Callable[[np.ndarray], Tensor]
     turns_input: bool  # whether copies are turned inputs, or inputs from turned pictures
     decoding: AbstractContextManager[object]  # entered while a picture is decoded
@@ -89,7 +90,7 @@ class Reading:
                 plain = Prepared(held.size, digest=digest, words=held.words)
                 return self._of_input(held.pixels, copies, found, plain)
             with self.decoding, self.few:
-                image, words = self.decoder.decode(data)
+                image, words = self.decoder.decode(data, grey=True)
                 plain = Prepared(_shape(image), digest=digest, words=words)
                 return self._turned(image, copies, found, plain)
         except ImageError as error:

@@ -58,7 +58,7 @@ def assert_same(data):
 def test_usual_pngs_take_the_fast_way(mode):
     data = encoded(mode, (5, 7), 0, format="PNG")
     with Image.open(io.BytesIO(data)) as image:
-        assert fast.decode_fast(data, image).shape == (5, 7, 3)
+        assert fast.decode_fast(data, image).shape == ((5, 7) if mode == "L" else (5, 7, 3))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
@@ -110,6 +110,33 @@ def test_jpeg_pixels_are_within_two_levels_of_pillow_s(
     )
     expected = by_pillow(data, pytest.MonkeyPatch.context)
     assert np.abs(expected.astype(int) - decode_image(data)).max() <= 2
+
+
+@pytest.mark.parametrize("turn", [None, *range(1, 9)])
+@pytest.mark.parametrize("mode", ["L", "I;16", "1", "P", "RGB"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_what_has_no_colours_may_stay_grey(kind, mode, turn):
+    values = np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)
+    image = Image.fromarray(values.astype(np.uint16) << 7) if mode == "I;16" else None
+    image = image or Image.fromarray(values).convert(mode)
+    if kind == "JPEG" and mode not in ("L", "RGB"):
+        return
+    buffer, exif = io.BytesIO(), Image.Exif()
+    if turn:
+        exif[0x0112] = turn
+    image.save(buffer, kind, exif=exif)
+    data = buffer.getvalue()
+    colours, words = decode.Decoder(max_pixels=10**6).decode(data)
+    plain, same_words = decode.Decoder(max_pixels=10**6).decode(data, grey=True)
+    assert plain.ndim == (2 if mode in ("L", "I;16") else 3)
+    assert plain.flags.c_contiguous
+    assert plain.flags.writeable
+    np.testing.assert_array_equal(
+        plain if plain.ndim == 3 else plain[:, :, None],
+        colours[:, :, : 1 if plain.ndim == 2 else 3],
+    )
+    assert (colours == colours[:, :, :1]).all()
+    assert words == same_words
 
 
 @examples(150)

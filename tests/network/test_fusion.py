@@ -13,6 +13,9 @@ def test_maxima_of_views_are_max_pooling(shape, dtype):
     x = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.equal(StridedMaxPool()(x), F.max_pool2d(x, 3, 2, 1))
+        pool, x = StridedMaxPool(), x.relu()
+        pool.by_bits = True
+        assert torch.equal(pool(x), F.max_pool2d(x, 3, 2, 1))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v3_small", "densenet121"])
@@ -29,6 +32,27 @@ def test_the_network_computes_the_same_with_fewer_operations(name):
         assert len(faster.graph.nodes) < len(module.graph.nodes)
 
 
+@pytest.mark.parametrize(
+    ("layers", "in_place"),
+    [
+        (("layer2",), "fused_add fused_add_1 fused_add_2 fused_add_3"),
+        (("layer1", "layer2"), "fused_add fused_add_1 fused_add_2 fused_add_3"),
+        (("layer1.0", "layer2.0"), "fused_add fused_add_2"),  # layer1.0 is the next shortcut, too
+    ],
+)
+def test_a_sum_takes_the_place_of_a_shortcut_that_nobody_reads(layers, in_place):
+    module = build_backbone("resnet18", layers, (64, 64)).module
+    module = module.to(memory_format=torch.channels_last)
+    faster = fused(module, (64, 64))
+    x = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        before, after = module(x), faster(x)
+    for name in layers:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-3, atol=1e-4)
+    sums = {name for name, m in faster.named_modules() if getattr(m, "in_place", False)}
+    assert sums == set(in_place.split())
+
+
 def test_the_given_network_stays_as_it_is():
     module = build_backbone("resnet18", ("layer1",), (64, 64)).module
     code, weights = module.code, {k: v.clone() for k, v in module.state_dict().items()}
@@ -39,14 +63,14 @@ def test_the_given_network_stays_as_it_is():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (128, 256)])
 def test_packed_weights_give_the_same_to_the_bit_at_any_size(dtype, size, monkeypatch):
     module = build_backbone("resnet18", ("layer3",), (64, 64)).module
     module = module.to(dtype=dtype, memory_format=torch.channels_last)
     packed = fused(module, (64, 64))
     if packed is module and dtype is torch.bfloat16:
         pytest.skip("this processor does not compute in bf16")
-    monkeypatch.setattr(FusedConvolution, "pack", lambda self: None)
+    monkeypatch.setattr(FusedConvolution, "pack", lambda *_: None)
     plain = fused(module, (64, 64))
     x = torch.rand(3, 3, *size).to(dtype=dtype, memory_format=torch.channels_last)
     with torch.inference_mode():

@@ -1,6 +1,34 @@
 import numpy as np
+import pytest
+import torch
+
+from dfm_mlflow.network.copies import COPIES, turned
+from dfm_mlflow.network.pixels import stacked
 
 from .conftest import make
+
+
+@pytest.mark.parametrize("resize", ["stretch", "keep"])
+@pytest.mark.parametrize("size", [(64, 64), (40, 120), (300, 301), (1, 7), (64, 128)])
+def test_a_grey_picture_gives_what_its_three_colours_give(backbone, resize, size):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, size, dtype=np.uint8)
+    colours = np.repeat(grey[:, :, None], 3, axis=2)
+    region = rng.random((8, 8)) < 0.7
+    for roi in (None, region):
+        pixels = make(backbone, resize=resize, roi=roi).pixels
+        for one in COPIES["all"]:
+            seen = pixels.resized(turned(grey, one))
+            assert torch.equal(seen, pixels.resized(turned(colours, one)))
+            assert seen.shape == (3, 64, 64)
+
+
+def test_inputs_are_put_together_with_their_colours_beside_each_other():
+    inputs = [torch.randint(0, 256, (3, 6, 8), dtype=torch.uint8) for _ in range(3)]
+    inputs[1] = inputs[1].contiguous().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for n in (1, 2, 3):
+        assert torch.equal(stacked(inputs[:n]), torch.stack(inputs[:n]))
+    assert stacked(inputs).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_keep_pads_and_stretch_does_not(backbone):
