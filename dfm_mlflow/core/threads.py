@@ -1,4 +1,4 @@
-"""One thread for linear algebra, for as long as anybody needs it so.
+"""One thread for linear algebra, for as long as anybody needs it so; and work side by side.
 
 The number of BLAS threads belongs to the process, and so two fits that overlap in time cannot each
 save and restore it: the second would save the 1 that the first has set, restore it last, and leave
@@ -8,11 +8,19 @@ it again.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TypeVar
 
+from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
+
+MOST_BESIDE = 128 << 20  # bytes of what each works on, where several do at once
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @lru_cache(maxsize=1)
@@ -79,3 +87,20 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         _LIMIT.leave()
+
+
+def side_by_side(work: Callable[[T], R], values: Sequence[T], n_bytes: Sequence[int]) -> list[R]:
+    """Give what `work` makes of every value; where all are small, on a core each.
+
+    Passes of NumPy over an array take one core, and products of long rows wait for memory more than
+    for another one: the five layers of the default preset took 0.7 of the time, on two cores.
+
+    n_bytes: Size of what each value stands for; the largest are begun first.
+    """
+    cores = cpu_count()
+    if min(cores, len(values)) < 2 or max(n_bytes) > MOST_BESIDE:
+        return [work(value) for value in values]
+    order = sorted(range(len(values)), key=lambda i: -n_bytes[i])
+    with single_threaded(), ThreadPoolExecutor(min(cores, len(values))) as pool:
+        running = {i: pool.submit(work, values[i]) for i in order}
+        return [running[i].result() for i in range(len(values))]

@@ -18,6 +18,7 @@ from dfm_mlflow.core.packing import on_grid
 from dfm_mlflow.core.solvers import BLOCK, fit_subspace, row_blocks
 from dfm_mlflow.core.streaming import Summary
 from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.core.threads import side_by_side
 from dfm_mlflow.detector.class_model import LayerModel
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.errors import FitError
@@ -71,10 +72,11 @@ def fit_layers(
 
     Shapes: features (n * (1 + c), C, h, w).
     """
-    found = [
-        (_layer_of_cells if grid.of_cells else _layer_of_pictures)(feature, grid, deal, level)
-        for feature, grid, level in zip(features, grids, options.levels_of(len(grids)), strict=True)
-    ]
+    found = side_by_side(
+        lambda layer: (_layer_of_cells if layer[1].of_cells else _layer_of_pictures)(*layer, deal),
+        list(zip(features, grids, options.levels_of(len(grids)), strict=True)),
+        [feature.nbytes for feature in features],
+    )
     layers = [
         LayerModel(
             one.subspace,
@@ -106,7 +108,7 @@ class _Layer:
     explained_share: float
 
 
-def _layer_of_pictures(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
+def _layer_of_pictures(feature: Tensor, grid: Grid, level: float, deal: Deal) -> _Layer:
     n = len(deal.folds)
     if n == 1:
         return _silent_layer(feature, grid)
@@ -146,7 +148,7 @@ def check_single(grids: Sequence[Grid]) -> None:
     )
 
 
-def _layer_of_cells(feature: Tensor, grid: Grid, deal: Deal, level: float) -> _Layer:
+def _layer_of_cells(feature: Tensor, grid: Grid, level: float, deal: Deal) -> _Layer:
     n = len(deal.folds)
     folds = np.tile(deal.folds, len(feature) // n)
     if n == 1:  # parts of the only picture are held out

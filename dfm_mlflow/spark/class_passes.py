@@ -31,6 +31,7 @@ from dfm_mlflow.core.duplicates import MOST
 from dfm_mlflow.core.leading_coordinates import rank_correlation
 from dfm_mlflow.core.outliers import held_out_p_values
 from dfm_mlflow.core.subspace import Subspace
+from dfm_mlflow.core.threads import side_by_side
 from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_residual_dimensions
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel, ratio_of, score_maps
 from dfm_mlflow.detector.grid import Grid
@@ -38,6 +39,7 @@ from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
 from dfm_mlflow.detector.layer_fit import Deal, prepared_for_storage
 from dfm_mlflow.detector.maps import largest_of, normaliser_of, scale_of
 from dfm_mlflow.errors import FitError
+from dfm_mlflow.network.copies import copies_of
 from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
 from dfm_mlflow.spark.layer_passes import LayerFit, by_key, fit_layer
 
@@ -60,7 +62,12 @@ def fit_class_in_passes(
     if len(np.unique(folds[folds >= 0])) < 2:
         raise FitError(ONE_GROUP)
     listed = passes.derive(lambda block: Block(block.index, []))
-    fits = [fit_layer(passes, listed, folds, j, grid, options) for j, grid in enumerate(grids)]
+    rows = int((folds >= 0).sum()) * len(copies_of(options.augment))
+    fits = side_by_side(
+        lambda j: fit_layer(passes, listed, folds, j, grids[j], options),
+        range(len(grids)),
+        [4 * rows * grid.n_rows * grid.n_features for grid in grids],
+    )
     held = reduce(lambda a, b: a.join(b, _beside), [fit.held for fit in fits]).kept()
     sums, leading_coordinates = _sums(held, folds), _leading_coordinates(held)
     layers, of_folds = _layers(fits, sums, leading_coordinates, len(deal.folds), grids, options)

@@ -1,12 +1,14 @@
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
+from dfm_mlflow.core import threads
 from dfm_mlflow.core.crossfit import assign_folds, crossfit
-from dfm_mlflow.core.threads import single_threaded
+from dfm_mlflow.core.threads import MOST_BESIDE, side_by_side, single_threaded
 
 CONTROLLER = ThreadpoolController()
 
@@ -79,3 +81,43 @@ def test_contexts_nest_and_an_error_leaves_nothing_behind(three_threads):
     with pytest.raises(ValueError, match="on the way"):
         fails()
     assert blas_threads() == {3}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_results_of_work_side_by_side_are_in_the_order_of_the_values(cores, monkeypatch):
+    monkeypatch.setattr(threads, "cpu_count", lambda: cores)
+    begun = []
+
+    def work(value):
+        begun.append(value)
+        time.sleep(0.01 * (value % 3))
+        return -value
+
+    assert side_by_side(work, range(6), [3, 5, 1, 2, 4, 6]) == [0, -1, -2, -3, -4, -5]
+    assert begun[:1] == ([0] if cores == 1 else [5])  # the largest first
+    assert side_by_side(work, [], []) == []
+
+
+def test_large_work_has_all_threads_and_this_one(three_threads, monkeypatch):
+    monkeypatch.setattr(threads, "cpu_count", lambda: 2)
+
+    def work(_):
+        return threading.current_thread() is threading.main_thread(), blas_threads()
+
+    assert side_by_side(work, range(2), [1, MOST_BESIDE + 1]) == [(True, {3})] * 2
+    assert side_by_side(work, range(2), [1, MOST_BESIDE]) == [(False, {1})] * 2
+    assert blas_threads() == {3}
+
+
+def test_the_first_error_by_order_is_raised_when_all_have_ended(monkeypatch):
+    monkeypatch.setattr(threads, "cpu_count", lambda: 3)
+    ended = []
+
+    def work(value):
+        time.sleep(0.05 * (3 - value))
+        ended.append(value)
+        raise ValueError(value)
+
+    with pytest.raises(ValueError, match="0"):
+        side_by_side(work, range(3), [1, 1, 1])
+    assert ended == [2, 1, 0]

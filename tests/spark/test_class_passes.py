@@ -193,7 +193,7 @@ def test_what_comes_back_does_not_grow_with_the_pictures(monkeypatch):
         mine = deal(n)
         fit_class_in_passes("a", Measured(blocks.blocks), mine.folds, mine, grids(), options())
         seen.append((totals, max(each)))
-    assert seen[0][0] == seen[1][0]
+    assert sorted(seen[0][0]) == sorted(seen[1][0])  # layers are fitted side by side
     assert max(s[1] for s in seen) <= 8 + 2 * 4 * 10  # a score, ten coordinates a layer
 
 
