@@ -1,5 +1,7 @@
 """Fitting with the features in Spark's executors: extracted once, kept on their disks, passed over.
 
+Those of few pictures come to the driver instead, and are passed over there.
+
 Features are kept by Spark (``DISK_ONLY``), which knows where each part lies and computes that of a
 lost executor again; the cache of the local engine is a folder of one machine and knows neither.
 """
@@ -32,12 +34,13 @@ from dfm_mlflow.network.device import choose_device
 from dfm_mlflow.network.extraction import Extraction, Outcomes, keys_of
 from dfm_mlflow.network.extractor import Extractor
 from dfm_mlflow.network.reading import Source
-from dfm_mlflow.spark.blocks import Block
+from dfm_mlflow.spark.blocks import Block, LocalPasses, Passes
 from dfm_mlflow.spark.class_passes import fit_class_in_passes
 from dfm_mlflow.spark.session import check_version, keep_to_processors, session_of
 
 PICTURES = 1024  # in a partition: a task of half a minute on one core
 IN_BLOCK = 128  # pictures whose features are in a task's memory at once
+MOST_BROUGHT = 512 << 20  # bytes of the features of a class that come to the driver
 _FAN_IN, _LAST = 16, 4  # sums that an executor merges, and that the driver does
 
 _logger = logging.getLogger(__name__)
@@ -286,7 +289,12 @@ def _fit_class(
         if warning := unequal_folds(deal.folds):
             _logger.warning("The category %s: %s", name, warning)
         folds[kept] = deal.folds
-        filled = SparkPasses(passes.rdd.filter(lambda b: len(b.index) > 0))
+        filled: Passes = SparkPasses(passes.rdd.filter(lambda b: len(b.index) > 0))
+        values = sum(math.prod(shape) for shape in read.shapes)
+        if 4 * values * len(kept) * len(copies_of(options.augment)) <= MOST_BROUGHT:
+            # Few features take one pass to come here, and a dozen to stay where they are.
+            plain = filled.each(lambda b: Block(b.index, b.features), large=True)
+            filled = LocalPasses(list(plain))
         model, held_out = fit_class_in_passes(name, filled, folds, deal, grids, options)
     except FitError as error:
         raise FitError(f"The category {name} cannot be fitted. {error}") from None

@@ -13,6 +13,7 @@ from dfm_mlflow.jobs.train import train
 from dfm_mlflow.jobs.tune import tune
 from dfm_mlflow.network.builder import build_extractor
 from dfm_mlflow.network.depths import extract_settled
+from dfm_mlflow.spark import fit
 from dfm_mlflow.spark.fit import Recipe, SparkPasses, fit_on_spark
 
 from ..conftest import texture, write_category
@@ -32,12 +33,20 @@ def options(data, **more):
     return Options.parse({"data": str(data), **SMALL, **more})
 
 
+@pytest.fixture(autouse=True)
+def _features_stay_where_they_are(monkeypatch):
+    """As those of many pictures do; of these few a driver would have them come."""
+    monkeypatch.setattr(fit, "MOST_BROUGHT", 0)
+
+
 @pytest.mark.slow
-def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path):
+@pytest.mark.parametrize("brought", [0, fit.MOST_BROUGHT])
+def test_a_run_on_spark_equals_one_on_this_machine(spark, store, tmp_path, monkeypatch, brought):
     """Two classes: one with more pictures than features, whose moments are merged, one with fewer.
 
     Its numbers of partitions follow the cores; ``passes/test_fit.py`` deals pictures in all ways.
     """
+    monkeypatch.setattr(fit, "MOST_BROUGHT", brought)
     write_category(tmp_path / "data", "stripes", 0, n_train=80)
     write_category(tmp_path / "data", "bands", 1)
     given = {"layers": "layer1", "pooling": "16", "pca_level": "0.9"}
