@@ -1,5 +1,6 @@
 """The command line, generated from ``config`` where options are there; ``MLproject`` calls it."""
 
+import gc
 import json
 import sys
 from collections.abc import Mapping
@@ -424,6 +425,8 @@ def bundle(**values: Any) -> None:
 
 def main() -> None:
     """Run the command line; errors are one sentence on stderr and exit status 1."""
+    # Else a tenth of a short command goes to looking at torch's objects and MLflow's, which stay.
+    gc.set_threshold(100_000, *gc.get_threshold()[1:])
     try:
         cli(standalone_mode=True)
     except Exception as error:

@@ -148,10 +148,13 @@ def _build(
     seed: int,
 ) -> tuple[tuple[str, ...], nn.Module]:
     """Give the names of the layers, and the truncated network with folded batch norms."""
-    with _as_backbone_error(name, size):
-        names, published = _without_data(lambda: _layer_names(name, layers, size))
-    if folded is not None:
-        module = _rebuild(name, names, size, folded)
+    names, published = layers, frozenset[str]()
+    if folded is None or any(layer.startswith("stride:") for layer in layers):
+        with _as_backbone_error(name, size):
+            names, published = _without_data(lambda: _layer_names(name, layers, size))
+    if folded is not None:  # a stored model's, whose layers have names: looked up when it is cut
+        with _as_backbone_error(name, size):
+            module = _rebuild(name, names, size, folded)
     else:
         with _as_backbone_error(name, size), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """What a served model does to the process that serves it."""
 
+import gc
 import logging
 import os
 import sys
@@ -54,6 +55,9 @@ def prepare_server(
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+    # Else each full collection looks at all objects of torch and MLflow, for a quarter of a second
+    # in which nothing is answered. The model comes later, and can be collected.
+    gc.freeze()
     if settings.queue_size:
         _compat.widen_thread_pool(settings.queue_size + 4)
     _compat.read_parquet_by(read_request)

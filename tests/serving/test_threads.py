@@ -1,9 +1,11 @@
 """Threads and pools of a server, in this process."""
 
 import asyncio
+import gc
 import io
 import logging
 import threading
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -76,6 +78,7 @@ def in_server(monkeypatch):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    gc.unfreeze()
 
 
 @contextmanager
@@ -118,6 +121,18 @@ def test_a_server_logs_what_nobody_else_would(in_server):
         assert log.isEnabledFor(logging.INFO)
 
 
+def test_what_a_server_has_loaded_is_not_looked_at_again(in_server):
+    before = gc.get_freeze_count()
+    module.prepare_server(ServingSettings(), lambda body: None)
+    assert gc.get_freeze_count() > before + 10_000
+    own = torch.nn.Module()
+    own.itself = own
+    known = weakref.ref(own)
+    del own
+    gc.collect()
+    assert known() is None  # what came later is
+
+
 def test_a_server_without_a_queue_keeps_its_pool(in_server):
     async def pool():
         module.prepare_server(ServingSettings(queue_size=0), lambda body: None)
@@ -134,9 +149,11 @@ def test_another_process_is_left_as_it_is(monkeypatch):
         module.prepare_server(ServingSettings(), lambda body: None)
         return asyncio.get_running_loop()._default_executor
 
+    frozen = gc.get_freeze_count()
     with unheard() as log:
         assert asyncio.run(pool()) is None
         assert log.handlers == []
+    assert gc.get_freeze_count() == frozen
     module.calm_request_threads(ServingSettings(), torch.device("cpu"))
     assert scoring_server.parse_parquet_input is reader
     assert torch.get_num_threads() == threads
