@@ -187,18 +187,20 @@ class Extractor:
         """Extract the features of pictures, in their order; unreadable ones are reported."""
         n = len(sources)
         found, table = Outcomes(), Table(n * len(copies), self.device)
-        bar = tqdm(total=n, desc=progress, unit="img", disable=None if progress else True)
+        wanted = progress is not None
+        bar = tqdm(total=n, desc=progress, unit="img", disable=None) if wanted else nullcontext()
         # Few pictures are sooner ready where all cores join in each pass.
         cores = torch.get_num_threads() if self.device.type == "cpu" and not self._runner else 1
         together = cores > 1 and n >= 2 * CPU_PASS * cores
-        with bar, workers(sources, cores if together else 1) as pool:
+        with bar as shown, workers(sources, cores if together else 1) as pool:
             batches = Batches(
                 CPU_PASS if together else self.batch_size,
                 partial(self._forward_all, table=table, pool=None if together else pool),
                 pool if together else None,
             )
             for i, outcome in self._prepare_all(sources, copies, pool):
-                bar.update()
+                if shown is not None:
+                    shown.update()
                 if isinstance(outcome, Unreadable):
                     found.failed(i, outcome.why, outcome.digest)
                     continue
