@@ -11,7 +11,6 @@ device.
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,7 +98,9 @@ class Subspace:
         if rest:
             constant += rest * math.log(self.noise_variance)
             mahalanobis = mahalanobis + fre / self.noise_variance
-        return 0.5 * (mahalanobis + n_rows * (self._log_determinant + constant))
+        variances = self._floored_variances()
+        xp = array_namespace(variances)
+        return 0.5 * (mahalanobis + n_rows * (xp.sum(xp.log(variances)) + constant))
 
     def mahalanobis(self, coordinates: Any) -> Any:
         """Squared Mahalanobis distance within the subspace: ``sum z^2 / max(lambda, s)``.
@@ -109,7 +110,7 @@ class Subspace:
         Shapes: coordinates (n, k); gives (n,).
         """
         xp = array_namespace(coordinates)
-        return xp.sum(coordinates**2 / self._floored_variances, axis=1)
+        return xp.sum(coordinates**2 / self._floored_variances(), axis=1)
 
     def subspace_nll_from(self, distance: Any) -> Any:
         """Negative log-likelihood of the coordinates alone, from their distances.
@@ -140,12 +141,6 @@ class Subspace:
             variances=convert(self.variances),
         )
 
-    @cached_property  # of every picture that is scored
-    def _log_determinant(self) -> Any:
-        xp = array_namespace(self._floored_variances)
-        return xp.sum(xp.log(self._floored_variances))
-
-    @cached_property
     def _floored_variances(self) -> Any:
         # Probabilistic PCA lets no kept direction vary less than the noise.
         if self.n_components == self.n_features:

@@ -103,4 +103,8 @@ def side_by_side(work: Callable[[T], R], values: Sequence[T], n_bytes: Sequence[
     order = sorted(range(len(values)), key=lambda i: -n_bytes[i])
     with single_threaded(), ThreadPoolExecutor(min(cores, len(values))) as pool:
         running = {i: pool.submit(work, values[i]) for i in order}
-        return [running[i].result() for i in range(len(values))]
+        try:
+            return [running[i].result() for i in range(len(values))]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has begun is waited for
+            raise

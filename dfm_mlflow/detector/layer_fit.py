@@ -75,7 +75,7 @@ def fit_layers(
     found = side_by_side(
         lambda layer: (_layer_of_cells if layer[1].of_cells else _layer_of_pictures)(*layer, deal),
         list(zip(features, grids, options.levels_of(len(grids)), strict=True)),
-        [feature.nbytes for feature in features],
+        [bytes_of(len(feature), grid) for feature, grid in zip(features, grids, strict=True)],
     )
     layers = [
         LayerModel(
@@ -94,6 +94,12 @@ def fit_layers(
         rank_correlation([one.leading_coordinates for one in found]),
         [one.refit_ratio for one in found],
     )
+
+
+def bytes_of(n: int, grid: Grid) -> int:
+    """Size of what a layer of n pictures is fitted from: its rows, or moments of many rows."""
+    rows, dimension = n * grid.n_rows, grid.n_features
+    return max(4 * rows * dimension, 24 * dimension**2 if rows > dimension else 0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128.
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
+_COUNTER = "num_batches_tracked"
 _DRAWS = ("normal_", "uniform_")  # methods of a tensor
 _SMALL = 320 * 320, 40e6  # pixels; numbers in a network
 _NORMALISATIONS = (nn.functional.batch_norm, nn.functional.layer_norm)
@@ -149,22 +150,24 @@ def _build(
 ) -> tuple[tuple[str, ...], nn.Module]:
     """Give the names of the layers, and the truncated network with folded batch norms."""
     names, published = layers, frozenset[str]()
-    if folded is None or any(layer.startswith("stride:") for layer in layers):
-        with _as_backbone_error(name, size):
+    with _as_backbone_error(name, size):
+        try:  # a stored model's layers have names
+            known = folded is not None and _folded(name, layers, size)
+        except Exception:  # or strides; where a name is wrong, what follows says it
+            known = False
+        if not known:
             names, published = _without_data(lambda: _layer_names(name, layers, size))
-    if folded is not None:  # a stored model's, whose layers have names: looked up when it is cut
-        with _as_backbone_error(name, size):
-            module = _rebuild(name, names, size, folded)
+    if folded is not None:
+        module = _rebuild(name, names, size, folded)
     else:
         with _as_backbone_error(name, size), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # draws that weights take the place of are left out: .1 s of a ResNet-18
             with nullcontext() if weights is None else _ShapesAlone():
                 module = _truncate(name, names, size)
         if weights is not None:
             # Tensors that the code itself makes are no weights; they keep their value.
             own = {k: v for k, v in module.state_dict().items() if k not in published}
-            needed = {k for k in published & module.state_dict().keys() if not _is_counter(k)}
+            needed = {k for k in published & module.state_dict().keys() if not k.endswith(_COUNTER)}
             _assign(module, {**own, **weights(needed)})
         module = fold_batch_norms(module)
     return names, module
@@ -317,14 +320,10 @@ def _folded(name: str, layers: tuple[str, ...], size: tuple[int, int]) -> fx.Gra
     return _without_data(lambda: fold_batch_norms(_truncate(name, layers, size)))
 
 
-def _is_counter(key: str) -> bool:
-    return key.endswith("num_batches_tracked")
-
-
 def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
     expected = module.state_dict()
     for key in sorted(expected):
-        if _is_counter(key):
+        if key.endswith(_COUNTER):
             continue
         if key not in state:
             raise WeightsError(f"The tensor {key} of a used layer is missing from the weights.")

@@ -129,9 +129,6 @@ class Table:
         Shapes: maps (m, C, h, w).
         """
         with self._lock:
-            if not self._layers and index == list(range(self._n)):
-                self._layers = [m.to(self._device, torch.float32) for m in maps]
-                return
             if not self._layers:
                 self._layers = [
                     torch.empty((self._n, *m.shape[1:]), dtype=torch.float32, device=self._device)

@@ -111,13 +111,9 @@ def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
         return module
     try:
         candidate = _rewrite(module, dtype)
-        # What is the same for few pixels is for many, and takes less time.
-        smaller = _SMALLER if all(side % (_SMALLER * _CELL) == 0 for side in size) else 1
-        tried = [side // smaller for side in size]
-        noise = torch.rand(1, 3, *tried, generator=torch.Generator().manual_seed(0))
-        pixels = noise.to(dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
-            expected, _ = module(pixels), candidate(pixels)
+            pixels, expected, smaller = _tried(module, size, dtype)
+            candidate(pixels)
             for part in candidate.modules():
                 if isinstance(part, FusedConvolution):
                     part.pack(smaller)
@@ -130,6 +126,26 @@ def fused(module: nn.Module, size: tuple[int, int]) -> nn.Module:
         _logger.info("The network runs without fused operations (%s).", error)
         return module
     return candidate
+
+
+def _tried(
+    module: nn.Module, size: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Noise, what the network gives for it, and how many times larger its inputs are.
+
+    What is the same for few pixels is for many, and takes less time; a few networks take no less.
+    """
+    divisible = all(side % (_SMALLER * _CELL) == 0 for side in size)
+    for smaller in (_SMALLER, 1) if divisible else (1,):
+        sides = [side // smaller for side in size]
+        noise = torch.rand(1, 3, *sides, generator=torch.Generator().manual_seed(0))
+        pixels = noise.to(dtype, memory_format=torch.channels_last)
+        try:
+            return pixels, module(pixels), smaller
+        except (RuntimeError, AssertionError):
+            if smaller == 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _rewrite(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
@@ -189,8 +205,13 @@ def _save_passes(new: fx.GraphModule) -> None:
         module = made_by(node)
         if isinstance(module, FusedConvolution) and len(node.args) == 2:
             shortcut = node.args[1]
-            own = isinstance(made_by(shortcut), _MAKERS)
-            module.in_place = own and all(place[user] <= place[node] for user in shortcut.users)
+            read = [user for user in shortcut.users if user is not node]
+            module.in_place = (
+                isinstance(made_by(shortcut), _MAKERS)
+                and shortcut is not node.args[0]
+                and all(place[user] < place[node] for user in read)
+                and all(isinstance(made_by(user), (nn.Conv2d, *_MAKERS)) for user in read)
+            )
         elif isinstance(module, StridedMaxPool):
             before = made_by(node.args[0])
             module.by_bits = (

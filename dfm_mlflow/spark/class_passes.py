@@ -36,11 +36,11 @@ from dfm_mlflow.detector.class_fit import brought_to_final, calibrate, check_res
 from dfm_mlflow.detector.class_model import ClassModel, LayerModel, ratio_of, score_maps
 from dfm_mlflow.detector.grid import Grid
 from dfm_mlflow.detector.held_out import HeldOutScores, sketches_of
-from dfm_mlflow.detector.layer_fit import Deal, prepared_for_storage
+from dfm_mlflow.detector.layer_fit import Deal, bytes_of, prepared_for_storage
 from dfm_mlflow.detector.maps import largest_of, normaliser_of, scale_of
 from dfm_mlflow.errors import FitError
 from dfm_mlflow.network.copies import copies_of
-from dfm_mlflow.spark.blocks import Block, HeldOutBlock, Passes
+from dfm_mlflow.spark.blocks import Block, HeldOutBlock, LocalPasses, Passes
 from dfm_mlflow.spark.layer_passes import LayerFit, by_key, fit_layer
 
 MOST_MAPS = 64  # of the most unusual pictures of a class, that come to this process
@@ -62,12 +62,15 @@ def fit_class_in_passes(
     if len(np.unique(folds[folds >= 0])) < 2:
         raise FitError(ONE_GROUP)
     listed = passes.derive(lambda block: Block(block.index, []))
-    rows = int((folds >= 0).sum()) * len(copies_of(options.augment))
-    fits = side_by_side(
-        lambda j: fit_layer(passes, listed, folds, j, grids[j], options),
-        range(len(grids)),
-        [4 * rows * grid.n_rows * grid.n_features for grid in grids],
-    )
+    n = int((folds >= 0).sum()) * len(copies_of(options.augment))
+
+    def fit(j: int) -> LayerFit:
+        return fit_layer(passes, listed, folds, j, grids[j], options)
+
+    if isinstance(passes, LocalPasses):
+        fits = side_by_side(fit, range(len(grids)), [bytes_of(n, grid) for grid in grids])
+    else:  # jobs belong to the thread that has named and may cancel them
+        fits = [fit(j) for j in range(len(grids))]
     held = reduce(lambda a, b: a.join(b, _beside), [fit.held for fit in fits]).kept()
     sums, leading_coordinates = _sums(held, folds), _leading_coordinates(held)
     layers, of_folds = _layers(fits, sums, leading_coordinates, len(deal.folds), grids, options)

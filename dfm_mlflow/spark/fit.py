@@ -260,11 +260,13 @@ class _Source:
     def read(self, recipe: Recipe) -> _Read:
         """Have executors extract the features of all pictures, and keep them."""
         passes, parts, everything = {}, {}, Outcomes()
+        shapes: list[tuple[int, int, int]] = []
         for name, mine in self.places.items():
             sources = [self._items[i].path for i in mine]
             rdd = _features(self._context, recipe, sources, self._copies, self._partitions)
             passes[name] = SparkPasses(rdd)
-            parts[name], shapes = _overview(passes[name], len(mine))
+            parts[name], found = _overview(passes[name], len(mine))
+            shapes = found or shapes  # none where no picture of a class can be read
             everything.add(parts[name], mine)
         return _Read(passes, parts, shapes, everything.extraction([]))
 

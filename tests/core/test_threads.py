@@ -121,3 +121,18 @@ def test_the_first_error_by_order_is_raised_when_all_have_ended(monkeypatch):
     with pytest.raises(ValueError, match="0"):
         side_by_side(work, range(3), [1, 1, 1])
     assert ended == [2, 1, 0]
+
+
+def test_after_an_error_nothing_more_is_begun(monkeypatch):
+    monkeypatch.setattr(threads, "cpu_count", lambda: 2)
+    begun = []
+
+    def work(value):
+        begun.append(value)
+        time.sleep(0.1)
+        if not value:
+            raise ValueError(value)
+
+    with pytest.raises(ValueError, match="0"):
+        side_by_side(work, range(20), range(20, 0, -1))
+    assert len(begun) < 8

@@ -53,6 +53,47 @@ def test_a_sum_takes_the_place_of_a_shortcut_that_nobody_reads(layers, in_place)
     assert sums == set(in_place.split())
 
 
+class Overlaps(nn.Module):
+    """Sums whose shortcut is what they convolve, or has another name that is read later."""
+
+    def __init__(self, alias):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 64, 3, padding=1) for i in (3, 64, 64))
+        self.relu, self.same, self.alias = nn.ReLU(), nn.Identity(), alias
+
+    def forward(self, x):
+        x = self.relu(self.a(x))
+        other = self.same(x)
+        if self.alias:
+            return {"other": other, "out": self.relu(self.c(self.relu(self.b(x))) + x)}
+        return {"out": self.relu(self.b(x) + x)}
+
+
+@pytest.mark.parametrize("alias", [True, False])
+def test_no_sum_takes_the_place_of_what_is_read_meanwhile_or_later(alias):
+    class Whole(fx.Tracer):  # keeps the identity, which gives the tensor itself
+        def is_leaf_module(self, module, name):
+            return isinstance(module, nn.Identity) or super().is_leaf_module(module, name)
+
+    model = Overlaps(alias).eval()
+    module = fx.GraphModule(model, Whole().trace(model))
+    faster, x = fused(module, (16, 16)), torch.rand(2, 3, 16, 16)
+    assert any(isinstance(m, FusedConvolution) for m in faster.modules())
+    assert not any(getattr(m, "in_place", False) for m in faster.modules())
+    with torch.inference_mode():
+        for name, value in module(x).items():
+            torch.testing.assert_close(faster(x)[name], value)
+
+
+def test_a_network_that_takes_no_smaller_input_is_tried_at_its_own():
+    module = build_backbone("alexnet", ("features.12",), (128, 128)).module
+    faster, x = fused(module, (128, 128)), torch.rand(1, 3, 128, 128)
+    assert any(isinstance(m, FusedConvolution) for m in faster.modules())
+    with torch.inference_mode():
+        for name, value in module(x).items():
+            torch.testing.assert_close(faster(x)[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_the_given_network_stays_as_it_is():
     module = build_backbone("resnet18", ("layer1",), (64, 64)).module
     code, weights = module.code, {k: v.clone() for k, v in module.state_dict().items()}
