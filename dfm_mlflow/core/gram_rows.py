@@ -1,14 +1,12 @@
 """Subspaces of rows that are known by their Gram matrix alone."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-from joblib import cpu_count
 
 from dfm_mlflow.core.solvers import SMALL, choose_k, symmetric_spectrum
-from dfm_mlflow.core.threads import single_threaded
+from dfm_mlflow.core.threads import side_by_side, single_threaded
 
 T = TypeVar("T")
 
@@ -84,7 +82,8 @@ def for_each_fold(work: Callable[[int], T], folds: np.ndarray) -> list[T]:
 
     Shapes: folds (n,) int.
     """
+    numbers = list(np.unique(folds))
     if len(folds) > SMALL:
-        return [work(fold) for fold in np.unique(folds)]
-    with single_threaded(), ThreadPoolExecutor(cpu_count()) as pool:
-        return list(pool.map(work, np.unique(folds)))
+        return [work(fold) for fold in numbers]
+    with single_threaded():  # on a single core, too
+        return side_by_side(work, numbers, [len(folds)] * len(numbers))

@@ -187,8 +187,7 @@ class Extractor:
         """Extract the features of pictures, in their order; unreadable ones are reported."""
         n = len(sources)
         found, table = Outcomes(), Table(n * len(copies), self.device)
-        wanted = progress is not None
-        bar = tqdm(total=n, desc=progress, unit="img", disable=None) if wanted else nullcontext()
+        bar = tqdm(total=n, desc=progress, unit="img", disable=None) if progress else nullcontext()
         # Few pictures are sooner ready where all cores join in each pass.
         cores = torch.get_num_threads() if self.device.type == "cpu" and not self._runner else 1
         together = cores > 1 and n >= 2 * CPU_PASS * cores
